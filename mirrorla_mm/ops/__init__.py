@@ -1,0 +1,33 @@
+"""Operators: tensors in, tensors out. They need torch alone."""
+
+from .backend import available_backends, use_backend
+from .linear_attention import elu_feature_map, linear_attention, rank_augmented_attention, token_weights
+from .mirror_attention import mirror_attention, mirror_attention_reference
+from .reflection import (
+    block_reflection,
+    block_variance,
+    cross_head_reflection,
+    mirror_feature_map,
+    reflect,
+    variance_aware_angle,
+)
+from .rope import apply_rope, rope_2d
+
+__all__ = [
+    'apply_rope',
+    'available_backends',
+    'block_reflection',
+    'block_variance',
+    'cross_head_reflection',
+    'elu_feature_map',
+    'linear_attention',
+    'mirror_attention',
+    'mirror_attention_reference',
+    'mirror_feature_map',
+    'rank_augmented_attention',
+    'reflect',
+    'rope_2d',
+    'token_weights',
+    'use_backend',
+    'variance_aware_angle',
+]

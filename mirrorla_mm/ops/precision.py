@@ -1,0 +1,29 @@
+"""Precision rules shared by the reference operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Promote half precision to float32; leave float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run ``function`` outside autocast, on the device of its first argument.
+
+    Variances, angles and normalisers overflow or divide zero by zero in float16, so the operators
+    choose their own precision instead of inheriting the run's.
+    """
+
+    @wraps(function)
+    def run(x: Tensor, *args, **kwargs) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args, **kwargs)
+
+    return run

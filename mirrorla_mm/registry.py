@@ -1,0 +1,59 @@
+"""The registry scope ``mirrorla_mm``.
+
+A config finds every class of this package as ``mirrorla_mm.NAME``, from any default scope: mmengine
+imports ``mirrorla_mm.registry`` when it meets the prefix. The hosts and heads that users put into their own
+configs are registered in the root registry as well, so that after
+``custom_imports=dict(imports=['mirrorla_mm'])`` the bare name works too.
+"""
+
+from __future__ import annotations
+
+from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import Registry
+from torch import nn
+
+SCOPE = 'mirrorla_mm'
+
+
+def _scoped(root: Registry) -> Registry:
+    # A parent refuses a second child of one scope, so a reload of this module takes the first.
+    return root.children.get(SCOPE) or Registry(root.name, parent=root, scope=SCOPE, locations=[SCOPE])
+
+
+MODELS = _scoped(ROOT_MODELS)
+HOOKS = _scoped(ROOT_HOOKS)
+
+
+def register_model(cls: type[nn.Module]) -> type[nn.Module]:
+    """Class decorator: register a host or head in this scope and at the root.
+
+    A second registration (module reload) replaces the first instead of raising.
+    """
+    MODELS.register_module(force=True, module=cls)
+    ROOT_MODELS.register_module(force=True, module=cls)
+    return cls
+
+
+def register_attention(cls: type[nn.Module]) -> type[nn.Module]:
+    """Class decorator: register an attention module in this scope alone."""
+    MODELS.register_module(force=True, module=cls)
+    return cls
+
+
+def build_attention(cfg: dict, **defaults) -> nn.Module:
+    """Build an attention module from ``attn_cfg``, whatever the default scope of the run.
+
+    Args:
+        cfg (dict): ``type`` and options; options win over ``defaults``.
+        **defaults: What the host knows: ``embed_dims``, ``num_heads`` and the like.
+
+    Raises:
+        TypeError: If ``cfg`` is not a dict with a ``type``.
+    """
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise TypeError(f"attn_cfg needs to be a dict with a 'type', such as dict(type='MirrorAttention'), got {cfg!r}")
+    return MODELS.build({**defaults, **cfg, '_scope_': SCOPE})
+
+
+__all__ = ['HOOKS', 'MODELS', 'SCOPE', 'build_attention', 'register_attention', 'register_model']
