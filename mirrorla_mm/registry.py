@@ -18,7 +18,9 @@ SCOPE = 'mirrorla_mm'
 
 def _scoped(root: Registry) -> Registry:
     # A parent refuses a second child of one scope, so a reload of this module takes the first.
-    return root.children.get(SCOPE) or Registry(root.name, parent=root, scope=SCOPE, locations=[SCOPE])
+    return root.children.get(SCOPE) or Registry(
+        root.name, parent=root, scope=SCOPE, locations=[SCOPE]
+    )
 
 
 MODELS = _scoped(ROOT_MODELS)
@@ -52,7 +54,9 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
         TypeError: If ``cfg`` is not a dict with a ``type``.
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise TypeError(f"attn_cfg needs to be a dict with a 'type', such as dict(type='MirrorAttention'), got {cfg!r}")
+        raise TypeError(
+            f"attn_cfg needs to be a dict with a 'type', such as dict(type='MirrorAttention'), got {cfg!r}"
+        )
     return MODELS.build({**defaults, **cfg, '_scope_': SCOPE})
 
 

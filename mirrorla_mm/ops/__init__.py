@@ -1,7 +1,12 @@
 """Operators: tensors in, tensors out. They need torch alone."""
 
 from .backend import available_backends, use_backend
-from .linear_attention import elu_feature_map, linear_attention, rank_augmented_attention, token_weights
+from .linear_attention import (
+    elu_feature_map,
+    linear_attention,
+    rank_augmented_attention,
+    token_weights,
+)
 from .mirror_attention import mirror_attention, mirror_attention_reference
 from .reflection import (
     block_reflection,

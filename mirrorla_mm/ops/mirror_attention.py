@@ -86,13 +86,17 @@ def mirror_attention_reference(
 
     def phi(x: Tensor, angle: Tensor | None) -> Tensor:
         if feature_map == 'mirror':
-            return mirror_feature_map(x, angle, lam=lam, alpha_max=alpha_max, variance_aware=variance_aware)
+            return mirror_feature_map(
+                x, angle, lam=lam, alpha_max=alpha_max, variance_aware=variance_aware
+            )
         return elu_feature_map(x) if feature_map == 'elu' else F.relu(x)
 
     dtype = v.dtype
     q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
     q, k = phi(q, theta), phi(k, theta if theta_k is None else theta_k)
-    rope = None if hw_shape is None else rope_2d(hw_shape, q.shape[-1], device=q.device, dtype=v.dtype)
+    rope = (
+        None if hw_shape is None else rope_2d(hw_shape, q.shape[-1], device=q.device, dtype=v.dtype)
+    )
     weight = token_weights(q, k) if rank_augmented else None
     return linear_attention(q, k, v, rope, weight).to(dtype)
 
@@ -101,7 +105,9 @@ def _check_arguments(
     q: Tensor, theta: Tensor | None, feature_map: str, hw_shape: tuple[int, int] | None
 ) -> None:
     if feature_map not in FEATURE_MAPS:
-        raise ValueError(f"Unknown feature map '{feature_map}'; choose from {', '.join(FEATURE_MAPS)}.")
+        raise ValueError(
+            f"Unknown feature map '{feature_map}'; choose from {', '.join(FEATURE_MAPS)}."
+        )
     heads, tokens, head_dim = q.shape[1:]
     if feature_map == 'mirror' and (theta is None or theta.shape != (heads, head_dim // 2)):
         given = 'none' if theta is None else tuple(theta.shape)

@@ -18,6 +18,7 @@ from .precision import at_least_float32, without_autocast
 VARIANCE_EPS = 1e-6
 
 
+@without_autocast
 def cross_head_reflection(x: Tensor, u: Tensor) -> Tensor:
     """Reflect the whole channel vector, before it is split into heads (paper, Eq. 18).
 

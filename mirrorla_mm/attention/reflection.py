@@ -1,0 +1,85 @@
+"""The learnable reflections, for any attention with a non-negative feature map."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..ops import cross_head_reflection, reflect
+
+
+class Reflection(BaseModule):
+    """Reorient queries and keys before their feature map clips them (paper, Eq. 12 to 18).
+
+    A cross-head reflection, folded into the projection by :meth:`fold`, and block reflections at
+    variance-aware angles, applied by calling the module or by the fused operator.
+
+    Args:
+        embed_dims (int): Channels C.
+        num_heads (int): Heads H; C / H, the head dimension d, needs to be even.
+        lam (float): Sensitivity of the angle to the variance (Eq. 14). Defaults to 1.
+        alpha_max (float): Largest modulation in radians (Eq. 14). Defaults to pi/2.
+        variance_aware (bool): Modulate the angles ("full" in Tab. 8). Defaults to True.
+        cross_head (bool): Reflect across heads ("head" in Tab. 8). Defaults to True.
+        shared (bool): One set of reflections for q and k, which keeps ``<Hq, Hk> = <q, k>``.
+            Defaults to True.
+
+    Raises:
+        ValueError: If the head dimension is odd.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        lam: float = 1.0,
+        alpha_max: float = math.pi / 2,
+        variance_aware: bool = True,
+        cross_head: bool = True,
+        shared: bool = True,
+    ) -> None:
+        super().__init__()
+        head_dim = embed_dims // num_heads
+        if head_dim % 2:
+            raise ValueError(
+                f'The mirror map reflects pairs of channels: the head dimension needs to be even, got {head_dim} '
+                f'({embed_dims} channels in {num_heads} heads).'
+            )
+        self.options = dict(lam=lam, alpha_max=alpha_max, variance_aware=variance_aware)
+        self.theta = nn.Parameter(torch.randn(num_heads, head_dim // 2))
+        self.theta_k = None if shared else nn.Parameter(torch.randn(num_heads, head_dim // 2))
+        self.u = nn.Parameter(torch.randn(embed_dims)) if cross_head else None
+        self.u_k = nn.Parameter(torch.randn(embed_dims)) if cross_head and not shared else None
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Fold the cross-head reflection into a packed projection.
+
+        ``W' = (I - 2uu^T) W`` for the rows of q and k costs C^2 once instead of NC per call.
+
+        Args:
+            weight (Tensor): Rows of q, k and whatever follows, shape (>= 2C, C).
+            bias (Tensor, optional): Shape (>= 2C,).
+
+        Returns:
+            tuple[Tensor, Tensor | None]: The same shapes.
+        """
+        if self.u is None:
+            return weight, bias
+        columns = weight.t() if bias is None else torch.cat((weight.t(), bias.unsqueeze(0)))
+        channels = len(self.u)
+        q, k, rest = columns.split((channels, channels, columns.shape[1] - 2 * channels), dim=1)
+        u_k = self.u if self.u_k is None else self.u_k
+        folded = torch.cat(
+            (cross_head_reflection(q, self.u), cross_head_reflection(k, u_k), rest), dim=1
+        )
+        if bias is None:
+            return folded.t(), None
+        return folded[:-1].t(), folded[-1]
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Block-reflect q and k of shape (B, H, N, d); no feature map is applied."""
+        theta_k = self.theta if self.theta_k is None else self.theta_k
+        return reflect(q, self.theta, **self.options), reflect(k, theta_k, **self.options)

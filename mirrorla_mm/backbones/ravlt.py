@@ -1,0 +1,266 @@
+"""RAVLT, the host of rank-augmented linear attention, and of every attention with its interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..attention.base import to_map, to_tokens
+from ..registry import register_model
+from .layers import NORM_EPS, Block, Downsample, Stem
+
+# Paper, Tab. 6. LayerScale starts at 1 where features are shallow and near 0 where they are deep.
+ARCHS = {
+    'xt': dict(
+        embed_dims=(32, 64, 128, 384),
+        depths=(2, 2, 2, 2),
+        num_heads=(1, 2, 4, 8),
+        drop_path_rate=0.05,
+        layer_scale=1.0,
+    ),
+    't': dict(
+        embed_dims=(64, 128, 256, 512),
+        depths=(2, 2, 6, 2),
+        num_heads=(1, 2, 4, 8),
+        drop_path_rate=0.1,
+        layer_scale=1.0,
+    ),
+    's': dict(
+        embed_dims=(64, 128, 320, 512),
+        depths=(3, 5, 9, 3),
+        num_heads=(1, 2, 5, 8),
+        drop_path_rate=0.15,
+        layer_scale=1.0,
+    ),
+    'b': dict(
+        embed_dims=(96, 192, 384, 512),
+        depths=(4, 6, 12, 6),
+        num_heads=(1, 2, 6, 8),
+        drop_path_rate=0.4,
+        layer_scale=(1.0, 1.0, 1e-6, 1e-6),
+    ),
+    'l': dict(
+        embed_dims=(96, 192, 448, 640),
+        depths=(4, 7, 19, 8),
+        num_heads=(1, 2, 7, 10),
+        drop_path_rate=0.55,
+        layer_scale=1e-6,
+    ),
+}
+ARCH_KEYS = ('embed_dims', 'depths', 'num_heads')
+ARCH_DEFAULTS = dict(drop_path_rate=0.0, layer_scale=1.0, mlp_ratio=3.5)
+
+LAYOUTS = {
+    'paper': ('linear', 'linear', 'softmax', 'softmax'),
+    'linear': ('linear',) * 4,
+}
+
+
+@register_model
+class RAVLT(BaseModule):
+    """A four-stage pyramid of convolution and attention blocks (Fan et al., CVPR 2025).
+
+    Args:
+        arch (str | dict): ``'xt'``, ``'t'``, ``'s'``, ``'b'``, ``'l'`` (paper, Tab. 6), or a dict
+            with ``embed_dims``, ``depths`` and ``num_heads`` of the stages and, optionally,
+            ``drop_path_rate``, ``layer_scale`` (a number, or one per stage) and ``mlp_ratio``.
+        layout (str | Sequence[str]): ``'paper'``: linear attention in stages 1 and 2, softmax in
+            the others, which is what the paper's FLOPs count; ``'linear'``: linear in all; or
+            ``'linear'`` or ``'softmax'`` per stage.
+        attn_cfg (dict): The attention of the linear stages. Defaults to RALA.
+        in_channels (int): Channels of the picture. Defaults to 3.
+        out_indices (Sequence[int]): Stages to return, of 0 to 3.
+        out_norm (bool): Normalise each output (dense prediction). Defaults to True.
+        drop_path_rate (float, optional): Drop-path probability of the last block, rising linearly
+            from 0. Defaults to the arch's.
+        frozen_stages (int): Freeze the stem (0) and the stages up to this one (1 to 4); -1 for none.
+        norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
+        with_cp (bool): Activation checkpointing: recompute each block in the backward pass.
+        init_cfg (dict, optional): Initialisation, such as ``dict(type='Pretrained', ...)``.
+
+    Raises:
+        ValueError: If ``arch``, ``layout``, ``out_indices`` or ``frozen_stages`` is not valid.
+
+    Example:
+        >>> model = RAVLT('xt', layout='linear')
+        >>> [tuple(y.shape) for y in model(torch.rand(1, 3, 64, 64))]
+        [(1, 32, 16, 16), (1, 64, 8, 8), (1, 128, 4, 4), (1, 384, 2, 2)]
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 't',
+        layout: str | Sequence[str] = 'paper',
+        attn_cfg: dict | None = None,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_norm: bool = True,
+        drop_path_rate: float | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        settings = arch_settings(arch)
+        self.embed_dims = settings['embed_dims']
+        self.depths = settings['depths']
+        self.layout = stage_layout(layout, len(self.depths))
+        self.out_indices = checked_out_indices(out_indices, len(self.depths))
+        self.frozen_stages = checked_frozen_stages(frozen_stages, len(self.depths))
+        self.norm_eval = norm_eval
+
+        attn_cfgs = dict(
+            linear=attn_cfg or dict(type='RALA'), softmax=dict(type='SoftmaxAttention')
+        )
+        rate = settings['drop_path_rate'] if drop_path_rate is None else drop_path_rate
+        drop_path = iter(torch.linspace(0, rate, sum(self.depths)).tolist())
+        self.stem = Stem(in_channels, self.embed_dims[0])
+        self.stages = nn.ModuleList()
+        self.downsamples = nn.ModuleList()
+        for i, (channels, depth) in enumerate(zip(self.embed_dims, self.depths)):
+            if i:
+                self.downsamples.append(Downsample(self.embed_dims[i - 1], channels))
+            self.stages.append(
+                nn.Sequential(
+                    *(
+                        Block(
+                            channels,
+                            settings['num_heads'][i],
+                            attn_cfgs[self.layout[i]],
+                            mlp_ratio=settings['mlp_ratio'],
+                            drop_path=next(drop_path),
+                            layer_scale=settings['layer_scale'][i],
+                            with_cp=with_cp,
+                        )
+                        for _ in range(depth)
+                    )
+                )
+            )
+        self.norms = nn.ModuleDict(
+            {
+                str(i): nn.LayerNorm(self.embed_dims[i], eps=NORM_EPS)
+                for i in self.out_indices
+                if out_norm
+            }
+        )
+        self._freeze_stages()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Extract features.
+
+        Args:
+            x (Tensor): Pictures of any size, shape (B, 3, H, W).
+
+        Returns:
+            tuple[Tensor, ...]: The stages ``out_indices``, at strides 4, 8, 16, 32 (rounded up), in
+            channels-last memory.
+        """
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        outputs = []
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = self.downsamples[i - 1](x)
+            x = stage(x)
+            if i in self.out_indices:
+                outputs.append(self._normalise(x, str(i)))
+        return tuple(outputs)
+
+    def train(self, mode: bool = True) -> RAVLT:
+        """Set the mode, keeping frozen stages and, with ``norm_eval``, batch norms in evaluation."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _normalise(self, x: Tensor, stage: str) -> Tensor:
+        if stage not in self.norms:
+            return x
+        return to_map(self.norms[stage](to_tokens(x)), x.shape[-2:])
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [
+            self.stem,
+            *self.stages[: self.frozen_stages],
+            *self.downsamples[: max(self.frozen_stages - 1, 0)],
+        ]
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+
+def arch_settings(arch: str | dict) -> dict:
+    """Settings of a named or custom architecture, one ``layer_scale`` a stage.
+
+    Raises:
+        ValueError: If the name is unknown or the dict lacks or misspells a key.
+    """
+    if isinstance(arch, str):
+        if arch.lower() not in ARCHS:
+            raise ValueError(
+                f"Unknown arch '{arch}'; choose from {', '.join(ARCHS)} or give a dict."
+            )
+        arch = ARCHS[arch.lower()]
+    missing = [key for key in ARCH_KEYS if key not in arch]
+    unknown = [key for key in arch if key not in (*ARCH_KEYS, *ARCH_DEFAULTS)]
+    if missing or unknown:
+        raise ValueError(
+            f'A custom arch needs {", ".join(ARCH_KEYS)} and may set {", ".join(ARCH_DEFAULTS)}; '
+            f'missing: {missing}, unknown: {unknown}.'
+        )
+    settings = {**ARCH_DEFAULTS, **arch}
+    stages = len(settings['depths'])
+    if any(len(settings[key]) != stages for key in ARCH_KEYS):
+        raise ValueError(
+            f'embed_dims, depths and num_heads of an arch need one value a stage, got {dict(arch)}.'
+        )
+    scale = settings['layer_scale']
+    settings['layer_scale'] = tuple(scale) if isinstance(scale, Sequence) else (scale,) * stages
+    return settings
+
+
+def stage_layout(layout: str | Sequence[str], stages: int) -> tuple[str, ...]:
+    """The kind of attention of each stage.
+
+    Raises:
+        ValueError: If the name is unknown or a stage is neither linear nor softmax.
+    """
+    kinds = LAYOUTS.get(layout) if isinstance(layout, str) else tuple(layout)
+    if kinds is None or len(kinds) != stages or set(kinds) - {'linear', 'softmax'}:
+        raise ValueError(
+            f"layout needs to be one of {', '.join(map(repr, LAYOUTS))} or a sequence of 'linear' and "
+            f"'softmax', one for each of the {stages} stages, got {layout!r}."
+        )
+    return kinds
+
+
+def checked_out_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
+    """``out_indices`` as a tuple, or a ValueError that says what is wrong with it."""
+    indices = tuple(out_indices)
+    if (
+        not indices
+        or any(i not in range(stages) for i in indices)
+        or list(indices) != sorted(set(indices))
+    ):
+        raise ValueError(
+            f'out_indices needs ascending stages from 0 to {stages - 1}, got {out_indices!r}.'
+        )
+    return indices
+
+
+def checked_frozen_stages(frozen_stages: int, stages: int) -> int:
+    """``frozen_stages``, or a ValueError that says what is wrong with it."""
+    if frozen_stages not in range(-1, stages + 1):
+        raise ValueError(
+            f'frozen_stages needs to be -1 (none), 0 (stem) or 1 to {stages} (stages), got {frozen_stages!r}.'
+        )
+    return frozen_stages
