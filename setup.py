@@ -56,22 +56,17 @@ class BuildWithMim(build_py):
 
 
 class _RootFirst:
-    """Editable install that puts this folder before site-packages on ``sys.path``.
-
-    openmim asks pkg_resources where a package lies. setuptools' own editable installs answer
-    "site-packages", where there is no ``.mim``; found first, this folder's ``.egg-info`` answers
-    with the folder itself.
-    """
+    """Editable install that puts this folder before site-packages on ``sys.path``."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __call__(self, wheel, files, mapping) -> None:
         line = (
-            'import sys; sys.path.insert(next((i for i, p in enumerate(sys.path)'
-            f" if p.endswith('-packages')), len(sys.path)), {str(ROOT)!r})\n"
+            f'import sys; root = {str(ROOT)!r}; root in sys.path or sys.path.insert(next('
+            "(i for i, p in enumerate(sys.path) if p.endswith('-packages')), len(sys.path)), root)"
         )
-        wheel.writestr(f'__editable__.{self.name}.pth', line)
+        wheel.writestr(f'__editable__.{self.name}.pth', line + '\n')
 
     def __enter__(self) -> '_RootFirst':
         return self
@@ -81,6 +76,17 @@ class _RootFirst:
 
 
 class EditableWithMim(editable_wheel):
+    """Make pkg_resources, which openmim asks where a package lies, answer with this folder.
+
+    With setuptools' own editable installs it answers "site-packages", where there is no ``.mim``.
+    It takes the first it finds on ``sys.path``: an ``.egg-info`` here, and this folder first.
+    """
+
+    def run(self) -> None:
+        super().run()
+        self.reinitialize_command('egg_info').egg_base = str(ROOT)
+        self.run_command('egg_info')
+
     def _select_strategy(self, name: str, tag: str, build_lib: str) -> _RootFirst:
         return _RootFirst(name)
 
