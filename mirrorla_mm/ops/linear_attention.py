@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .precision import at_least_float32, without_autocast
+from .precision import at_least_float32, saturate, without_autocast
 from .rope import apply_rope
 
 NORMALISER_EPS = 1e-6
@@ -66,7 +66,7 @@ def linear_attention(
     if rope is not None:
         q, k = apply_rope(q, rope), apply_rope(k, rope)
     state = k.transpose(-2, -1) @ (v * weight.unsqueeze(-1))
-    return (q @ state / normaliser).to(dtype)
+    return saturate(q @ state / normaliser, dtype)
 
 
 def rank_augmented_attention(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None = None) -> Tensor:

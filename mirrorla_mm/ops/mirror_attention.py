@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .backend import Backend, register_backend, select_backend
 from .linear_attention import elu_feature_map, linear_attention, token_weights
-from .precision import at_least_float32, without_autocast
+from .precision import at_least_float32, saturate, without_autocast
 from .reflection import mirror_feature_map
 from .rope import rope_2d
 
@@ -98,7 +98,7 @@ def mirror_attention_reference(
         None if hw_shape is None else rope_2d(hw_shape, q.shape[-1], device=q.device, dtype=v.dtype)
     )
     weight = token_weights(q, k) if rank_augmented else None
-    return linear_attention(q, k, v, rope, weight).to(dtype)
+    return saturate(linear_attention(q, k, v, rope, weight), dtype)
 
 
 def _check_arguments(

@@ -14,6 +14,18 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast to ``dtype``; what float16 cannot hold becomes its largest finite number, not infinity.
+
+    Where the support of a query hardly meets the keys', the normaliser is tiny while RoPE keeps the
+    numerator away from 0, and the quotient leaves float16's range.
+    """
+    if dtype == torch.float16:
+        largest = torch.finfo(dtype).max
+        x = x.clamp(-largest, largest)
+    return x.to(dtype)
+
+
 def without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Run ``function`` outside autocast, on the device of its first argument.
 

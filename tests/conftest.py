@@ -1,0 +1,42 @@
+"""Fixtures that several parts of the suite share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def optional_data_root() -> Path:
+    """Where the optional pictures and oracles lie; tests that want them skip where they do not."""
+    return Path(os.environ.get('MIRRORLA_TEST_DATA', REPOSITORY.parent / 'shared')).resolve()
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f'optional test data: {path.name} is not under MIRRORLA_TEST_DATA')
+    return path
+
+
+@pytest.fixture(scope='session')
+def picture_root() -> Callable[[str], Path]:
+    """Folder of one optional data set: ``coco``, ``ade`` or ``cityscapes``."""
+    return lambda name: _existing(optional_data_root() / 'data' / name)
+
+
+@pytest.fixture(scope='session')
+def oracle() -> Callable[[str], dict]:
+    """Weights, inputs and outputs of an authors' own model: ``state_dict``, ``x``, ``y``."""
+    return lambda name: torch.load(
+        _existing(optional_data_root() / 'oracles' / f'{name}.pth'), weights_only=True
+    )
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

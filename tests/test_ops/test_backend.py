@@ -1,0 +1,73 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mirrorla_mm.ops import available_backends, backend, mirror_attention, use_backend
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A backend that returns 7s and refuses batches of more than two."""
+    monkeypatch.setattr(backend, '_backends', dict(backend._backends))
+    backend.register_backend(
+        'fake',
+        backend.Backend(
+            run=lambda q, *args, **kwargs: torch.full_like(q, 7),
+            why_not=lambda q, *args, **kwargs: 'the batch is too large' if len(q) > 2 else None,
+        ),
+    )
+
+
+def tokens(batch):
+    return torch.rand(batch, 1, 4, 4)
+
+
+def run(batch):
+    x = tokens(batch)
+    return mirror_attention(x, x, x, feature_map='relu')
+
+
+def test_reference_is_always_there():
+    assert available_backends()[0] == 'torch'
+
+
+def test_last_registered_backend_wins_and_falls_back(fake):
+    assert (run(2) == 7).all()
+    assert not (run(3) == 7).any()
+
+
+def test_forcing_by_context_and_environment(fake, monkeypatch):
+    with use_backend('torch'):
+        assert not (run(1) == 7).any()
+        with use_backend(None):
+            assert (run(1) == 7).all()
+    monkeypatch.setenv(backend.ENVIRONMENT_VARIABLE, 'torch')
+    assert not (run(1) == 7).any()
+
+
+def test_forcing_the_impossible_says_why(fake):
+    with use_backend('fake'), pytest.raises(RuntimeError, match="'fake' is forced .* batch is too large"):
+        run(3)
+
+
+def test_unknown_backend_is_named(monkeypatch):
+    with pytest.raises(ValueError, match="Unknown backend 'cuda'"), use_backend('cuda'):
+        pass
+    monkeypatch.setenv(backend.ENVIRONMENT_VARIABLE, 'cuda')
+    with pytest.raises(ValueError, match="Unknown backend 'cuda' .MIRRORLA_BACKEND"):
+        run(1)
+
+
+def test_operators_need_torch_alone():
+    code = (
+        'import sys\n'
+        'for name in ("mmengine", "mmcv", "mmdet", "mmseg", "numpy", "triton"):\n'
+        '    sys.modules[name] = None\n'
+        'import torch, mirrorla_mm.ops as ops\n'
+        'x = torch.rand(1, 1, 4, 4)\n'
+        'print(ops.mirror_attention(x, x, x, feature_map="relu").shape)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert 'torch.Size([1, 1, 4, 4])' in done.stdout, done.stderr
