@@ -32,7 +32,10 @@ def cross_head_reflection(x: Tensor, u: Tensor) -> Tensor:
     Returns:
         Tensor: Shape (..., C), dtype of ``x``.
     """
-    unit = F.normalize(at_least_float32(u), dim=0).to(x.dtype)
+    u = at_least_float32(u)
+    # Squares of a very short mirror vector would underflow; its direction is all that counts.
+    u = u / u.detach().abs().amax().clamp_min(torch.finfo(u.dtype).tiny)
+    unit = F.normalize(u, dim=0).to(x.dtype)
     return x - 2 * (x @ unit).unsqueeze(-1) * unit
 
 
@@ -45,7 +48,8 @@ def block_variance(x: Tensor) -> Tensor:
     Returns:
         Tensor: The mean of the two channel variances, >= 0, shape (B, H, d/2), float32 at least.
     """
-    variance = at_least_float32(x).var(dim=-2, correction=0)
+    x = at_least_float32(x)
+    variance = (x - x.mean(dim=-2, keepdim=True)).square().mean(dim=-2)
     return variance.unflatten(-1, (-1, 2)).mean(-1)
 
 
