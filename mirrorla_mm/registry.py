@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 from torch import nn
 
@@ -25,6 +26,7 @@ def _scoped(root: Registry) -> Registry:
 
 MODELS = _scoped(ROOT_MODELS)
 HOOKS = _scoped(ROOT_HOOKS)
+OPTIM_WRAPPERS = _scoped(ROOT_OPTIM_WRAPPERS)
 
 
 def register_model(cls: type[nn.Module]) -> type[nn.Module]:
@@ -60,4 +62,12 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
     return MODELS.build({**defaults, **cfg, '_scope_': SCOPE})
 
 
-__all__ = ['HOOKS', 'MODELS', 'SCOPE', 'build_attention', 'register_attention', 'register_model']
+__all__ = [
+    'HOOKS',
+    'MODELS',
+    'OPTIM_WRAPPERS',
+    'SCOPE',
+    'build_attention',
+    'register_attention',
+    'register_model',
+]

@@ -1,0 +1,17 @@
+_base_ = 'mmseg::_base_/schedules/schedule_160k.py'
+
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        custom_keys=dict(head=dict(lr_mult=10.0), reflection=dict(decay_mult=0.0)),
+    ),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, begin=1500, end=160000, by_epoch=False),
+]
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='mIoU'))
+auto_scale_lr = dict(enable=False, base_batch_size=16)
