@@ -13,7 +13,8 @@ class Attention(BaseModule):
     """Multi-head attention over the tokens of a map; a method fills in :meth:`attend`.
 
     ``proj((attend(q, k, v) + lepe(v)) * gate)``, where the local enhancement and the gate are there
-    only for the hosts that ask for them.
+    only for the hosts that ask for them. A method that comes with a local enhancement or a gate of
+    its own uses that one instead of the host's.
 
     Args:
         embed_dims (int): Channels C.
@@ -23,10 +24,18 @@ class Attention(BaseModule):
         lepe_kernel (int): Size of the depth-wise convolution of v that is added to the output
             (locally enhanced positional encoding); 0 for none.
         rope (bool): Turn q and k by a 2-D rotary position embedding; d needs to be a multiple of 4.
+        out_norm (bool): Normalise the output before the gate and pass the gate through a SiLU
+            (NaLaFormer's host).
+        sr_ratio (int): Spatial reduction (PVT's host): k and v come from a map that a convolution
+            of this stride has shrunk, so they have M = (height // sr_ratio) * (width // sr_ratio)
+            tokens. Defaults to 1, M = N.
+        grid_size (tuple[int, int]): Height and width of the token grid that learned position tables
+            are made for; they are interpolated to any other. Defaults to (14, 14).
         init_cfg (dict, optional): Initialisation, see :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: If C is not a multiple of H, or d not a multiple of 4 with ``rope``.
+        ValueError: If C is not a multiple of H, or d not a multiple of 4 with ``rope``, or if both
+            ``rope`` and ``sr_ratio`` are asked for.
     """
 
     def __init__(
@@ -37,6 +46,9 @@ class Attention(BaseModule):
         gate: bool = False,
         lepe_kernel: int = 0,
         rope: bool = False,
+        out_norm: bool = False,
+        sr_ratio: int = 1,
+        grid_size: tuple[int, int] = (14, 14),
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -48,13 +60,22 @@ class Attention(BaseModule):
         self.num_heads = num_heads
         self.head_dim = embed_dims // num_heads
         self.rope = rope
+        self.sr_ratio = sr_ratio
+        self.grid_size = tuple(grid_size)
+        if rope and sr_ratio > 1:
+            raise ValueError(
+                f'RoPE needs q and k on one grid: it cannot be used with sr_ratio={sr_ratio}.'
+            )
         if rope and self.head_dim % 4:
             raise ValueError(
                 f'2-D RoPE needs a head dimension that is a multiple of 4, got {self.head_dim} '
                 f'({embed_dims} channels in {num_heads} heads).'
             )
         self.qkv = nn.Linear(embed_dims, (4 if gate else 3) * embed_dims, bias=qkv_bias)
+        self.sr = nn.Conv2d(embed_dims, embed_dims, sr_ratio, sr_ratio) if sr_ratio > 1 else None
+        self.sr_norm = nn.LayerNorm(embed_dims) if sr_ratio > 1 else None
         self.lepe = depthwise(embed_dims, lepe_kernel) if lepe_kernel else None
+        self.out_norm = nn.LayerNorm(embed_dims) if out_norm else None
         self.proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
@@ -67,22 +88,60 @@ class Attention(BaseModule):
         Returns:
             Tensor: Shape (B, N, C).
         """
-        q, k, v, *gate = self.project(x).split(self.embed_dims, dim=-1)
+        q, k, v, *gate = self.project(x, hw_shape)
         heads = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         out = self.attend(*heads, hw_shape).transpose(1, 2).flatten(2)
-        if self.lepe is not None:
-            out = out + to_tokens(self.lepe(to_map(v, hw_shape)))
-        if gate:
-            out = out * gate[0]
-        return self.proj(out)
+        return self.proj(self.modulate(self.enhance(out, x, v, hw_shape), *gate))
 
-    def project(self, x: Tensor) -> Tensor:
-        """Project to q, k, v and, with a gate, the gate: (B, N, C) to (B, N, 3C or 4C)."""
-        return F.linear(x, self.qkv.weight, self.qkv.bias)
+    def project(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Project to q, k, v and, with a gate, the gate.
+
+        Args:
+            x (Tensor): Shape (B, N, C).
+            hw_shape (tuple[int, int]): Height and width of the grid.
+
+        Returns:
+            tuple[Tensor, ...]: q and gate of shape (B, N, C), k and v of shape (B, M, C).
+        """
+        channels = self.embed_dims
+        weight, bias = self.projection()
+        if self.sr is None:
+            return F.linear(x, weight, bias).split(channels, dim=-1)
+        x_kv = self.sr_norm(to_tokens(self.sr(to_map(x, hw_shape))))
+        weights = weight.split(channels)
+        biases = [None] * len(weights) if bias is None else bias.split(channels)
+        inputs = (x, x_kv, x_kv, x)[: len(weights)]
+        return tuple(map(F.linear, inputs, weights, biases))
+
+    def projection(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (3C or 4C, C) and bias of the packed projection: rows of q, k, v and the gate."""
+        return self.qkv.weight, self.qkv.bias
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """The method itself: q, k, v of shape (B, H, N, d) to the same shape."""
+        """The method itself: q of shape (B, H, N, d), k and v of (B, H, M, d) to (B, H, N, d)."""
+
+    def enhance(self, out: Tensor, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """Add the local enhancement of v (B, M, C) to the attended values (B, N, C)."""
+        if self.lepe is None:
+            return out
+        return out + to_tokens(self.lepe(self.full_map(v, hw_shape)))
+
+    def modulate(self, out: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Normalise and gate the attended values: (B, N, C) to the same shape."""
+        if self.out_norm is not None:
+            out = self.out_norm(out)
+        if gate is None:
+            return out
+        return out * (gate if self.out_norm is None else F.silu(gate))
+
+    def kv_shape(self, hw_shape: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the grid of k and v."""
+        return hw_shape[0] // self.sr_ratio, hw_shape[1] // self.sr_ratio
+
+    def full_map(self, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """v (B, M, C) as a map (B, C, height, width), interpolated where it was reduced."""
+        return resize_map(to_map(v, self.kv_shape(hw_shape)), hw_shape)
 
 
 def depthwise(channels: int, kernel_size: int) -> nn.Conv2d:
@@ -98,3 +157,9 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_map(x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
     """(B, N, C) to a channels-last (B, C, H, W), without a copy."""
     return x.transpose(1, 2).unflatten(2, tuple(hw_shape))
+
+
+def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear interpolation of a map (B, C, h, w) to (B, C, *size); itself where sizes agree."""
+    size = tuple(size)
+    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode='bilinear')

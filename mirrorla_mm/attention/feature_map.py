@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import mirror_attention
@@ -34,10 +33,10 @@ class FeatureMapAttention(Attention):
             None if reflection is None else Reflection(embed_dims, num_heads, **reflection)
         )
 
-    def project(self, x: Tensor) -> Tensor:
+    def projection(self) -> tuple[Tensor, Tensor | None]:
         if self.reflection is None:
-            return super().project(x)
-        return F.linear(x, *self.reflection.fold(self.qkv.weight, self.qkv.bias))
+            return super().projection()
+        return self.reflection.fold(*super().projection())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         options = dict(
