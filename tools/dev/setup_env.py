@@ -41,6 +41,7 @@ DISK_GB = 5  # measured: 2.5 for .venv with a CPU torch, and the build and pip's
 DISK_GB_CUDA = 14  # a CUDA torch unpacks to about 7, downloaded first
 COMPILE_CORE_MINUTES = 32  # measured: mmcv 2.1.0, CPU ops: 16 minutes on 2 cores
 JOB_MEMORY_GB = 2
+FIRST_OBJECTS = 5  # before that the speed says little about the rest
 REPORT_SECONDS = 30  # between two progress lines where the output is no terminal
 
 
@@ -453,7 +454,7 @@ def clock(seconds: float) -> str:
 def progress_text(done: int, total: int, seconds: float) -> str:
     """``compiled 30/120 objects, 4:10 elapsed, about 13 min left``."""
     text = f'compiled {done}/{total} objects, {clock(seconds)} elapsed'
-    if 0 < done < total and seconds > REPORT_SECONDS:
+    if FIRST_OBJECTS <= done < total:
         text += f', about {max(1, round(seconds / done * (total - done) / 60))} min left'
     return text
 
@@ -501,7 +502,7 @@ def compile_mmcv(source: Path, log: Path, environment: dict[str, str], lock: int
     )
     try:
         with open(log, 'w') as file:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 file.write(line)
                 count = ninja_count(line)
                 if count:

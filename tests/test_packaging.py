@@ -1,0 +1,163 @@
+"""What the wheel, the source distribution and an editable install hold."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import mirrorla_mm
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ('mirrorla_mm', 'configs', 'tools', 'requirements')
+FILES = ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md', 'CHANGELOG.md')
+
+pytest.importorskip('setuptools.build_meta')
+pytestmark = pytest.mark.skipif(
+    not (ROOT / 'setup.py').exists(), reason='the tests run outside a checkout'
+)
+
+
+def listing(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()}
+
+
+def build(tree, kind, out):
+    """Build with setuptools' own hooks, as pip does; return the file that came out."""
+    out.mkdir(parents=True, exist_ok=True)
+    code = f'from setuptools import build_meta; print(build_meta.build_{kind}({str(out)!r}))'
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code], cwd=tree, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return out / done.stdout.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory):
+    """A copy of what a checkout holds."""
+    folder = tmp_path_factory.mktemp('checkout')
+    ignore = shutil.ignore_patterns('__pycache__', '.mim')
+    for name in PARTS:
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for path in [*(ROOT / name for name in FILES), *ROOT.glob('*-index.yml')]:
+        if path.exists():
+            shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def wheel(tree):
+    before = listing(tree)
+    path = build(tree, 'wheel', tree.parent / 'dist')
+    shutil.rmtree(tree / 'build', ignore_errors=True)
+    shutil.rmtree(tree / 'mirrorla_mm.egg-info', ignore_errors=True)
+    assert listing(tree) == before, 'a wheel leaves nothing in the tree'
+    return path
+
+
+@pytest.fixture(scope='module')
+def unpacked(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('wheel')
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def metadata(unpacked):
+    (info,) = unpacked.glob('*.dist-info')
+    return message_from_string((info / 'METADATA').read_text())
+
+
+def test_wheel_holds_everything_openmim_looks_for(unpacked, tree):
+    mim = unpacked / 'mirrorla_mm' / '.mim'
+    assert listing(mim / 'configs') == listing(tree / 'configs')
+    assert listing(mim / 'tools') == listing(tree / 'tools')
+    assert {'tools/train.py', 'tools/test.py', 'model-index.yml'} <= listing(mim)
+
+
+def test_wheel_holds_the_package_and_nothing_beside_it(unpacked, tree):
+    package = unpacked / 'mirrorla_mm'
+    shipped = {name for name in listing(package) if not name.startswith('.mim')}
+    assert shipped == listing(tree / 'mirrorla_mm')
+    assert {path.name for path in unpacked.iterdir() if path.suffix != '.dist-info'} == {
+        'mirrorla_mm'
+    }
+
+
+def test_metadata_names_the_distribution(unpacked):
+    found = metadata(unpacked)
+    assert found['Name'] == 'mirrorla_mm'
+    assert found['Version'] == mirrorla_mm.__version__
+    assert found['Requires-Python'] == '>=3.10'
+    assert 'Apache-2.0' in (found['License-Expression'] or found['License'])
+    extras = set(found.get_all('Provides-Extra'))
+    assert {'triton', 'tests', 'export', 'pretrain', 'all', 'mim'} <= extras
+
+
+def test_core_requirements_leave_setuptools_and_openmim_alone(unpacked):
+    names = {
+        canonicalize_name(Requirement(line).name)
+        for line in metadata(unpacked).get_all('Requires-Dist')
+        if 'extra ==' not in line
+    }
+    assert {'torch', 'mmengine', 'mmdet', 'mmsegmentation', 'ftfy', 'regex'} <= names
+    assert not names & {'openmim', 'setuptools', 'torchvision', 'triton'}
+
+
+def test_every_range_holds_the_tested_version(unpacked):
+    lines = (ROOT / 'requirements' / 'tested.txt').read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith('#')]
+    tested = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
+    for line in metadata(unpacked).get_all('Requires-Dist'):
+        requirement = Requirement(line)
+        if requirement.name in ('mmpretrain',):  # an environment of its own, with torchvision
+            continue
+        assert requirement.specifier.contains(tested[canonicalize_name(requirement.name)]), line
+
+
+def test_source_distribution_builds_the_same_wheel(tree, wheel, tmp_path):
+    sdist = build(tree, 'sdist', tmp_path)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter='data')
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    again = build(folder, 'wheel', tmp_path / 'dist')
+    assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+
+
+def test_editable_install_links_and_is_found_by_pkg_resources(tree, tmp_path):
+    checkout = tmp_path / 'checkout'
+    shutil.copytree(tree, checkout)
+    editable = build(checkout, 'editable', tmp_path / 'dist')
+    mim = checkout / 'mirrorla_mm' / '.mim'
+    assert (mim / 'tools').is_symlink() and (mim / 'tools' / 'train.py').exists()
+    assert not Path((mim / 'configs').readlink()).is_absolute()
+
+    site = tmp_path / 'site-packages'
+    zipfile.ZipFile(editable).extractall(site)
+    code = (
+        f'import site; site.addsitedir({str(site)!r}); import importlib.util, pkg_resources;'
+        'print(importlib.util.find_spec("mirrorla_mm").origin);'
+        'print(pkg_resources.get_distribution("mirrorla_mm").location)'
+    )
+    pytest.importorskip('pkg_resources')
+    done = subprocess.run(
+        [sys.executable, '-S', '-W', 'ignore', '-c', PREPARE + code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(checkout / 'mirrorla_mm' / '__init__.py'), str(checkout)]
+
+
+# Without site's own set-up (-S), so that a checkout installed in this environment is not in the way.
+PREPARE = (
+    'import sys; sys.path.append('
+    f'{str(Path(sys.modules["packaging"].__file__).resolve().parents[1])!r}); '
+)
