@@ -121,8 +121,8 @@ def _empty_bytes() -> bytes:
     return b''
 
 
-def _path(*parts: str) -> pathlib.PurePath:
-    return pathlib.PurePath(*parts)
+def _path(*parts: str) -> pathlib.Path:
+    return pathlib.Path(*parts)
 
 
 # --- State that a pickle may set ----------------------------------------------------------------

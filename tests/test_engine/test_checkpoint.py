@@ -1,0 +1,436 @@
+"""Checkpoints: what mmengine saves comes back equal, what is hostile is refused before it acts."""
+
+import builtins
+import functools
+import importlib
+import io
+import json
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, load_checkpoint
+from torch import nn
+
+from mirrorla_mm.engine import checkpoint as checkpoint_module
+from mirrorla_mm.engine import safe_pickle
+from mirrorla_mm.engine.checkpoint import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    load_checkpoint_file,
+    load_url,
+    register_safe_loader,
+)
+
+FORMATS = {
+    'zip': {},
+    'legacy': {'_use_new_zipfile_serialization': False},
+    'protocol4': {'pickle_protocol': 4},
+}
+
+
+class Call:
+    """Pickles as the call of a function, as every exploit does."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
+class WithState(Call):
+    """Pickles as a call followed by setting state."""
+
+    def __init__(self, function, args, state):
+        super().__init__(function, *args)
+        self.state = state
+
+    def __reduce__(self):
+        return self.function, self.args, self.state
+
+
+class EvilModule(nn.Linear):
+    """Runs code in ``__setstate__`` of a class that the file names."""
+
+    def __setstate__(self, state):
+        Path(state['sentinel']).touch()
+
+
+class EvilDict(OrderedDict):
+    """Runs code while it is filled: items are set by ``SETITEM``."""
+
+    def __setitem__(self, key, value):
+        Path(str(value)).touch()
+
+
+def hostile_payloads(sentinel: str) -> dict:
+    """Objects that create the file ``sentinel`` when an ordinary unpickler meets them."""
+    code = f'open({sentinel!r}, "w").close()'
+    evil_dict = EvilDict()
+    OrderedDict.__setitem__(evil_dict, 'key', sentinel)
+    module = EvilModule(1, 1)
+    module.sentinel = sentinel
+    return {
+        'os.system': Call(os.system, f'touch {sentinel}'),
+        'os.mkdir': Call(os.mkdir, sentinel),
+        'eval': Call(eval, code),
+        'exec': Call(exec, code),
+        'open': Call(open, sentinel, 'w'),
+        'compile': Call(compile, code, 'x', 'exec'),
+        '__import__': Call(builtins.__import__, 'antigravity'),
+        'getattr of a path': Call(getattr, Path(sentinel), 'touch'),
+        'getattr of HistoryBuffer': Call(getattr, HistoryBuffer, '__init__'),
+        'getattr of an array': Call(getattr, np.ndarray, 'tofile'),
+        'partial': Call(functools.partial(open, sentinel, 'w')),
+        'pickle in pickle': Call(pickle.loads, pickle.dumps(Call(os.mkdir, sentinel))),
+        'numpy.load': Call(np.load, io.BytesIO()),
+        'numpy object array': np.array([Call(os.mkdir, sentinel), 1], dtype=object),
+        'numpy save': Call(np.save, sentinel, np.zeros(1)),
+        'torch.load': Call(torch.load, sentinel),
+        'torch.hub': Call(torch.hub.load, 'owner/name', 'model'),
+        'torch.jit': Call(torch.jit.load, sentinel),
+        'module with __setstate__': module,
+        'dict subclass': evil_dict,
+        'torch module': nn.Linear(1, 1),
+        'state of a function': WithState(getattr, (HistoryBuffer, 'mean'), {'__code__': 1}),
+    }
+
+
+PAYLOADS = list(hostile_payloads('x'))
+
+
+def wrap(payload, place: str):
+    """Put the payload where checkpoints have room for objects."""
+    if place == 'top':
+        return payload
+    if place == 'optimizer':
+        return {'optimizer': {'state': {0: {'exp_avg': torch.zeros(2), 'step': payload}}}}
+    history = HistoryBuffer([1.0], [1])
+    history.note = payload
+    return {'message_hub': {'log_scalars': {'train/loss': history}}}
+
+
+@pytest.mark.parametrize('name', PAYLOADS)
+@pytest.mark.parametrize('form', FORMATS)
+@pytest.mark.parametrize('place', ['top', 'optimizer', 'history'])
+def test_hostile_file_is_refused_and_does_nothing(tmp_path, name, form, place):
+    path, sentinel = tmp_path / 'hostile.pth', tmp_path / 'executed'
+    torch.save(wrap(hostile_payloads(str(sentinel))[name], place), path, **FORMATS[form])
+    with pytest.raises(UnsafeCheckpointError, match='hostile.pth was refused') as info:
+        load_checkpoint_file(path)
+    assert not sentinel.exists()
+    assert len(str(info.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('name', ['os.mkdir', 'eval', 'open', 'module with __setstate__'])
+def test_the_hostile_files_do_act_on_an_ordinary_unpickler(tmp_path, name):
+    path, sentinel = tmp_path / 'hostile.pth', tmp_path / 'executed'
+    torch.save(hostile_payloads(str(sentinel))[name], path)
+    torch.load(path, weights_only=False)
+    assert sentinel.exists()
+
+
+def test_refusal_names_file_and_global(tmp_path):
+    torch.save({'state_dict': {}, 'meta': Call(os.system, 'true')}, tmp_path / 'a.pth')
+    with pytest.raises(UnsafeCheckpointError, match=rf'a\.pth .*{os.system.__module__}\.system'):
+        load_checkpoint_file(tmp_path / 'a.pth')
+
+
+def name(module: str, attribute: str) -> bytes:
+    return f'c{module}\n{attribute}\n'.encode()
+
+
+def text(value: str) -> bytes:
+    return b'X' + struct.pack('<I', len(value)) + value.encode()
+
+
+# Programs that no honest pickler writes: opcodes of the first protocols, calls of what is in the
+# table but no function, state on classes and functions, other persistent ids.
+HISTORY = name('mmengine.logging.history_buffer', 'HistoryBuffer')
+GETATTR = name('__builtin__', 'getattr')
+PROGRAMS = {
+    'global': name('os', 'mkdir') + b'(S"SENTINEL"\ntR.',
+    'global by protocol 4': b'\x8c\x02os\x8c\x05mkdir\x93(S"SENTINEL"\ntR.',
+    'instance by protocol 0': b'(S"SENTINEL"\nios\nmkdir\n.',
+    'instance by protocol 1': b'(' + name('os', 'mkdir') + b'S"SENTINEL"\no.',
+    'extension registry': b'\x82\x01.',
+    'dotted name': b'\x8c\x05numpy\x8c\x0alib.os.sys\x93.',
+    'dotted name of a class': b'\x8c\x08argparse\x8c\x12Namespace.__class__\x93.',
+    'getattr of itself': GETATTR + GETATTR + text('__self__') + b'\x86R.',
+    'getattr of a class': GETATTR + name('argparse', 'Namespace') + text('__init__') + b'\x86R.',
+    'getattr of the buffer': GETATTR + HISTORY + text('__init__') + b'\x86R.',
+    'instance of a function': GETATTR + b')\x81.',
+    'instance with arguments': name('argparse', 'Namespace') + b'K\x01\x85\x81.',
+    'state of a class': HISTORY + b'}' + text('mean') + b'Nsb.',
+    'state of a function': GETATTR + b'}' + text('a') + b'Nsb.',
+    'slots of an object': name('argparse', 'Namespace') + b')\x81N}' + text('a') + b'Ns\x86b.',
+    'buffer without logs': HISTORY + b')\x81}b.',
+    'call of a class': name('argparse', 'Namespace') + b')R.',
+    'call of a constant': name('numpy', 'ndarray') + b'K\x05\x85R.',
+    'call of a text': text('a') + b')R.',
+    'call with a list': name('__builtin__', 'set') + b']R.',
+    'append to a mapping': b'}Na.',
+    'append to a class': name('collections', 'OrderedDict') + b'Na.',
+    'extend a class': name('collections', 'OrderedDict') + b'(Ne.',
+    'item of a class': name('argparse', 'Namespace') + b'NNs.',
+    'items of a list': b'](K\x00Nu.',
+    'add to a list': b'](K\x00\x90.',
+    'codec': name('_codecs', 'encode') + text('a') + text('rot13') + b'\x86R.',
+    'object dtype': name('numpy', 'dtype') + text('O8') + b'\x85R.',
+    'structured dtype': name('numpy', 'dtype') + text('f4,O') + b'\x85R.',
+    'factory': name('collections', 'defaultdict') + GETATTR + b'\x85R.',
+    'source of a module': b'(' + text('module') + name('argparse', 'Namespace') + b'tQ.',
+    'persistent id by protocol 0': b'Pstorage\n.',
+    'out-of-band buffer': b'\x97.',
+}
+
+
+@pytest.mark.parametrize('program', PROGRAMS)
+def test_handwritten_program_is_refused(tmp_path, program):
+    sentinel = tmp_path / 'executed'
+    source = PROGRAMS[program].replace(b'SENTINEL', str(sentinel).encode())
+    unpickler = safe_pickle.Unpickler(io.BytesIO(source))
+    unpickler.persistent_load = lambda reference: sentinel.touch()
+    with pytest.raises(pickle.UnpicklingError):
+        unpickler.load()
+    assert not sentinel.exists()
+
+
+def test_dtype_cannot_be_given_another_layout():
+    # numpy trusts this state: with an item size of 4096 the next access would leave the buffer.
+    class Layout(Call):
+        def __reduce__(self):
+            return np.dtype, ('V8', False, True), (3, '|', None, None, None, 4096, 1, 0)
+
+    class Size(Call):
+        def __reduce__(self):
+            return np.dtype, ('f8', False, True), (3, '<', None, None, None, 4096, 1, 0)
+
+    for hostile in (Layout(None), Size(None)):
+        with pytest.raises(safe_pickle.ForbiddenGlobal, match=r'numpy\.dtype'):
+            safe_pickle.load(io.BytesIO(pickle.dumps(hostile, 2)))
+
+
+def test_hostile_name_cannot_write_to_the_terminal():
+    program = b'\x80\x04\x8c\x02os\x8c\x08\x1b[2Jrm\n\n\x93.'
+    with pytest.raises(safe_pickle.ForbiddenGlobal) as info:
+        safe_pickle.load(io.BytesIO(program))
+    assert str(info.value).isprintable()
+
+
+def test_tar_and_torchscript_are_refused(tmp_path):
+    sentinel = tmp_path / 'executed'
+    payload = pickle.dumps(Call(os.mkdir, str(sentinel)), 2)
+    with tarfile.open(tmp_path / 'old.pth', 'w') as tar:
+        for name in ('storages', 'tensors', 'pickle'):
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / 'script.pth')
+    for name in ('old.pth', 'script.pth'):
+        with pytest.raises(CheckpointError, match=name):
+            load_checkpoint_file(tmp_path / name)
+    assert not sentinel.exists()
+
+
+def honest_content() -> dict:
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    history.update(6)
+    state_dict = OrderedDict(weight=torch.randn(3, 2), half=torch.ones(2).half())
+    state_dict._metadata = OrderedDict({'': {'version': 1}})
+    return {
+        'state_dict': state_dict,
+        'message_hub': {'log_scalars': {'train/loss': history}},
+        'meta': {
+            'epoch': 3,
+            'best': np.float64(0.25),
+            'seen': np.int64(2**40),
+            'flag': np.bool_(True),
+            'palette': np.arange(6, dtype='>i2').reshape(2, 3).T,
+            'names': np.array(['wall', 'sky']),
+            'empty': np.zeros((0, 3)),
+            'info': ConfigDict(classes=('a',), nested={'b': 1}),
+            'args': Namespace(lr=0.1, path=Path('a/b')),
+            'raw': b'\x00\xff',
+            'none': b'',
+            'set': {1, 2},
+            'big': 2**70,
+        },
+        'optimizer': {'state': {0: {'step': torch.tensor(3.0)}}, 'milestones': Counter([8, 11])},
+        'extra': (torch.Size([2]), torch.float16, torch.device('cpu'), defaultdict(list, a=[1])),
+        'parameter': nn.Parameter(torch.ones(2)),
+        'shared': (shared := torch.arange(6.0), shared[2:4]),
+    }
+
+
+def assert_same(a, b):
+    if isinstance(a, Path):
+        assert str(a) == str(b)
+        return
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    elif isinstance(a, np.ndarray):
+        # numpy itself turns a foreign byte order into the machine's
+        assert a.dtype.newbyteorder('=') == b.dtype and np.array_equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, HistoryBuffer):
+        assert_same(a.data, b.data)
+        assert a.max_length == b.max_length
+    elif isinstance(a, Namespace):
+        assert_same(vars(a), vars(b))
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize('form', FORMATS)
+def test_honest_content_comes_back_equal(tmp_path, form):
+    content = honest_content()
+    torch.save(content, tmp_path / 'a.pth', **FORMATS[form])
+    loaded = load_checkpoint_file(tmp_path / 'a.pth')
+    assert_same(content, loaded)
+    assert loaded['state_dict']._metadata == content['state_dict']._metadata
+    whole, view = loaded['shared']
+    assert view.data_ptr() == whole[2:4].data_ptr()
+    history = loaded['message_hub']['log_scalars']['train/loss']
+    assert history.mean() == history.statistics('mean') == 3
+    history.update(1)
+
+
+def test_what_was_loaded_can_be_saved_and_loaded_again(tmp_path):
+    torch.save(honest_content(), tmp_path / 'a.pth')
+    first = load_checkpoint_file(tmp_path / 'a.pth')
+    torch.save(first, tmp_path / 'b.pth')
+    assert_same(first, load_checkpoint_file(tmp_path / 'b.pth'))
+
+
+def test_history_of_a_file_does_not_change_the_statistics_of_the_process(tmp_path):
+    history = HistoryBuffer([1.0], [1])
+    history.__dict__['statistics_methods'] = {}
+    before = dict(HistoryBuffer._statistics_methods)
+    torch.save(history, tmp_path / 'a.pth')
+    load_checkpoint_file(tmp_path / 'a.pth')
+    assert HistoryBuffer._statistics_methods == before
+
+
+@pytest.mark.parametrize('form', FORMATS)
+@pytest.mark.parametrize('part', [0, 0.01, 0.3, 0.9, 0.999])
+def test_file_cut_short_is_named(tmp_path, form, part):
+    path = tmp_path / 'cut.pth'
+    torch.save(honest_content(), path, **FORMATS[form])
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(CheckpointError, match=r'cut\.pth cannot be read') as info:
+        load_checkpoint_file(path)
+    assert len(str(info.value).splitlines()) == 1
+
+
+def test_files_of_other_kinds_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'zip', 'w') as archive:
+        archive.writestr('a.txt', 'text')
+    (tmp_path / 'text').write_text('<html>404 Not Found</html>\n' * 9)
+    (tmp_path / 'noise').write_bytes(np.random.default_rng(0).bytes(999))
+    (tmp_path / 'pickle').write_bytes(pickle.dumps({'state_dict': {}}))
+    for name in ('zip', 'text', 'noise', 'pickle'):
+        with pytest.raises(CheckpointError, match=f'{name} cannot be read'):
+            load_checkpoint_file(tmp_path / name)
+
+
+def test_missing_file_and_folder_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'nowhere\.pth does not exist'):
+        load_checkpoint_file(tmp_path / 'nowhere.pth')
+    with pytest.raises(FileNotFoundError, match='is a folder'):
+        load_checkpoint_file(tmp_path)
+
+
+def test_open_file_is_read_and_named(tmp_path):
+    torch.save({'a': 1}, tmp_path / 'a.pth')
+    with (tmp_path / 'a.pth').open('rb') as file:
+        assert load_checkpoint_file(file) == {'a': 1}
+    assert load_checkpoint_file(io.BytesIO((tmp_path / 'a.pth').read_bytes())) == {'a': 1}
+
+
+# --- mmengine's loaders -----------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def hostile(tmp_path):
+    """A hostile file and the sentinel it would create."""
+    torch.save({'state_dict': {}, 'x': Call(os.mkdir, str(tmp_path / 'ran'))}, tmp_path / 'h.pth')
+    yield tmp_path / 'h.pth'
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_every_mmengine_loader_refuses(hostile, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(hostile.parent))
+    (hostile.parent / 'checkpoints').mkdir()
+    (hostile.parent / 'checkpoints' / 'h.pth').write_bytes(hostile.read_bytes())
+    monkeypatch.setenv('MMENGINE_HOME', str(hostile.parent))
+    (hostile.parent / 'open_mmlab.json').write_text(
+        '{"local": "h.pth", "web": "https://a.b/h.pth"}'
+    )
+    sources = [str(hostile), 'https://a.b/h.pth', 'open-mmlab://local', 'openmmlab://web']
+    for source in sources:
+        with pytest.raises(UnsafeCheckpointError, match=r'h\.pth was refused'):
+            CheckpointLoader.load_checkpoint(source, map_location='cpu')
+    with pytest.raises(UnsafeCheckpointError):
+        load_checkpoint(nn.Linear(1, 1), str(hostile))
+
+
+def test_pretrained_init_is_loaded_safely(hostile, tmp_path):
+    from mmengine.model import BaseModule
+
+    class Block(BaseModule):
+        def __init__(self, checkpoint):
+            super().__init__(init_cfg={'type': 'Pretrained', 'checkpoint': str(checkpoint)})
+            self.fc = nn.Linear(2, 2)
+
+    with pytest.raises(UnsafeCheckpointError):
+        Block(hostile).init_weights()
+    weights = {'fc.weight': torch.ones(2, 2), 'fc.bias': torch.ones(2)}
+    history = HistoryBuffer([1.0], [1])
+    torch.save({'state_dict': weights, 'message_hub': history}, tmp_path / 'good.pth')
+    block = Block(tmp_path / 'good.pth')
+    block.init_weights()
+    assert torch.equal(block.fc.weight, torch.ones(2, 2))
+
+
+def test_registering_twice_and_after_a_reload_changes_nothing(hostile):
+    original = dict(vars(checkpoint_module))
+    register_safe_loader()
+    importlib.reload(checkpoint_module).register_safe_loader()
+    with pytest.raises(checkpoint_module.UnsafeCheckpointError):
+        CheckpointLoader.load_checkpoint(str(hostile))
+    vars(checkpoint_module).update(original)
+    register_safe_loader()
+
+
+def test_download_that_fails_names_the_url(tmp_path):
+    with pytest.raises(CheckpointError, match=r'file:///nowhere/a\.pth cannot be downloaded'):
+        load_url('file:///nowhere/a.pth', model_dir=str(tmp_path))
+
+
+def test_url_is_downloaded_once_and_loaded(tmp_path):
+    torch.save({'a': 1}, tmp_path / 'a.pth')
+    url, cache = (tmp_path / 'a.pth').as_uri(), tmp_path / 'cache'
+    assert load_url(url, model_dir=str(cache), progress=False) == {'a': 1}
+    (tmp_path / 'a.pth').unlink()
+    assert load_url(url, model_dir=str(cache), progress=False) == {'a': 1}
