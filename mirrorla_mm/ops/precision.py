@@ -26,6 +26,18 @@ def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
+def saturate_to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast, with float16's largest number in place of infinity.
+
+    A rotation in the numerator alone lets the output exceed its values by up to 1e6, where all
+    keys are orthogonal to a query: float32 holds that, float16 does not.
+    """
+    if dtype == torch.float16:
+        limit = torch.finfo(dtype).max
+        x = x.clamp(-limit, limit)
+    return x.to(dtype)
+
+
 def without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Run ``function`` outside autocast, on the device of its first argument.
 
@@ -35,6 +47,8 @@ def without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(function)
     def run(x: Tensor, *args, **kwargs) -> Tensor:
+        if x.is_meta:  # Shapes alone, and no autocast to leave.
+            return function(x, *args, **kwargs)
         with torch.autocast(x.device.type, enabled=False):
             return function(x, *args, **kwargs)
 

@@ -1,0 +1,191 @@
+"""Parameters and multiply-accumulates of a model, per component and in two conventions.
+
+The paper's dense-prediction tables hold what a counter on convolution and linear *modules* sees. Tab. 6
+holds every product, those of attention included. One pass on the meta device, which computes
+shapes alone, gives both in a second at any input size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+DENSE_HEADS = ('rpn_head', 'bbox_head', 'decode_head')
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Size and cost of a component.
+
+    Attributes:
+        params (int): Parameters, trainable or not.
+        layers (int): Multiply-accumulates of convolutions and linear layers.
+        total (int): Multiply-accumulates of every matrix product, attention included.
+    """
+
+    params: int = 0
+    layers: int = 0
+    total: int = 0
+
+    def __add__(self, other: Complexity) -> Complexity:
+        return Complexity(
+            self.params + other.params, self.layers + other.layers, self.total + other.total
+        )
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts multiply-accumulates of what runs within its ``with`` block.
+
+    A product counts as a layer if exactly one factor is a weight, that is a parameter or anything
+    computed from parameters alone, such as a projection with a reflection folded into it. The rest
+    (activations by activations) is attention.
+
+    Args:
+        model (nn.Module): Its parameters are the weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.layers = 0
+        self.total = 0
+        # By identity, and held, lest the id of a freed tensor comes again.
+        self._weights = {id(p): p for p in model.parameters()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        is_weight = [id(x) in self._weights for x in inputs]
+        if inputs and all(is_weight):
+            self._weights.update((id(x), x) for x in tree_leaves(out) if isinstance(x, Tensor))
+        if func._overloadpacket in flop_registry:
+            formula = flop_registry[func._overloadpacket]
+            macs = formula(*args, **(kwargs or {}), out_val=out) // 2
+            self.total += macs
+            # The factors are the last two tensors but for a convolution's bias.
+            is_convolution = func._overloadpacket is torch.ops.aten.convolution
+            if is_convolution or is_weight[-1] != is_weight[-2]:
+                self.layers += macs
+        return out
+
+
+@contextmanager
+def empty_parameters() -> Iterator[None]:
+    """Build modules without memory or time for their parameters, which go to the meta device.
+
+    ``torch.device('meta')`` would take everything there, and a constructor that computes with numbers, such
+    as drop-path rates, fails.
+    """
+    register = nn.Module.register_parameter
+
+    def register_empty(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None:
+            param = nn.Parameter(param.to('meta'), param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_empty
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def build_empty(cfg: Config) -> nn.Module:
+    """Build the model of a config on the meta device, in evaluation mode."""
+    init_default_scope(cfg.get('default_scope', 'mirrorla_mm'))
+    with empty_parameters():
+        model = MODELS.build(cfg.model)
+    return revert_sync_batchnorm(model).to('meta').eval()
+
+
+def config_complexity(
+    cfg: Config, shape: tuple[int, int], proposals: int = 1000, masks: int = 100
+) -> dict[str, Complexity]:
+    """:func:`model_complexity` of a config's model, which takes no memory to build."""
+    return model_complexity(build_empty(cfg), shape, proposals, masks)
+
+
+@torch.no_grad()
+def model_complexity(
+    model: nn.Module, shape: tuple[int, int], proposals: int = 1000, masks: int = 100
+) -> dict[str, Complexity]:
+    """Parameters and multiply-accumulates of inference on one picture, per component.
+
+    Post-processing and auxiliary heads cost nothing here; the latter's parameters are counted.
+
+    Args:
+        model (nn.Module): A detector of mmdet (one-stage, or two-stage with boxes and masks, cascaded or
+            not), a segmentor of mmseg, a classifier of mmpretrain or a backbone.
+        shape (tuple[int, int]): Height and width of the picture.
+        proposals (int): Boxes that a two-stage detector classifies.
+        masks (int): Boxes that it segments.
+
+    Returns:
+        dict[str, Complexity]: By component, in the order of the pass.
+    """
+    device = next(model.parameters()).device
+    results: dict[str, Complexity] = {}
+
+    def run(name: str, module: nn.Module, *inputs: Any) -> Any:
+        with MacCounter(module) as counter:
+            out = module(*inputs)
+        cost = Complexity(_params(module), counter.layers, counter.total)
+        results[name] = results.get(name, Complexity()) + cost
+        return out
+
+    picture = torch.empty(1, 3, *shape, device=device)
+    if not hasattr(model, 'backbone'):
+        run('backbone', model, picture)
+        return results
+    features = run('backbone', model.backbone, picture)
+    if getattr(model, 'neck', None) is not None:
+        features = run('neck', model.neck, features)
+    for name in DENSE_HEADS:
+        if hasattr(model, name):
+            run(name, getattr(model, name), features)
+    if hasattr(model, 'roi_head'):
+        _run_roi_head(run, model.roi_head, dict(bbox=proposals, mask=masks), device)
+    if hasattr(model, 'head'):
+        run('head', model.head, features)
+    rest = _params(model) - sum(cost.params for cost in results.values())
+    if rest:
+        results['training only'] = Complexity(params=rest)
+    return results
+
+
+def total_complexity(parts: dict[str, Complexity]) -> Complexity:
+    """The sum over the components."""
+    return sum(parts.values(), Complexity())
+
+
+def _run_roi_head(run: Any, roi_head: nn.Module, rois: dict[str, int], device: Any) -> None:
+    for kind, number in rois.items():
+        heads = _as_list(getattr(roi_head, f'{kind}_head', None))
+        extractors = _as_list(getattr(roi_head, f'{kind}_roi_extractor', None))
+        for head, extractor in zip(heads, extractors):
+            size = extractor.roi_layers[0].output_size
+            run(
+                f'roi_head.{kind}',
+                head,
+                torch.empty(number, extractor.out_channels, *size, device=device),
+            )
+
+
+def _as_list(module: nn.Module | None) -> list[nn.Module]:
+    if module is None:
+        return []
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
+
+
+def _params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
