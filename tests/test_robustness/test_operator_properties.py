@@ -187,6 +187,21 @@ def test_half_precision_with_rope_is_finite(dtype, data, grid, seed):
 
 
 @pytest.mark.parametrize('dtype', HALVES)
+def test_orthogonal_query_and_key_with_rope_do_not_overflow(dtype):
+    q, k = torch.zeros(2, 1, 1, 6, 4, dtype=dtype)
+    q[..., 0], k[..., 1] = 1, 1
+    v = torch.ones_like(q)
+    exact = ops.mirror_attention(
+        q.float(), k.float(), v.float(), feature_map='relu', hw_shape=(2, 3)
+    )
+    assert (
+        exact.abs().max() > 1e5
+    )  # The normaliser is eps while the turned vectors are not orthogonal.
+    out = ops.mirror_attention(q, k, v, feature_map='relu', hw_shape=(2, 3))
+    assert torch.isfinite(out).all() and torch.equal(out.sign(), exact.sign().to(dtype))
+
+
+@pytest.mark.parametrize('dtype', HALVES)
 @given(qkv=queries_keys_values(), seed=seeds)
 def test_autocast_changes_nothing_inside_the_operator(dtype, qkv, seed):
     theta = angles(qkv[0].shape, seed)
