@@ -26,18 +26,6 @@ def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
-def saturate_to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast, with float16's largest number in place of infinity.
-
-    A rotation in the numerator alone lets the output exceed its values by up to 1e6, where all
-    keys are orthogonal to a query: float32 holds that, float16 does not.
-    """
-    if dtype == torch.float16:
-        limit = torch.finfo(dtype).max
-        x = x.clamp(-limit, limit)
-    return x.to(dtype)
-
-
 def without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Run ``function`` outside autocast, on the device of its first argument.
 
