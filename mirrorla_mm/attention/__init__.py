@@ -1,8 +1,16 @@
 """Attention modules: one file a method, one interface, usable in every host."""
 
+from .agent import AgentAttention
 from .base import Attention
+from .efficient import EfficientAttention
 from .feature_map import FeatureMapAttention
+from .flatten import FLattenAttention
+from .hydra import HydraAttention
+from .inline import InLineAttention
+from .linear_angular import LinearAngularAttention
 from .mirror import MirrorAttention
+from .nalaformer import NaLaAttention
+from .polaformer import PolaAttention
 from .rala import RALA
 from .reflection import Reflection
 from .relu import ReLUAttention
@@ -10,9 +18,17 @@ from .softmax import SoftmaxAttention
 
 __all__ = [
     'RALA',
+    'AgentAttention',
     'Attention',
+    'EfficientAttention',
+    'FLattenAttention',
     'FeatureMapAttention',
+    'HydraAttention',
+    'InLineAttention',
+    'LinearAngularAttention',
     'MirrorAttention',
+    'NaLaAttention',
+    'PolaAttention',
     'ReLUAttention',
     'Reflection',
     'SoftmaxAttention',

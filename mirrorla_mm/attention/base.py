@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+
+from ..ops import rope_2d
 
 
 class Attention(BaseModule):
@@ -134,6 +137,13 @@ class Attention(BaseModule):
         if gate is None:
             return out
         return out * (gate if self.out_norm is None else F.silu(gate))
+
+    def rope_angles(self, q: Tensor, hw_shape: tuple[int, int]) -> Tensor | None:
+        """Angles (N, d/2) of the rotary embedding on q's device, or None in a host without it."""
+        if not self.rope:
+            return None
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        return rope_2d(hw_shape, self.head_dim, device=q.device, dtype=dtype)
 
     def kv_shape(self, hw_shape: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the grid of k and v."""

@@ -79,6 +79,19 @@ class Reflection(BaseModule):
             return folded.t(), None
         return folded[:-1].t(), folded[-1]
 
+    def reflect_all(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Both reflections of q and k (B, H, N, d), where something stands before the reflection
+        that cannot be folded with it, such as a position table or a scale of the channels."""
+        if self.u is not None:
+            u_k = self.u if self.u_k is None else self.u_k
+            q, k = (
+                cross_head_reflection(x.transpose(1, 2).flatten(2), u)
+                .unflatten(-1, (x.shape[1], -1))
+                .transpose(1, 2)
+                for x, u in ((q, self.u), (k, u_k))
+            )
+        return self(q, k)
+
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Block-reflect q and k of shape (B, H, N, d); no feature map is applied."""
         theta_k = self.theta if self.theta_k is None else self.theta_k

@@ -1,7 +1,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import apply_rope, rope_2d
+from ..ops import apply_rope
 from ..registry import register_attention
 from .base import Attention
 
@@ -15,7 +15,7 @@ class SoftmaxAttention(Attention):
     """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        if self.rope:
-            angle = rope_2d(hw_shape, self.head_dim, device=q.device)
+        angle = self.rope_angles(q, hw_shape)
+        if angle is not None:
             q, k = apply_rope(q, angle), apply_rope(k, angle)
         return F.scaled_dot_product_attention(q, k, v)
