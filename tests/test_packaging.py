@@ -138,26 +138,22 @@ def test_editable_install_links_and_is_found_by_pkg_resources(tree, tmp_path):
     assert (mim / 'tools').is_symlink() and (mim / 'tools' / 'train.py').exists()
     assert not Path((mim / 'configs').readlink()).is_absolute()
 
+    # -S: a checkout that is installed in this environment must not be found instead.
+    pytest.importorskip('pkg_resources')
+    packages = Path(sys.modules['packaging'].__file__).resolve().parents[1]
     site = tmp_path / 'site-packages'
     zipfile.ZipFile(editable).extractall(site)
     code = (
+        f'import sys; sys.path.append({str(packages)!r});'
         f'import site; site.addsitedir({str(site)!r}); import importlib.util, pkg_resources;'
         'print(importlib.util.find_spec("mirrorla_mm").origin);'
         'print(pkg_resources.get_distribution("mirrorla_mm").location)'
     )
-    pytest.importorskip('pkg_resources')
     done = subprocess.run(
-        [sys.executable, '-S', '-W', 'ignore', '-c', PREPARE + code],
+        [sys.executable, '-S', '-W', 'ignore', '-c', code],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(checkout / 'mirrorla_mm' / '__init__.py'), str(checkout)]
-
-
-# Without site's own set-up (-S), so that a checkout installed in this environment is not in the way.
-PREPARE = (
-    'import sys; sys.path.append('
-    f'{str(Path(sys.modules["packaging"].__file__).resolve().parents[1])!r}); '
-)
