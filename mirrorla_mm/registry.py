@@ -1,8 +1,8 @@
 """The registry scope ``mirrorla_mm``.
 
 A config finds every class of this package as ``mirrorla_mm.NAME``, from any default scope: mmengine
-imports ``mirrorla_mm.registry`` when it meets the prefix. The hosts and heads that users put into their own
-configs are registered in the root registry as well, so that after
+imports ``mirrorla_mm.registry`` when it meets the prefix. The hosts and heads that users put into
+their own configs are registered in the root registry as well, so that after
 ``custom_imports=dict(imports=['mirrorla_mm'])`` the bare name works too.
 """
 
@@ -19,9 +19,9 @@ SCOPE = 'mirrorla_mm'
 
 def _scoped(root: Registry) -> Registry:
     # A parent refuses a second child of one scope, so a reload of this module takes the first.
-    return root.children.get(SCOPE) or Registry(
-        root.name, parent=root, scope=SCOPE, locations=[SCOPE]
-    )
+    if SCOPE in root.children:
+        return root.children[SCOPE]
+    return Registry(root.name, parent=root, scope=SCOPE, locations=[SCOPE])
 
 
 MODELS = _scoped(ROOT_MODELS)
@@ -57,7 +57,8 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise TypeError(
-            f"attn_cfg needs to be a dict with a 'type', such as dict(type='MirrorAttention'), got {cfg!r}"
+            "attn_cfg needs to be a dict with a 'type', such as dict(type='MirrorAttention'), "
+            f'got {cfg!r}'
         )
     return MODELS.build({**defaults, **cfg, '_scope_': SCOPE})
 

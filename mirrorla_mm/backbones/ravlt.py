@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -77,9 +79,13 @@ class RAVLT(BaseModule):
         out_norm (bool): Normalise each output (dense prediction). Defaults to True.
         drop_path_rate (float, optional): Drop-path probability of the last block, rising linearly
             from 0. Defaults to the arch's.
-        frozen_stages (int): Freeze the stem (0) and the stages up to this one (1 to 4); -1 for none.
+        frozen_stages (int): Freeze the stem (0) and the stages up to this one (1 to 4). Defaults to
+            -1: none.
         norm_eval (bool): Keep batch norms in evaluation mode while training. Defaults to False.
         with_cp (bool): Activation checkpointing: recompute each block in the backward pass.
+        pretrained (str, optional): What mmseg passes on from ``model.pretrained``; the same as
+            ``init_cfg=dict(type='Pretrained', checkpoint=pretrained)``. Weights from a model zoo,
+            which are another architecture's, are left out with a warning.
         init_cfg (dict, optional): Initialisation, such as ``dict(type='Pretrained', ...)``.
 
     Raises:
@@ -103,9 +109,10 @@ class RAVLT(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        pretrained: str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(init_cfg or pretrained_init_cfg(pretrained))
         settings = arch_settings(arch)
         self.embed_dims = settings['embed_dims']
         self.depths = settings['depths']
@@ -171,7 +178,7 @@ class RAVLT(BaseModule):
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> RAVLT:
-        """Set the mode, keeping frozen stages and, with ``norm_eval``, batch norms in evaluation."""
+        """Set the mode; frozen stages and, with ``norm_eval``, batch norms stay in evaluation."""
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -196,6 +203,24 @@ class RAVLT(BaseModule):
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
+
+
+def pretrained_init_cfg(pretrained: str | None) -> dict | None:
+    """The ``init_cfg`` for mmseg's ``model.pretrained``.
+
+    A stock config whose backbone alone was changed still names its old backbone's weights there.
+    """
+    if pretrained is None:
+        return None
+    if pretrained.startswith(('open-mmlab://', 'torchvision://', 'mmcls://')):
+        print_log(
+            f"model.pretrained='{pretrained}' holds weights of another architecture; starting "
+            'without them. Set model.pretrained=None to silence this.',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return None
+    return dict(type='Pretrained', checkpoint=pretrained)
 
 
 def arch_settings(arch: str | dict) -> dict:
@@ -237,8 +262,8 @@ def stage_layout(layout: str | Sequence[str], stages: int) -> tuple[str, ...]:
     kinds = LAYOUTS.get(layout) if isinstance(layout, str) else tuple(layout)
     if kinds is None or len(kinds) != stages or set(kinds) - {'linear', 'softmax'}:
         raise ValueError(
-            f"layout needs to be one of {', '.join(map(repr, LAYOUTS))} or a sequence of 'linear' and "
-            f"'softmax', one for each of the {stages} stages, got {layout!r}."
+            f"layout needs to be one of {', '.join(map(repr, LAYOUTS))} or a sequence of 'linear' "
+            f"and 'softmax', one for each of the {stages} stages, got {layout!r}."
         )
     return kinds
 
@@ -261,6 +286,7 @@ def checked_frozen_stages(frozen_stages: int, stages: int) -> int:
     """``frozen_stages``, or a ValueError that says what is wrong with it."""
     if frozen_stages not in range(-1, stages + 1):
         raise ValueError(
-            f'frozen_stages needs to be -1 (none), 0 (stem) or 1 to {stages} (stages), got {frozen_stages!r}.'
+            f'frozen_stages needs to be -1 (none), 0 (stem) or 1 to {stages} (stages), '
+            f'got {frozen_stages!r}.'
         )
     return frozen_stages

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -102,10 +102,11 @@ def select_backend(*args, **kwargs) -> Backend:
 def _check_name(name: str) -> None:
     if name not in _backends:
         raise ValueError(
-            f"Unknown backend '{name}' ({ENVIRONMENT_VARIABLE} or use_backend); choose from {', '.join(_backends)}."
+            f"Unknown backend '{name}' ({ENVIRONMENT_VARIABLE} or use_backend); "
+            f'choose from {", ".join(_backends)}.'
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _log_once(name: str, reason: str) -> None:
     logger.debug('mirror_attention does not use %s: %s', name, reason)

@@ -26,7 +26,8 @@ def rope_frequencies(
     """
     if head_dim % 4:
         raise ValueError(
-            f'2-D RoPE turns pairs of channels along two axes: head_dim needs to be a multiple of 4, got {head_dim}'
+            '2-D RoPE turns pairs of channels along two axes: head_dim needs to be a multiple of '
+            f'4, got {head_dim}'
         )
     return ROPE_BASE ** -torch.linspace(0, 1, head_dim // 4, device=device, dtype=dtype)
 

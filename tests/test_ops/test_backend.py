@@ -48,7 +48,10 @@ def test_forcing_by_context_and_environment(fake, monkeypatch):
 
 
 def test_forcing_the_impossible_says_why(fake):
-    with use_backend('fake'), pytest.raises(RuntimeError, match="'fake' is forced .* batch is too large"):
+    with (
+        use_backend('fake'),
+        pytest.raises(RuntimeError, match="'fake' is forced .* batch is too large"),
+    ):
         run(3)
 
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from algorithm1 import mirror_map, quadratic_attention
 from torch.autograd import gradcheck
 
 from mirrorla_mm.ops import (
@@ -13,6 +12,7 @@ from mirrorla_mm.ops import (
     rank_augmented_attention,
     token_weights,
 )
+from tests.test_ops.algorithm1 import mirror_map, quadratic_attention
 
 DOUBLE = dict(dtype=torch.float64)
 HW = (3, 4)
@@ -149,7 +149,9 @@ def test_untied_angles_reach_the_keys_alone():
 
 def test_mistakes_are_explained():
     q, k, v = qkv()
-    with pytest.raises(ValueError, match="Unknown feature map 'gelu'; choose from mirror, elu, relu"):
+    with pytest.raises(
+        ValueError, match="Unknown feature map 'gelu'; choose from mirror, elu, relu"
+    ):
         mirror_attention(q, k, v, feature_map='gelu')
     with pytest.raises(ValueError, match=r'needs theta of shape \(2, 4\), got none'):
         mirror_attention(q, k, v)

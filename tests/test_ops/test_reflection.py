@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from algorithm1 import mirror_map
 from torch.autograd import gradcheck
 
 from mirrorla_mm.ops import (
@@ -14,6 +13,7 @@ from mirrorla_mm.ops import (
     reflect,
     variance_aware_angle,
 )
+from tests.test_ops.algorithm1 import mirror_map
 
 
 def heads_of(x, num_heads):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from algorithm1 import rope_rotation
 
 from mirrorla_mm.ops import apply_rope, rope_2d
+from tests.test_ops.algorithm1 import rope_rotation
 
 
 @pytest.mark.parametrize('head_dim', [4, 8, 12])
@@ -12,7 +12,9 @@ def test_each_token_turns_by_its_own_rotation_matrix(head_dim):
     x = torch.randn(15, head_dim, dtype=torch.float64)
     turned = apply_rope(x, rope_2d(hw_shape, head_dim, dtype=torch.float64))
     rotations = np.stack([rope_rotation(t // 5, t % 5, head_dim) for t in range(15)])
-    np.testing.assert_allclose(turned.numpy(), np.einsum('tij,tj->ti', rotations, x.numpy()), atol=1e-12)
+    np.testing.assert_allclose(
+        turned.numpy(), np.einsum('tij,tj->ti', rotations, x.numpy()), atol=1e-12
+    )
 
 
 def test_inner_products_depend_on_relative_positions_alone():

@@ -1,0 +1,54 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mirrorla_mm.attention import Reflection
+from mirrorla_mm.ops import cross_head_reflection, reflect
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('shared', [True, False])
+def test_folding_equals_reflecting_what_is_projected(bias, shared):
+    reflection = Reflection(12, 3, shared=shared).double()
+    weight = torch.randn(48, 12, dtype=torch.float64)
+    offset = torch.randn(48, dtype=torch.float64) if bias else None
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    q, k, v, gate = F.linear(x, *reflection.fold(weight, offset)).chunk(4, dim=-1)
+    plain_q, plain_k, plain_v, plain_gate = F.linear(x, weight, offset).chunk(4, dim=-1)
+    torch.testing.assert_close(q, cross_head_reflection(plain_q, reflection.u))
+    u_k = reflection.u if shared else reflection.u_k
+    torch.testing.assert_close(k, cross_head_reflection(plain_k, u_k))
+    torch.testing.assert_close((v, gate), (plain_v, plain_gate))
+
+
+def test_shared_reflection_without_variance_keeps_similarities():
+    reflection = Reflection(12, 3, variance_aware=False).double()
+    q, k = torch.randn(2, 2, 3, 7, 4, dtype=torch.float64).unbind(0)
+    reflected_q, reflected_k = reflection(q, k)
+    torch.testing.assert_close(reflected_q @ reflected_k.mT, q @ k.mT)
+
+
+def test_untied_reflections_are_separate_parameters():
+    names = {name for name, _ in Reflection(12, 3, shared=False).named_parameters()}
+    assert names == {'u', 'u_k', 'theta', 'theta_k'}
+    assert {name for name, _ in Reflection(12, 3).named_parameters()} == {'u', 'theta'}
+
+
+def test_switches_of_table_8():
+    off = Reflection(12, 3, cross_head=False, variance_aware=False, lam=0.5, alpha_max=0.1)
+    assert off.u is None
+    weight = torch.randn(36, 12)
+    assert off.fold(weight, None)[0] is weight
+    q = torch.randn(1, 3, 7, 4)
+    torch.testing.assert_close(off(q, q)[0], reflect(q, off.theta, variance_aware=False))
+    strong = Reflection(12, 3, lam=0.5, alpha_max=0.1)
+    torch.testing.assert_close(
+        strong(q, q)[1], reflect(q, strong.theta, lam=0.5, alpha_max=0.1, variance_aware=True)
+    )
+
+
+def test_odd_head_dimension_is_refused():
+    with pytest.raises(
+        ValueError, match='head dimension needs to be even, got 5 .15 channels in 3 heads'
+    ):
+        Reflection(15, 3)

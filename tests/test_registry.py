@@ -1,0 +1,77 @@
+import subprocess
+import sys
+
+import pytest
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import DefaultScope
+
+import mirrorla_mm  # noqa: F401
+from mirrorla_mm.registry import MODELS
+
+
+def run(code):
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize('package', ['mmdet', 'mmseg'])
+def test_scope_prefix_is_enough(package):
+    out = run(
+        f'from {package}.utils import register_all_modules\n'
+        'register_all_modules()\n'
+        f'from {package}.registry import MODELS\n'
+        'model = MODELS.build(dict(type="mirrorla_mm.MirrorLA", arch="xt"))\n'
+        'print(type(model).__name__)\n'
+    )
+    assert out == 'MirrorLA'
+
+
+@pytest.mark.parametrize('name', ['MirrorLA', 'mirrorla_mm.MirrorLA'])
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmengine', 'mirrorla_mm'])
+def test_custom_imports_find_it_from_every_scope(name, scope):
+    with DefaultScope.overwrite_default_scope(scope):
+        model = ROOT.build(dict(type=name, arch='xt', layout='linear'))
+    assert type(model).__name__ == 'MirrorLA'
+
+
+@pytest.mark.parametrize(
+    'package, config',
+    [
+        ('mmdet', 'retinanet/retinanet_r50_fpn_1x_coco.py'),
+        ('mmseg', 'sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'),
+    ],
+)
+def test_one_line_puts_it_into_a_stock_model(package, config):
+    out = run(
+        f'import {package}\n'
+        'from mmengine.config import Config\n'
+        f'from {package}.registry import MODELS\n'
+        f'from {package}.utils import register_all_modules\n'
+        'register_all_modules()\n'
+        f'cfg = Config.fromfile({package}.__path__[0] + "/.mim/configs/{config}")\n'
+        'cfg.merge_from_dict(dict(model=dict(\n'
+        '    backbone=dict(_delete_=True, type="mirrorla_mm.MirrorLA", arch="xt"),\n'
+        '    neck=dict(in_channels=[32, 64, 128, 384]))))\n'
+        'print(type(MODELS.build(cfg.model).backbone).__name__)\n'
+    )
+    assert out == 'MirrorLA'
+
+
+def test_a_second_registration_does_no_harm():
+    out = run(
+        'import importlib, sys\n'
+        'import mirrorla_mm, mirrorla_mm.registry\n'
+        'importlib.reload(mirrorla_mm.registry)\n'
+        'importlib.reload(sys.modules["mirrorla_mm.backbones.ravlt"])\n'
+        'importlib.reload(sys.modules["mirrorla_mm.attention.rala"])\n'
+        'importlib.reload(mirrorla_mm)\n'
+        'from mmengine.registry import MODELS\n'
+        'print(type(MODELS.build(dict(type="mirrorla_mm.RAVLT", arch="xt"))).__name__)\n'
+    )
+    assert out == 'RAVLT'
+
+
+def test_attention_stays_out_of_the_root_registry():
+    assert 'RALA' in MODELS.module_dict
+    assert 'RALA' not in ROOT.module_dict
