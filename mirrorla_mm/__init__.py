@@ -9,10 +9,8 @@ from importlib.util import find_spec
 from .version import __version__
 
 if find_spec('mmengine') and find_spec('mmcv'):
-    from . import attention, backbones, engine  # noqa: F401
+    from . import attention, backbones, engine, heads  # noqa: F401
 
     engine.register_safe_loader()
-    if find_spec('mmseg'):
-        from . import heads  # noqa: F401
 
 __all__ = ['__version__']

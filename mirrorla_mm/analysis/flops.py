@@ -1,8 +1,8 @@
 """Parameters and multiply-accumulates of a model, per component and in two conventions.
 
-The paper's dense-prediction tables hold what a counter on convolution and linear *modules* sees. Tab. 6
-holds every product, those of attention included. One pass on the meta device, which computes
-shapes alone, gives both in a second at any input size.
+The paper's dense-prediction tables hold what a counter on convolution and linear *modules* sees.
+Tab. 6 holds every product, those of attention included. One pass on the meta device, which
+computes shapes alone, gives both in a second at any input size.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class MacCounter(TorchDispatchMode):
         # By identity, and held, lest the id of a freed tensor comes again.
         self._weights = {id(p): p for p in model.parameters()}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         is_weight = [id(x) in self._weights for x in inputs]
@@ -83,8 +85,8 @@ class MacCounter(TorchDispatchMode):
 def empty_parameters() -> Iterator[None]:
     """Build modules without memory or time for their parameters, which go to the meta device.
 
-    ``torch.device('meta')`` would take everything there, and a constructor that computes with numbers, such
-    as drop-path rates, fails.
+    ``torch.device('meta')`` would take everything there, and a constructor that computes with
+    numbers, such as drop-path rates, fails.
     """
     register = nn.Module.register_parameter
 
@@ -124,8 +126,8 @@ def model_complexity(
     Post-processing and auxiliary heads cost nothing here; the latter's parameters are counted.
 
     Args:
-        model (nn.Module): A detector of mmdet (one-stage, or two-stage with boxes and masks, cascaded or
-            not), a segmentor of mmseg, a classifier of mmpretrain or a backbone.
+        model (nn.Module): A detector of mmdet (one-stage, or two-stage with boxes and masks,
+            cascaded or not), a segmentor of mmseg, a classifier of mmpretrain or a backbone.
         shape (tuple[int, int]): Height and width of the picture.
         proposals (int): Boxes that a two-stage detector classifies.
         masks (int): Boxes that it segments.

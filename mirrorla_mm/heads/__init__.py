@@ -1,5 +1,12 @@
-"""Heads that the paper's tables need and mmsegmentation does not have."""
+"""What the paper's tables need behind a backbone and OpenMMLab does not have."""
 
-from .efficientvit_head import EfficientViTHead
+from importlib.util import find_spec
 
-__all__ = ['EfficientViTHead']
+from .classification_neck import ProjectionNeck
+
+__all__ = ['ProjectionNeck']
+
+if find_spec('mmseg'):
+    from .efficientvit_head import EfficientViTHead
+
+    __all__ += ['EfficientViTHead']

@@ -1,0 +1,122 @@
+"""RAVLT's published checkpoints (Fan et al., CVPR 2025).
+
+Three kinds: the classifier, the backbone for dense prediction, and whole mmdet or mmseg models that
+hold the latter under ``backbone.``. All keep the attention's kind to themselves: the file is the
+same for both layouts.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor, nn
+
+from ..backbones.ravlt import ARCH_KEYS, ARCHS
+from ..heads import ProjectionNeck
+from ..registry import MODELS
+from .base import ConversionError, Converted, fit, rename_keys
+
+BACKBONES = ('RAVLT', 'MirrorLA')
+RENAMES = (
+    (r'^(proj|norm)\.', r'neck.\1.'),
+    (r'^head\.', 'head.fc.'),
+    (r'^patch_embed\.proj\.', 'backbone.stem.'),
+    (r'^layers\.(\d+)\.downsample\.reduction\.', r'backbone.downsamples.\1.0.'),
+    (r'^layers\.(\d+)\.downsample\.norm\.', r'backbone.downsamples.\1.1.'),
+    (r'^layers\.(\d+)\.blocks\.', r'backbone.stages.\1.'),
+    (r'^extra_norms\.(\d+)\.norm\.', r'backbone.norms.\1.'),
+    (r'\.(norm[12])\.norm\.', r'.\1.'),
+    (r'\.attn\.qkvo\.', '.attn.qkv.'),
+    (r'\.gamma_([12])$', r'.gamma\1'),
+)
+ROPE = r'^layers\.\d+\.RoPE\.angle$'
+REFLECTION = r'\.attn\.reflection\.'
+
+
+def convert_ravlt(
+    state_dict: dict[str, Tensor], to: str = 'RAVLT', layout: str = 'paper'
+) -> Converted:
+    """Convert an official file's weights, to ``RAVLT`` or as a warm start of ``MirrorLA``.
+
+    ``MirrorLA`` gets reflections at their initial values. A classifier becomes ``backbone.``,
+    ``neck.`` and ``head.`` of an mmpretrain classifier; of a detector or segmentor, neck and heads
+    are taken over as they are, since mmdet 3 and mmseg 1 kept their names.
+
+    Args:
+        state_dict (dict): From :func:`~mirrorla_mm.converters.read_state_dict`.
+        to (str): ``'RAVLT'`` or ``'MirrorLA'``.
+        layout (str): Of the converted model. Defaults to the published one, ``'paper'``.
+
+    Returns:
+        Converted: The weights, the backbone's config and what is new.
+
+    Raises:
+        ConversionError: If an entry is missing, has no place or another size, or the file is of
+            another model.
+        ValueError: If ``to`` or ``layout`` is not valid.
+    """
+    if to not in BACKBONES:
+        raise ValueError(f"A RAVLT file converts to {' or '.join(BACKBONES)}, not to '{to}'.")
+    official, rest = _split_model(state_dict)
+    dense = any(key.startswith('extra_norms.') for key in official)
+    backbone = dict(type=f'mirrorla_mm.{to}', arch=_arch(official), layout=layout)
+    if dense:
+        model = nn.ModuleDict(dict(backbone=MODELS.build(backbone)))
+    else:
+        backbone.update(out_indices=(3,), out_norm=False)
+        model = _classifier(backbone, official)
+    renamed = rename_keys(official, RENAMES, computed=(ROPE,))
+    fitted, new = fit(model, renamed, new=(REFLECTION,))
+    return Converted({**fitted, **rest}, backbone, new)
+
+
+def _split_model(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The backbone's entries by their official names, and those of a detector around it."""
+    prefix = 'backbone.'
+    backbone = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+    if not backbone:
+        return state_dict, {}
+    return backbone, {k: v for k, v in state_dict.items() if not k.startswith(prefix)}
+
+
+def _classifier(backbone: dict, official: dict[str, Tensor]) -> nn.ModuleDict:
+    """With the names of mmpretrain's ``ImageClassifier`` and ``LinearClsHead``."""
+    features, channels = _get(official, 'proj.weight').shape[:2]
+    classes = len(_get(official, 'head.weight'))
+    return nn.ModuleDict(
+        dict(
+            backbone=MODELS.build(backbone),
+            neck=ProjectionNeck(channels, features),
+            head=nn.ModuleDict(dict(fc=nn.Linear(features, classes))),
+        )
+    )
+
+
+def _arch(official: dict[str, Tensor]) -> str | dict:
+    """The architecture that the shapes tell: its name, or a dict for a custom one."""
+    blocks = {
+        tuple(map(int, match.groups()))
+        for match in (re.match(r'layers\.(\d+)\.blocks\.(\d+)\.', key) for key in official)
+        if match
+    }
+    stages = 1 + max((stage for stage, _ in blocks), default=0)
+    depths = [1 + max((b for s, b in blocks if s == stage), default=0) for stage in range(stages)]
+    first = [f'layers.{stage}.blocks.0' for stage in range(stages)]
+    dims = [_get(official, f'{name}.attn.proj.weight').shape[0] for name in first]
+    hidden = _get(official, f'{first[0]}.ffn.fc1.weight').shape[0]
+    # The angles are repeated for rows and columns and for pairs: half a head's channels.
+    heads = [
+        dim // (2 * len(_get(official, f'layers.{stage}.RoPE.angle')))
+        for stage, dim in enumerate(dims)
+    ]
+    arch = dict(embed_dims=tuple(dims), depths=tuple(depths), num_heads=tuple(heads))
+    for name, settings in ARCHS.items():
+        if all(settings[key] == arch[key] for key in ARCH_KEYS):
+            return name
+    return dict(arch, mlp_ratio=hidden / dims[0])
+
+
+def _get(official: dict[str, Tensor], key: str) -> Tensor:
+    if key not in official:
+        raise ConversionError(f"This is no official RAVLT file: '{key}' is missing.")
+    return official[key]

@@ -1,0 +1,67 @@
+"""Parameters and multiply-accumulates of a config's model, per component, in two conventions.
+
+python tools/analysis_tools/get_flops.py CONFIG [--shape H W]
+"""
+
+import argparse
+
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.table import Table
+
+from mirrorla_mm.analysis.flops import config_complexity, total_complexity
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Parameters and FLOPs of a model')
+    parser.add_argument('config', help='path of a detection, segmentation or ImageNet config')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        help='height and width of the picture, or one number for both (default: what the tables of '
+        'the field count: 800 1280 for detection, the training crop for segmentation, 224 else)',
+    )
+    parser.add_argument('--proposals', type=int, default=1000, help='boxes to classify')
+    parser.add_argument('--masks', type=int, default=100, help='boxes to segment')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override settings of the config'
+    )
+    args = parser.parse_args()
+    if args.shape is not None and len(args.shape) not in (1, 2):
+        parser.error('--shape takes one or two numbers: height and width.')
+    return args
+
+
+def default_shape(cfg: Config) -> tuple[int, int]:
+    if cfg.get('default_scope') == 'mmdet':
+        return 800, 1280
+    size = cfg.model.get('data_preprocessor', {}).get('size')
+    return tuple(size) if size else (224, 224)
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    shape = (args.shape * 2)[:2] if args.shape else default_shape(cfg)
+    parts = config_complexity(cfg, shape, args.proposals, args.masks)
+
+    table = Table(
+        'component',
+        *('params (M)', 'conv + linear (GMACs)', 'every product (GMACs)'),
+        title=f'{shape[0]}x{shape[1]} (height x width)',
+    )
+    for name, cost in (*parts.items(), ('total', total_complexity(parts))):
+        if name == 'total':
+            table.add_section()
+        table.add_row(
+            name, f'{cost.params / 1e6:.3f}', f'{cost.layers / 1e9:.2f}', f'{cost.total / 1e9:.2f}'
+        )
+    Console().print(table)
+    print("The field's tables call a multiply-accumulate a FLOP; so do the paper's.")
+
+
+if __name__ == '__main__':
+    main()

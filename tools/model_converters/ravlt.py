@@ -1,0 +1,33 @@
+"""Convert an official RAVLT checkpoint to RAVLT, or to MirrorLA as a warm start.
+
+python tools/model_converters/ravlt.py RAVLT_T.pth mirrorla-t.pth --to MirrorLA
+"""
+
+import argparse
+
+from mirrorla_mm.converters import convert_ravlt, read_state_dict, report, write_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Convert an official RAVLT checkpoint')
+    parser.add_argument('src', help='official file: classifier, dense backbone or whole detector')
+    parser.add_argument('dst', help='checkpoint to write')
+    parser.add_argument('--to', choices=('RAVLT', 'MirrorLA'), default='RAVLT', help='the backbone')
+    parser.add_argument(
+        '--layout', choices=('paper', 'linear'), default='paper', help='layout of the backbone'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        converted = convert_ravlt(read_state_dict(args.src), args.to, args.layout)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SystemExit(f'{args.src}: {error}') from None
+    write_checkpoint(converted, args.dst)
+    print(report(converted, args.dst))
+
+
+if __name__ == '__main__':
+    main()
