@@ -3,6 +3,7 @@
 from .agent import AgentAttention
 from .base import Attention
 from .efficient import EfficientAttention
+from .elu import ELUAttention
 from .feature_map import FeatureMapAttention
 from .flatten import FLattenAttention
 from .hydra import HydraAttention
@@ -20,6 +21,7 @@ __all__ = [
     'RALA',
     'AgentAttention',
     'Attention',
+    'ELUAttention',
     'EfficientAttention',
     'FLattenAttention',
     'FeatureMapAttention',

@@ -165,8 +165,12 @@ def to_tokens(x: Tensor) -> Tensor:
 
 
 def to_map(x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-    """(B, N, C) to a channels-last (B, C, H, W), without a copy."""
-    return x.transpose(1, 2).unflatten(2, tuple(hw_shape))
+    """(B, N, C) to a channels-last (B, C, H, W), without a copy.
+
+    Splitting before transposing keeps the batch's stride right when B = 1; with any other the
+    convolution would not recognise channels-last memory and copy the map twice.
+    """
+    return x.unflatten(1, tuple(hw_shape)).permute(0, 3, 1, 2)
 
 
 def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:

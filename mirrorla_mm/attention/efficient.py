@@ -1,7 +1,7 @@
 from torch import Tensor
 
 from ..ops import apply_rope
-from ..ops.precision import at_least_float32, without_autocast
+from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..registry import register_attention
 from .base import Attention
 
@@ -38,4 +38,4 @@ def efficient_attention(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None = N
     q, k = at_least_float32(q).softmax(dim=-1), at_least_float32(k).softmax(dim=-2)
     if rope is not None:
         q, k = apply_rope(q, rope), apply_rope(k, rope)
-    return (q @ (k.transpose(-2, -1) @ at_least_float32(v))).to(v.dtype)
+    return saturate(q @ (k.transpose(-2, -1) @ at_least_float32(v)), v.dtype)

@@ -2,7 +2,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import apply_rope
-from ..ops.precision import at_least_float32, without_autocast
+from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..registry import register_attention
 from .base import Attention
 
@@ -39,4 +39,4 @@ def hydra_attention(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None = None)
     q, k = (F.normalize(at_least_float32(t), dim=(1, 3)) for t in (q, k))
     if rope is not None:
         q, k = apply_rope(q, rope), apply_rope(k, rope)
-    return (q * (k * at_least_float32(v)).sum(dim=-2, keepdim=True)).to(v.dtype)
+    return saturate(q * (k * at_least_float32(v)).sum(dim=-2, keepdim=True), v.dtype)

@@ -2,7 +2,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import apply_rope
-from ..ops.precision import at_least_float32, without_autocast
+from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..registry import register_attention
 from .base import Attention, to_tokens
 
@@ -60,4 +60,4 @@ def inline_attention(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None = None
         q, k = apply_rope(q, rope), apply_rope(k, rope)
     state = k.transpose(-2, -1) @ (v / k.shape[-2])
     missing = 1 - q @ k.mean(dim=-2).unsqueeze(-1)
-    return (q @ state + missing * v.mean(dim=-2, keepdim=True)).to(dtype)
+    return saturate(q @ state + missing * v.mean(dim=-2, keepdim=True), dtype)

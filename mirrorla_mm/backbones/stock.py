@@ -1,0 +1,169 @@
+"""What the hosts built on mmdet's and mmseg's own Swin and PVT share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..attention import Attention
+from .ravlt import stage_layout
+
+
+def stage_attentions(
+    attn_cfg: dict | Sequence[dict | None] | None, layout: str | Sequence[str], stages: int
+) -> tuple[dict | None, ...]:
+    """The attention of each stage; None where the stock softmax attention stays.
+
+    Args:
+        attn_cfg (dict | Sequence[dict | None], optional): One for all linear stages, or one per
+            stage. Defaults to the mirror map.
+        layout (str | Sequence[str]): See :class:`~mirrorla_mm.backbones.RAVLT`.
+        stages (int): Number of stages.
+
+    Raises:
+        ValueError: If ``attn_cfg`` has not one entry per stage, or ``layout`` is not valid.
+    """
+    if attn_cfg is None:
+        attn_cfg = dict(type='MirrorAttention')
+    if isinstance(attn_cfg, dict):
+        attn_cfg = [attn_cfg] * stages
+    if len(attn_cfg) != stages:
+        raise ValueError(
+            f'attn_cfg needs one dict, or one for each of the {stages} stages, got {len(attn_cfg)}.'
+        )
+    kinds = stage_layout(layout, stages)
+    return tuple(cfg if kind == 'linear' else None for cfg, kind in zip(attn_cfg, kinds))
+
+
+def with_arch(arch: str | None, archs: dict[str, dict], settings: dict) -> dict:
+    """The settings of a named architecture, overridden by those that are given.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if arch is None:
+        return settings
+    if arch.lower() not in archs:
+        raise ValueError(f"Unknown arch '{arch}'; choose from {', '.join(archs)}.")
+    return {**archs[arch.lower()], **settings}
+
+
+class WindowAttention(BaseModule):
+    """In the place of Swin's shifted-window attention: an attention over the map or its windows.
+
+    No token is padded: a map is cut into the fewest windows of at most ``window_size``, as equal as
+    possible, and shifted windows are cut half a window earlier instead of being rolled round the
+    map. So nothing but the tokens of one neighbourhood enters a sum over tokens.
+
+    Args:
+        attention (Attention): The method.
+        drop (nn.Module): What the stock block does to the output: dropout and drop-path.
+        window_size (int, optional): Largest side of a window, in tokens. Defaults to the whole map.
+        shift (bool): Cut half a window earlier.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        drop: nn.Module,
+        window_size: int | None = None,
+        shift: bool = False,
+    ) -> None:
+        super().__init__()
+        self.w_msa = attention
+        self.drop = drop
+        self.window_size = window_size
+        self.shift = shift
+        self._register_load_state_dict_pre_hook(self._adopt_stock_weights)
+
+    def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        heights, widths = (window_lengths(n, self.window_size, self.shift) for n in hw_shape)
+        if len(heights) == len(widths) == 1:
+            return self.drop(self.w_msa(query, hw_shape))
+        rows = query.unflatten(1, tuple(hw_shape)).split(heights, dim=1)
+        attended = [
+            torch.cat([self._attend(window) for window in row.split(widths, dim=2)], dim=2)
+            for row in rows
+        ]
+        return self.drop(torch.cat(attended, dim=1).flatten(1, 2))
+
+    def _attend(self, window: Tensor) -> Tensor:
+        """(B, h, w, C) to the same shape."""
+        hw_shape = window.shape[1:3]
+        return self.w_msa(window.flatten(1, 2), hw_shape).unflatten(1, hw_shape)
+
+    def _adopt_stock_weights(self, state_dict: dict, prefix: str, *args) -> None:
+        # A linear attention has no table of relative positions.
+        for name in ('relative_position_bias_table', 'relative_position_index'):
+            state_dict.pop(f'{prefix}w_msa.{name}', None)
+        keep_own_gate(state_dict, f'{prefix}w_msa.qkv.', self.w_msa.qkv)
+
+
+class ReducedAttention(BaseModule):
+    """In the place of PVT's spatial-reduction attention: an attention that may reduce k and v.
+
+    Args:
+        attention (Attention): The method.
+        drop (nn.Module): What the stock block does to the output: dropout and drop-path.
+    """
+
+    # Names of the stock module's parameters and of ours.
+    RENAMED = {
+        'attn.in_proj_weight': 'attn.qkv.weight',
+        'attn.in_proj_bias': 'attn.qkv.bias',
+        'attn.out_proj.weight': 'attn.proj.weight',
+        'attn.out_proj.bias': 'attn.proj.bias',
+        'sr.weight': 'attn.sr.weight',
+        'sr.bias': 'attn.sr.bias',
+        'norm.weight': 'attn.sr_norm.weight',
+        'norm.bias': 'attn.sr_norm.bias',
+    }
+
+    def __init__(self, attention: Attention, drop: nn.Module) -> None:
+        super().__init__()
+        self.attn = attention
+        self.drop = drop
+        self._register_load_state_dict_pre_hook(self._adopt_stock_weights)
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int], identity: Tensor) -> Tensor:
+        """(B, N, C) to (B, N, C), added to ``identity``."""
+        return identity + self.drop(self.attn(x, hw_shape))
+
+    def _adopt_stock_weights(self, state_dict: dict, prefix: str, *args) -> None:
+        own = self.state_dict()
+        for stock, name in self.RENAMED.items():
+            value = state_dict.pop(prefix + stock, None)
+            # An attention that does not reduce k and v has no use for the stock's reduction.
+            if value is not None and name in own:
+                state_dict[prefix + name] = value
+        keep_own_gate(state_dict, f'{prefix}attn.qkv.', self.attn.qkv)
+
+
+def keep_own_gate(state_dict: dict, prefix: str, projection: nn.Linear) -> None:
+    """Complete stock weights of q, k and v with the gate's, which the stock has not."""
+    for name, own in projection.named_parameters():
+        given = state_dict.get(prefix + name)
+        if given is not None and 4 * len(given) == 3 * len(own):
+            state_dict[prefix + name] = torch.cat((given, own.detach()[len(given) :].to(given)))
+
+
+def window_lengths(length: int, window_size: int | None, shift: bool) -> list[int]:
+    """Cut ``length`` tokens into the fewest windows of at most ``window_size``, nearly equal.
+
+    With ``shift`` the cuts lie half a window earlier, which makes one window more, unless one
+    window holds all.
+    """
+    count = -(-length // window_size) if window_size else 1
+    cuts = list(_cuts(length, count, shift and count > 1))
+    return [end - start for start, end in zip(cuts, cuts[1:])]
+
+
+def _cuts(length: int, count: int, shift: bool) -> Iterator[int]:
+    yield 0
+    for i in range(count if shift else count - 1):
+        yield (2 * i + 2 - shift) * length // (2 * count)
+    yield length

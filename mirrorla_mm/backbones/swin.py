@@ -1,0 +1,194 @@
+"""Swin as a host of any attention, built on mmdet's or mmseg's own class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch.nn.functional as F
+from mmengine.logging import MMLogger
+from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
+from torch import Tensor, nn
+
+from ..registry import build_attention, register_model
+from .stock import WindowAttention, stage_attentions, with_arch
+
+if find_spec('mmdet'):
+    from mmdet.models.backbones.swin import ShiftWindowMSA, SwinTransformer, swin_converter
+else:
+    from mmseg.models.backbones.swin import ShiftWindowMSA, SwinTransformer
+
+    swin_converter = None
+
+ARCHS = {
+    't': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+    's': dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+    'b': dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+}
+
+
+@register_model
+class LinearSwin(SwinTransformer):
+    """Swin Transformer whose attention is replaced in the stages that ask for it.
+
+    It is mmdet's class (mmseg's, which differs in nothing that matters here, where mmdet is not
+    installed), takes the same arguments and keeps its names of parameters, so that in any config
+    ``type='SwinTransformer'`` can become ``type='mirrorla_mm.LinearSwin'`` and stock checkpoints
+    load for all that the two have in common. Patch embedding, merging, feed-forward networks,
+    norms, freezing and activation checkpointing are the stock's. Not the stock's: the attention of
+    linear stages; that windows which hold a whole side of the map are not shifted (the stock shifts
+    them, and so differs from the original Swin at 224x224); and the loading of checkpoints, because
+    mmdet's fails on a table of relative positions that the model has not. In linear stages
+    ``qk_scale`` and ``attn_drop_rate`` have no meaning.
+
+    A linear stage attends over the whole map, as the authors of Agent attention do for dense
+    prediction; at 224x224 that is FLatten's window of 56. Softmax stages keep the stock's windows
+    and their padding.
+
+    Args:
+        arch (str, optional): ``'t'``, ``'s'`` or ``'b'`` sets ``embed_dims``, ``depths`` and
+            ``num_heads``. Defaults to the stock's defaults, Swin-T.
+        attn_cfg (dict | Sequence[dict | None], optional): The attention of the linear stages, or
+            one per stage. Defaults to the mirror map.
+        layout (str | Sequence[str]): ``'paper'``: linear in stages 1 and 2, softmax in the others
+            (FLatten's "LLSS"); ``'linear'``; or ``'linear'`` or ``'softmax'`` per stage.
+        linear_window (int, optional): Windows of at most this side in linear stages too, shifted in
+            every other block, see :class:`~mirrorla_mm.backbones.stock.WindowAttention`. Defaults
+            to the whole map.
+        **kwargs: Arguments of the stock class.
+
+    Raises:
+        ValueError: If ``arch``, ``attn_cfg`` or ``layout`` is not valid.
+
+    Example:
+        >>> model = LinearSwin('t', attn_cfg=dict(type='FLattenAttention'))
+        >>> [tuple(y.shape) for y in model(torch.rand(1, 3, 64, 64))]
+        [(1, 96, 16, 16), (1, 192, 8, 8), (1, 384, 4, 4), (1, 768, 2, 2)]
+    """
+
+    def __init__(
+        self,
+        arch: str | None = None,
+        attn_cfg: dict | Sequence[dict | None] | None = None,
+        layout: str | Sequence[str] = 'paper',
+        linear_window: int | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**with_arch(arch, ARCHS, kwargs))
+        size = kwargs.get('pretrain_img_size', 224)
+        grid = (size, size) if isinstance(size, int) else tuple(size)
+        strides = kwargs.get('strides', (4, 2, 2, 2))
+        cfgs = stage_attentions(attn_cfg, layout, len(self.stages))
+        for stage, cfg, stride in zip(self.stages, cfgs, strides):
+            grid = tuple(max(n // stride, 1) for n in grid)
+            for i, block in enumerate(stage.blocks):
+                if cfg is None:
+                    block.attn = SoftmaxWindows(block.attn, grid)
+                else:
+                    block.attn = linear_windows(block.attn, cfg, grid, linear_window, i % 2 == 1)
+        self._freeze_stages()
+
+    def init_weights(self) -> None:
+        """Initialise as the stock class does, or load a checkpoint of this class or the stock's."""
+        if self.init_cfg is None:
+            return super().init_weights()
+        logger = MMLogger.get_current_instance()
+        checkpoint = CheckpointLoader.load_checkpoint(
+            self.init_cfg['checkpoint'], map_location='cpu', logger=logger
+        )
+        state_dict = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
+        if getattr(self, 'convert_weights', False):
+            state_dict = swin_converter(state_dict)
+        if any(key.startswith('backbone.') for key in state_dict):
+            state_dict = {
+                key.removeprefix('backbone.'): value
+                for key, value in state_dict.items()
+                if key.startswith('backbone.')
+            }
+        load_state_dict(self, self._fit_tables(state_dict), strict=False, logger=logger)
+
+    def train(self, mode: bool = True) -> LinearSwin:
+        """Set the mode, keeping frozen stages in evaluation; unlike the stock it returns itself."""
+        super().train(mode)
+        return self
+
+    def _fit_tables(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Interpolate tables of relative positions that were trained with another window."""
+        own = self.state_dict()
+        return {
+            key: _resize_table(value, len(own[key]))
+            if key in own and key.endswith('relative_position_bias_table')
+            else value
+            for key, value in state_dict.items()
+            if not key.endswith('relative_position_index')
+        }
+
+
+def linear_windows(
+    stock: ShiftWindowMSA,
+    cfg: dict,
+    grid_size: tuple[int, int],
+    window_size: int | None,
+    shift: bool,
+) -> WindowAttention:
+    """The attention ``cfg`` in the place of a stock one, with position tables for its windows."""
+    if window_size:
+        grid_size = tuple(min(n, window_size) for n in grid_size)
+    attention = build_attention(
+        cfg,
+        embed_dims=stock.w_msa.embed_dims,
+        num_heads=stock.w_msa.num_heads,
+        qkv_bias=stock.w_msa.qkv.bias is not None,
+        grid_size=grid_size,
+    )
+    return WindowAttention(
+        attention, nn.Sequential(stock.w_msa.proj_drop, stock.drop), window_size, shift
+    )
+
+
+class SoftmaxWindows(ShiftWindowMSA):
+    """The stock's window attention as the original Swin has it on small maps.
+
+    Windows are no larger than the map of the pre-training size, and are not shifted on a map that
+    they hold a whole side of.
+
+    Args:
+        stock (ShiftWindowMSA): The stock module, whose parts are taken over.
+        grid_size (tuple[int, int]): The map of the pre-training size.
+    """
+
+    def __init__(self, stock: ShiftWindowMSA, grid_size: tuple[int, int]) -> None:
+        old = stock.w_msa
+        window_size = min(stock.window_size, *grid_size)
+        super().__init__(
+            old.embed_dims,
+            old.num_heads,
+            window_size,
+            shift_size=window_size // 2 if stock.shift_size else 0,
+            qkv_bias=old.qkv.bias is not None,
+            qk_scale=old.scale,
+            attn_drop_rate=old.attn_drop.p,
+            proj_drop_rate=old.proj_drop.p,
+        )
+        self.drop = stock.drop
+
+    def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """(B, N, C) to (B, N, C)."""
+        if not self.shift_size or min(hw_shape) > self.window_size:
+            return super().forward(query, hw_shape)
+        height, width = hw_shape
+        size = self.window_size
+        x = query.unflatten(1, (height, width))
+        x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+        windows = self.w_msa(self.window_partition(x).flatten(1, 2)).unflatten(1, (size, size))
+        x = self.window_reverse(windows, *x.shape[1:3])[:, :height, :width]
+        return self.drop(x.flatten(1, 2))
+
+
+def _resize_table(table: Tensor, length: int) -> Tensor:
+    """(L, H) to (length, H), both of squares."""
+    if len(table) == length:
+        return table
+    old, new = round(len(table) ** 0.5), round(length**0.5)
+    maps = table.t().reshape(1, -1, old, old)
+    return F.interpolate(maps, size=(new, new), mode='bicubic').flatten(2)[0].t().contiguous()
