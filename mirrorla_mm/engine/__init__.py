@@ -1,16 +1,18 @@
-"""What touches mmengine's runtime: loading and saving checkpoints."""
+"""What touches mmengine's runtime: checkpoints, mixed precision, and what command lines share."""
 
-from . import amp  # noqa: F401
+from . import amp, distributed, saving  # noqa: F401
 from .checkpoint import (
     CheckpointError,
     UnsafeCheckpointError,
     load_checkpoint_file,
     register_safe_loader,
 )
+from .errors import UserError
 
 __all__ = [
     'CheckpointError',
     'UnsafeCheckpointError',
+    'UserError',
     'load_checkpoint_file',
     'register_safe_loader',
 ]

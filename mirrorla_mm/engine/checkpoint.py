@@ -21,6 +21,7 @@ import torch
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from . import safe_pickle
+from .errors import UserError
 
 __all__ = [
     'CheckpointError',
@@ -31,8 +32,8 @@ __all__ = [
 ]
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message is one sentence for the user, naming the file."""
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint cannot be used; the message names the file."""
 
 
 class UnsafeCheckpointError(CheckpointError):

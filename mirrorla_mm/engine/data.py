@@ -1,0 +1,107 @@
+"""Data that is missing or damaged, said in one sentence."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from PIL import Image
+
+from .errors import UserError
+
+__all__ = ['DataError', 'check_data', 'name_damaged_files']
+
+
+class DataError(UserError):
+    """A file of a data set is missing or cannot be read.
+
+    A worker process hands an error on with its whole traceback as the text; only the sentence is
+    kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rsplit(f'{type(self).__name__}: ', 1)[-1].strip())
+
+
+def check_data(cfg: Config, keys: Iterable[str]) -> None:
+    """Make sure that the files and folders that a config names are there.
+
+    Args:
+        cfg (Config): The config of a run.
+        keys (Iterable[str]): Its entries to look at, dataloaders and evaluators.
+
+    Raises:
+        DataError: If one is not, naming the first and all entries of the config to change.
+    """
+    absent = [found for key in keys for found in _absent(cfg.get(key) or {}, key)]
+    if not absent:
+        return
+    options = ' '.join(dict.fromkeys(f'{option}=PATH' for option, _ in absent))
+    raise DataError(
+        f'The data are not there: {absent[0][1]} does not exist. Put or link them there, or name '
+        f'another place with --cfg-options {options}'
+    )
+
+
+def _absent(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Pairs of the entry to change and the path that it leads to, where nothing lies."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _absent(item, f'{key}.{index}')
+        return
+    if not isinstance(node, dict):
+        return
+    for child in ('dataset', 'datasets', 'metrics'):
+        yield from _absent(node.get(child), f'{key}.{child}')
+    root = node.get('data_root') or ''
+    entries = {'ann_file': node.get('ann_file'), **(node.get('data_prefix') or {})}
+    for name, value in entries.items():
+        # An empty prefix is the root itself, an empty ann_file means none.
+        if not isinstance(value, str) or (not value and (name == 'ann_file' or not root)):
+            continue
+        path = os.path.join(root, value)
+        if '://' not in path and not node.get('backend_args') and not os.path.exists(path):
+            yield f'{key}.{"data_root" if root else name}', path
+
+
+def name_damaged_files() -> None:
+    """Let data sets name the picture or label that they cannot read.
+
+    OpenMMLab's transforms raise whatever the decoder raises, which seldom names the file.
+    """
+    if not hasattr(BaseDataset.prepare_data, '__wrapped__'):
+        BaseDataset.prepare_data = _naming(BaseDataset.prepare_data)
+
+
+def _naming(prepare_data: Any) -> Any:
+    @functools.wraps(prepare_data)
+    def named(self: BaseDataset, idx: int) -> Any:
+        try:
+            return prepare_data(self, idx)
+        except Exception as error:
+            info = self.get_data_info(idx)
+            for path in (info.get('img_path'), info.get('seg_map_path')):
+                problem = _problem(path) if isinstance(path, str) else None
+                if problem:
+                    raise DataError(f'{path} {problem}.') from error
+            raise
+
+    return named
+
+
+def _problem(path: str) -> str | None:
+    """What is wrong with a picture file, or None."""
+    if '://' in path:
+        return None
+    if not os.path.exists(path):
+        return 'does not exist, but the annotations of the data set name it'
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception:
+        return 'is not a readable picture: it is damaged, cut short or of another format'
+    return None

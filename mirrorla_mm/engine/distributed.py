@@ -1,0 +1,51 @@
+"""Distributed runs on machines without a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import MODEL_WRAPPERS
+from torch import distributed, nn
+
+__all__ = ['CPUDistributedDataParallel', 'use_gloo_without_gpu']
+
+
+@MODEL_WRAPPERS.register_module(force=True)
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """``MMDistributedDataParallel`` for models on the CPU, which have no device to be bound to.
+
+    Args:
+        module (nn.Module): The model.
+        device_ids (list, optional): What mmengine passes; not used.
+        **kwargs: Options of :class:`torch.nn.parallel.DistributedDataParallel`.
+    """
+
+    def __init__(self, module: nn.Module, device_ids: list | None = None, **kwargs: Any) -> None:
+        super().__init__(module=module, **kwargs)
+
+
+def use_gloo_without_gpu(cfg: Config) -> None:
+    """Let a config that was launched by torchrun run on CPUs.
+
+    mmengine binds each process to a GPU before anything else, unless the process group exists.
+
+    Args:
+        cfg (Config): The config of the run, changed in place.
+    """
+    if cfg.launcher != 'pytorch' or get_device() != 'cpu':
+        return
+    if not distributed.is_initialized():
+        distributed.init_process_group('gloo')
+    cfg.setdefault(
+        'model_wrapper_cfg',
+        {
+            'type': 'CPUDistributedDataParallel',
+            'broadcast_buffers': False,
+            'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        },
+    )
+    torch.set_num_threads(1)

@@ -1,0 +1,88 @@
+"""What the command lines for training and testing share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .data import name_damaged_files
+from .distributed import use_gloo_without_gpu
+from .errors import UserError
+
+__all__ = ['add_common_arguments', 'build_runner', 'is_segmentation', 'load_config']
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that both command lines have, named as in mmdet and mmseg."""
+    parser.add_argument('--work-dir', help='folder for logs, checkpoints and metrics')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: a.b=1 c="[1,2]" d=x,y; no spaces in a value',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
+    )
+    # torch.distributed.launch passes it on; torchrun sets the environment instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the common options.
+
+    Args:
+        args (argparse.Namespace): With ``config`` and what :func:`add_common_arguments` added.
+
+    Returns:
+        Config: With ``launcher`` and ``work_dir`` set; the latter by the option, else by the
+        config, else ``work_dirs/<name of the config>``.
+
+    Raises:
+        UserError: If there is no such config or it cannot be read.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise UserError(f'The config {args.config} does not exist.')
+    try:
+        cfg = Config.fromfile(args.config)
+        cfg.merge_from_dict(args.cfg_options or {})
+    except Exception as error:
+        raise UserError(f'The config {args.config} cannot be used: {error}') from error
+    cfg.launcher = args.launcher
+    cfg.work_dir = (
+        args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    )
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a config, on CPUs too where it was launched on several.
+
+    Args:
+        cfg (Config): From :func:`load_config`.
+
+    Returns:
+        Runner: Its data sets will name the files that they cannot read.
+    """
+    name_damaged_files()
+    use_gloo_without_gpu(cfg)
+    return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+
+
+def is_segmentation(cfg: Config) -> bool:
+    """Whether a config is one of mmseg's, by the metric that it is tested with."""
+    metrics = cfg.get('test_evaluator') or {}
+    first = metrics[0] if isinstance(metrics, (list, tuple)) else metrics
+    kind = first.get('type', '')
+    module = kind if isinstance(kind, str) else kind.__module__
+    scope = module.split('.')[0] if '.' in module else cfg.get('default_scope')
+    return scope == 'mmseg'

@@ -1,0 +1,144 @@
+"""Test a detector or a segmentor and report its metrics."""
+
+import argparse
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
+from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
+from mirrorla_mm.engine.data import check_data
+from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.launch import (
+    add_common_arguments,
+    build_runner,
+    is_segmentation,
+    load_config,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or URL')
+    parser.add_argument(
+        '--out',
+        help='save the predictions: detection to this .pkl file, segmentation to this folder',
+    )
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument(
+        '--show-dir', help='save drawn predictions to this folder in the work dir of the run'
+    )
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
+    """Let the visualization hook show or save what the model predicts."""
+    scope, kind = ('mmseg', 'Seg') if is_segmentation(cfg) else ('mmdet', 'Det')
+    hook = cfg.setdefault('default_hooks', ConfigDict()).setdefault(
+        'visualization', ConfigDict(type=f'{scope}.{kind}VisualizationHook')
+    )
+    visualizer = cfg.setdefault(
+        'visualizer',
+        ConfigDict(
+            type=f'{scope}.{kind}LocalVisualizer',
+            name='visualizer',
+            vis_backends=[ConfigDict(type='LocalVisBackend')],
+        ),
+    )
+    hook.update(draw=True, show=args.show, wait_time=args.wait_time)
+    if args.show_dir and scope == 'mmseg':
+        visualizer.save_dir = args.show_dir
+    elif args.show_dir:
+        hook.test_out_dir = args.show_dir
+
+
+def augment_at_test_time(cfg: Config) -> None:
+    """Wrap the model and replace the pipeline; for detection, flips where the config has none."""
+    if is_segmentation(cfg):
+        if not {'tta_model', 'tta_pipeline'} <= cfg.keys():
+            raise UserError('--tta needs tta_model and tta_pipeline in the config.')
+    else:
+        cfg.setdefault('tta_model', {'type': 'DetTTAModel', 'tta_cfg': DET_TTA_NMS})
+        cfg.setdefault('tta_pipeline', flipped(test_dataset(cfg).pipeline))
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    test_dataset(cfg).pipeline = cfg.tta_pipeline
+
+
+DET_TTA_NMS = {'nms': {'type': 'nms', 'iou_threshold': 0.5}, 'max_per_img': 100}
+DET_TTA_KEYS = (
+    'img_id',
+    'img_path',
+    'ori_shape',
+    'img_shape',
+    'scale_factor',
+    'flip',
+    'flip_direction',
+)
+
+
+def test_dataset(cfg: Config) -> ConfigDict:
+    """The data set within its wrappers."""
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def flipped(pipeline: list) -> list:
+    """The pipeline with its packing step done twice, flipped and not."""
+    flips = [{'type': 'RandomFlip', 'prob': prob} for prob in (1.0, 0.0)]
+    pack = [{'type': 'PackDetInputs', 'meta_keys': DET_TTA_KEYS}]
+    return [*deepcopy(pipeline[:-1]), {'type': 'TestTimeAug', 'transforms': [flips, pack]}]
+
+
+def save_predictions(runner: Runner, out: str) -> None:
+    """Save detections to a pickle file; segmentation maps are saved by their metric."""
+    from mmdet.evaluation import DumpDetResults
+
+    runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
+
+
+def save_maps(cfg: Config, out: str) -> None:
+    """Let the metrics save the predicted label maps."""
+    evaluators = cfg.test_evaluator
+    for metric in evaluators if isinstance(evaluators, list) else [evaluators]:
+        metric.update(output_dir=out, keep_results=True)
+
+
+def build(args: argparse.Namespace) -> Runner:
+    """Build the runner that the command line asks for."""
+    cfg = load_config(args)
+    segmentation = is_segmentation(cfg)
+    if args.out and not segmentation and not args.out.endswith(('.pkl', '.pickle')):
+        raise UserError(f'--out of a detector is a .pkl file, not {args.out}.')
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args)
+    if args.tta:
+        augment_at_test_time(cfg)
+    if args.out and segmentation:
+        save_maps(cfg, args.out)
+    check_data(cfg, ('test_dataloader', 'test_evaluator'))
+    runner = build_runner(cfg)
+    if args.out and not segmentation:
+        save_predictions(runner, args.out)
+    runner.register_hook(CheckpointFitHook(args.checkpoint))
+    return runner
+
+
+def main() -> None:
+    """Test."""
+    args = parse_args()
+    with one_line_errors():
+        build(args).test()
+
+
+if __name__ == '__main__':
+    main()

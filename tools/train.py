@@ -1,0 +1,85 @@
+"""Train a detector or a segmentor."""
+
+import argparse
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
+from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
+from mirrorla_mm.engine.data import check_data
+from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.launch import add_common_arguments, build_runner, load_config
+from mirrorla_mm.engine.saving import find_latest_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate from the batch size of the config to the one in use',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='resume from this checkpoint, or without a value from the latest in the work dir',
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def enable_amp(cfg: Config) -> None:
+    """Switch the config to mixed precision, with dynamic loss scaling."""
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {kind}.')
+    cfg.optim_wrapper.type = 'mirrorla_mm.AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Let the runner scale the learning rate by the batch size."""
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise UserError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config.')
+    cfg.auto_scale_lr.enable = True
+
+
+def resume_from(cfg: Config, checkpoint: str) -> str | None:
+    """Set the checkpoint to resume from; where there is none yet, training starts afresh."""
+    if checkpoint == 'auto':
+        checkpoint = find_latest_checkpoint(cfg.work_dir)
+    cfg.resume = checkpoint is not None
+    if cfg.resume:
+        cfg.load_from = checkpoint
+    return checkpoint
+
+
+def build(args: argparse.Namespace) -> Runner:
+    """Build the runner that the command line asks for."""
+    cfg = load_config(args)
+    if args.amp:
+        enable_amp(cfg)
+    if args.auto_scale_lr:
+        enable_auto_scale_lr(cfg)
+    checkpoint = resume_from(cfg, args.resume) if args.resume else None
+    check_data(cfg, ('train_dataloader', 'val_dataloader', 'val_evaluator'))
+    runner = build_runner(cfg)
+    if checkpoint:
+        runner.register_hook(CheckpointFitHook(checkpoint))
+    return runner
+
+
+def main() -> None:
+    """Train."""
+    args = parse_args()
+    with one_line_errors():
+        build(args).train()
+
+
+if __name__ == '__main__':
+    main()
