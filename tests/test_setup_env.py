@@ -186,6 +186,23 @@ def test_failing_pip_leaves_no_stamp(env, tmp_path, monkeypatch):
     assert not list(env.STAMPS.glob('*'))
 
 
+def test_package_is_installed_again_after_it_was_removed_or_its_version_rose(env, monkeypatch):
+    calls = []
+    link = site_packages(env) / '__editable__.mirrorla_mm-0.1.0.pth'
+    monkeypatch.setattr(env, 'pip', lambda *_, **__: calls.append(link.touch()) or True)
+    (env.ROOT / 'mirrorla_mm').mkdir()
+    for name in ('setup.py', 'pyproject.toml', 'mirrorla_mm/version.py'):
+        (env.ROOT / name).touch()
+    env.install_package()
+    env.install_package()
+    assert len(calls) == 1
+    link.unlink()
+    env.install_package()
+    (env.ROOT / 'mirrorla_mm' / 'version.py').write_text('1')
+    env.install_package()
+    assert len(calls) == 3
+
+
 def test_ops_are_tried_again_after_torch_or_mmcv_changed(env, monkeypatch):
     monkeypatch.setattr(env, 'has_gpu', lambda: False)
     site = site_packages(env)

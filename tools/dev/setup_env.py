@@ -267,18 +267,20 @@ def install_requirements() -> None:
     stamp.set()
 
 
-def install_package() -> None:
-    files = [ROOT / 'setup.py', ROOT / 'mirrorla_mm' / 'version.py', ROOT / 'pyproject.toml']
+def package_stamp() -> Stamp:
+    files = [ROOT / name for name in ('setup.py', 'pyproject.toml', 'mirrorla_mm/version.py')]
     files += sorted((ROOT / 'requirements').glob('*.txt'))
     state = file_state(site_file('__editable__.mirrorla_mm*.pth'))
-    stamp = Stamp('package', key_of(ROOT, state, *files))
-    if stamp.is_set():
+    return Stamp('package', key_of(str(ROOT), state, *files))
+
+
+def install_package() -> None:
+    if package_stamp().is_set():
         return
     say('installing this package (editable)')
     editable = ('install', '--quiet', '--no-build-isolation', '--no-deps', '--editable', ROOT)
     must_pip('installing this package', *editable)
-    state = file_state(site_file('__editable__.mirrorla_mm*.pth'))
-    Stamp('package', key_of(ROOT, state, *files)).set()
+    package_stamp().set()
 
 
 # --- mmcv's compiled ops -------------------------------------------------------------------------
