@@ -3,9 +3,10 @@
 from importlib.util import find_spec
 
 from .mirrorla import MirrorLA
+from .nalaformer import NaLaFormer
 from .ravlt import RAVLT
 
-__all__ = ['RAVLT', 'MirrorLA']
+__all__ = ['RAVLT', 'MirrorLA', 'NaLaFormer']
 
 # The hosts on top of stock classes are there where the stock is.
 if find_spec('mmdet') or find_spec('mmseg'):

@@ -97,6 +97,9 @@ class RAVLT(BaseModule):
         [(1, 32, 16, 16), (1, 64, 8, 8), (1, 128, 4, 4), (1, 384, 2, 2)]
     """
 
+    archs = ARCHS
+    block = Block
+
     def __init__(
         self,
         arch: str | dict = 't',
@@ -113,7 +116,7 @@ class RAVLT(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg or pretrained_init_cfg(pretrained))
-        settings = arch_settings(arch)
+        settings = arch_settings(arch, self.archs)
         self.embed_dims = settings['embed_dims']
         self.depths = settings['depths']
         self.layout = stage_layout(layout, len(self.depths))
@@ -135,7 +138,7 @@ class RAVLT(BaseModule):
             self.stages.append(
                 nn.Sequential(
                     *(
-                        Block(
+                        self.block(
                             channels,
                             settings['num_heads'][i],
                             attn_cfgs[self.layout[i]],
@@ -223,18 +226,18 @@ def pretrained_init_cfg(pretrained: str | None) -> dict | None:
     return dict(type='Pretrained', checkpoint=pretrained)
 
 
-def arch_settings(arch: str | dict) -> dict:
+def arch_settings(arch: str | dict, archs: dict[str, dict] = ARCHS) -> dict:
     """Settings of a named or custom architecture, one ``layer_scale`` a stage.
 
     Raises:
         ValueError: If the name is unknown or the dict lacks or misspells a key.
     """
     if isinstance(arch, str):
-        if arch.lower() not in ARCHS:
+        if arch.lower() not in archs:
             raise ValueError(
-                f"Unknown arch '{arch}'; choose from {', '.join(ARCHS)} or give a dict."
+                f"Unknown arch '{arch}'; choose from {', '.join(archs)} or give a dict."
             )
-        arch = ARCHS[arch.lower()]
+        arch = archs[arch.lower()]
     missing = [key for key in ARCH_KEYS if key not in arch]
     unknown = [key for key in arch if key not in (*ARCH_KEYS, *ARCH_DEFAULTS)]
     if missing or unknown:

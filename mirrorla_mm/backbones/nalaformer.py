@@ -1,0 +1,72 @@
+"""NaLaFormer: the RAVLT host as norm-aware linear attention was published in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..attention.base import depthwise, to_map, to_tokens
+from ..registry import register_model
+from .layers import Block
+from .ravlt import ARCHS as RAVLT_ARCHS
+from .ravlt import RAVLT
+
+# The authors' released code: RAVLT's pyramids with other heads and hidden widths in some.
+ARCHS = {
+    'xt': dict(RAVLT_ARCHS['xt'], num_heads=(1, 2, 4, 12), drop_path_rate=0.1),
+    't': dict(RAVLT_ARCHS['t'], mlp_ratio=4),
+    's': RAVLT_ARCHS['s'],
+    'b': dict(RAVLT_ARCHS['b'], mlp_ratio=4),
+    'l': RAVLT_ARCHS['l'],
+}
+
+
+class NaLaBlock(Block):
+    """RAVLT's block with a second positional convolution, before the feed-forward network.
+
+    Every attention in it, softmax too, normalises its output and has a SiLU gate. Arguments are
+    those of :class:`~mirrorla_mm.backbones.layers.Block`.
+    """
+
+    def __init__(self, embed_dims: int, num_heads: int, attn_cfg: dict, **kwargs) -> None:
+        super().__init__(embed_dims, num_heads, {'out_norm': True, **attn_cfg}, **kwargs)
+        self.pos2 = depthwise(embed_dims, 3)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        hw_shape = x.shape[-2:]
+        x = to_tokens(x + self.pos(x))
+        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x), hw_shape))
+        x = to_map(x, hw_shape)
+        x = to_tokens(x + self.pos2(x))
+        x = x + self.drop_path(self.gamma2 * self.ffn(self.norm2(x), hw_shape))
+        return to_map(x, hw_shape)
+
+
+@register_model
+class NaLaFormer(RAVLT):
+    """RAVLT with norm-aware linear attention and NaLaFormer's blocks (Meng et al., ICML 2026).
+
+    Args:
+        arch (str | dict): ``'xt'``, ``'t'``, ``'s'``, ``'b'``, ``'l'``, or a dict as for
+            :class:`RAVLT`.
+        layout (str | Sequence[str]): See :class:`RAVLT`; the published layout is ``'paper'`` too.
+        attn_cfg (dict, optional): The attention of the linear stages. Defaults to
+            :class:`~mirrorla_mm.attention.NaLaAttention`.
+        **kwargs: Options of :class:`RAVLT`.
+
+    Example:
+        >>> model = NaLaFormer('t', layout='linear')
+    """
+
+    archs = ARCHS
+    block = NaLaBlock
+
+    def __init__(
+        self,
+        arch: str | dict = 't',
+        layout: str | Sequence[str] = 'paper',
+        attn_cfg: dict | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(arch, layout, attn_cfg or dict(type='NaLaAttention'), **kwargs)
