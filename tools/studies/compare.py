@@ -1,0 +1,151 @@
+"""Compare attentions in one small host on real pictures: same schedule, same seeds.
+
+Every finished run leaves one small file, and one that was stopped goes on at its last checkpoint,
+so that the same command may be given again and again. Example:
+
+    python tools/studies/compare.py --data-root data/ade --rows relu relu-mirror \\
+        --report docs/studies/camvid
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mirrorla_mm.analysis.study import (
+    ROWS,
+    ordering,
+    plot,
+    read_results,
+    results_table,
+    scores_of,
+)
+
+CONFIG = 'configs/studies/ravlt-study_efficientvit-head_1xb8-200_camvid-96x96.py'
+TABLES = ('Tab. 7', 'Tab. 8')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--config', default=CONFIG, help='the host and its schedule')
+    parser.add_argument('--data-root', help="pictures and annotations in ADE20K's layout")
+    parser.add_argument('--work-dir', default='work_dirs/study', type=Path)
+    parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--iters', type=int, help="iterations of a run; the config's by default")
+    parser.add_argument(
+        '--report', type=Path, help='folder for results.json, README.md, results.png'
+    )
+    parser.add_argument('--report-only', action='store_true', help='train nothing')
+    return parser.parse_args()
+
+
+class Progress(Hook):
+    """Says where the study stands, on one line."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self.every_n_train_iters(runner, 25):
+            loss = outputs['loss'].item()
+            print(
+                f'{self.label}: {runner.iter + 1}/{runner.max_iters}, loss {loss:.3f}', flush=True
+            )
+
+
+def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
+    """The study's config with one row's attention, seed, data and length."""
+    cfg = Config.fromfile(args.config)
+    cfg.model.backbone.attn_cfg = ROWS[name].attn_cfg
+    cfg.randomness = dict(seed=seed)
+    cfg.work_dir = str(args.work_dir / name / f'seed-{seed}')
+    cfg.experiment_name = f'{name}-seed-{seed}'
+    cfg.log_level = 'WARNING'
+    if args.data_root:
+        for loader in (cfg.train_dataloader, cfg.val_dataloader):
+            loader.dataset.data_root = args.data_root
+    if args.iters:
+        cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = args.iters
+        cfg.param_scheduler[-1].end = args.iters
+    return cfg
+
+
+def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
+    """Train and evaluate one row with one seed."""
+    runner = Runner.from_cfg(run_config(args, name, seed))
+    runner.register_hook(Progress(label))
+    start = time.time()
+    runner.train()
+    scores = runner.message_hub.log_scalars
+    return dict(
+        row=name,
+        seed=seed,
+        iters=runner.max_iters,
+        mIoU=float(scores['val/mIoU'].current()),
+        aAcc=float(scores['val/aAcc'].current()),
+        parameters=sum(p.numel() for p in runner.model.parameters()),
+        seconds=round(time.time() - start),
+        machine=f'{platform.machine()}, {torch.get_num_threads()} threads'
+        if not torch.cuda.is_available()
+        else torch.cuda.get_device_name(),
+        torch=torch.__version__,
+        date=date.today().isoformat(),
+    )
+
+
+def run_missing(args: argparse.Namespace) -> None:
+    """Train what has no result yet, one row at a time."""
+    todo = [(name, seed) for name in args.rows for seed in args.seeds]
+    for number, (name, seed) in enumerate(todo, 1):
+        path = args.work_dir / name / f'seed-{seed}.json'
+        label = f'[{number}/{len(todo)}] {ROWS[name].label}, seed {seed}'
+        if path.exists():
+            print(f'{label}: done before')
+            continue
+        result = run(args, name, seed, label)
+        partial = path.with_suffix('.partial')
+        partial.write_text(json.dumps(result, indent=1) + '\n')
+        partial.rename(path)
+        print(f'{label}: mIoU {result["mIoU"]:.2f} in {result["seconds"]} s', flush=True)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Table, verdict and, with ``--report``, the files."""
+    results = read_results(args.work_dir)
+    if not results:
+        raise SystemExit(f'No finished run under {args.work_dir}: run the study first.')
+    scores = scores_of(results)
+    verdicts = [ordering(scores, table) for table in TABLES]
+    text = '\n\n'.join([results_table(results), *verdicts])
+    print('\n' + text)
+    if args.report is None:
+        return
+    args.report.mkdir(parents=True, exist_ok=True)
+    (args.report / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    plot(results, args.report / 'results.png', f'{Path(args.config).stem}')
+    (args.report / 'results.md').write_text(text + '\n')
+
+
+def main() -> int:
+    args = parse_args()
+    if not args.report_only:
+        run_missing(args)
+    report(args)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
