@@ -81,7 +81,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
         labels.append(label)
         full_areas.append(area)
         image = _paste(rng, image, mask)
-    image += rng.normal(0, 5, image.shape)
+    image += 5 * rng.standard_normal(image.shape, np.float32)
     return Scene(np.clip(image, 0, 255).round().astype(np.uint8), instances, tuple(labels))
 
 
@@ -119,17 +119,15 @@ def _shape_mask(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
 def _paste(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Lay a textured shape with a soft edge and a soft shadow over the image."""
     size = len(mask)
-    opacity = cv2.GaussianBlur(mask.astype(np.float64), (3, 3), 0.6)[..., None]
-    shift = np.float64([[1, 0, 2], [0, 1, 3]])
-    shadow = cv2.warpAffine(mask.astype(np.float64), shift, (size, size))
+    opacity = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.6)[..., None]
+    shift = np.float32([[1, 0, 2], [0, 1, 3]])
+    shadow = cv2.warpAffine(mask.astype(np.float32), shift, (size, size))
     shaded = image * (1 - 0.45 * cv2.GaussianBlur(shadow, (9, 9), 2.0)[..., None])
     return opacity * _texture(rng, size, saturation=(0.45, 0.95)) + (1 - opacity) * shaded
 
 
-def _texture(
-    rng: np.random.Generator, size: int, saturation: tuple[float, float]
-) -> np.ndarray:
-    """A random pattern between two random colours, (S, S, 3) float64 in 0...255."""
+def _texture(rng: np.random.Generator, size: int, saturation: tuple[float, float]) -> np.ndarray:
+    """A random pattern between two random colours, (S, S, 3) float32 in 0...255."""
     pattern: Callable = (_noise, _stripes, _checks, _slope)[rng.integers(4)]
     weight = pattern(rng, size)[..., None]
     hue = rng.uniform(0, 360)
@@ -139,13 +137,15 @@ def _texture(
 def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float]) -> np.ndarray:
     """An RGB colour in 0...255 near a hue given in degrees."""
     hsv = [(hue + rng.normal(0, 20)) % 360, rng.uniform(*saturation), rng.uniform(0.35, 0.95)]
-    return 255.0 * cv2.cvtColor(np.float32([[hsv]]), cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
+    return 255 * cv2.cvtColor(np.float32([[hsv]]), cv2.COLOR_HSV2RGB)[0, 0]
 
 
 def _noise(rng: np.random.Generator, size: int) -> np.ndarray:
     """Smooth noise: random grids of rising resolution, each half as strong as the one before."""
     octaves = [
-        cv2.resize(rng.random((cells, cells)), (size, size), interpolation=cv2.INTER_CUBIC)
+        cv2.resize(
+            rng.random((cells, cells), np.float32), (size, size), interpolation=cv2.INTER_CUBIC
+        )
         for cells in (4, 8, 16, 32)
     ]
     total = sum(0.5**i * octave for i, octave in enumerate(octaves))
@@ -155,8 +155,8 @@ def _noise(rng: np.random.Generator, size: int) -> np.ndarray:
 def _phase(rng: np.random.Generator, size: int, period: tuple[float, float]) -> np.ndarray:
     """Phase in radians of a plane wave in a random direction, (S, S)."""
     angle, offset = rng.uniform(0, math.pi), rng.uniform(0, 2 * math.pi)
-    rows, columns = np.mgrid[:size, :size]
-    along = rows * math.sin(angle) + columns * math.cos(angle)
+    steps = np.arange(size, dtype=np.float32)
+    along = steps[:, None] * math.sin(angle) + steps * math.cos(angle)
     return 2 * math.pi * along / rng.uniform(*period) + offset
 
 

@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/mirrorla_efficientvit-head.py',
+    './_base_/demo_segmentation.py',
+    './_base_/demo_runtime.py',
+]
+default_scope = 'mmseg'
+
+model = dict(
+    data_preprocessor=dict(size=(160, 160)),
+    backbone=dict(arch='xt', layout='linear'),
+    decode_head=dict(
+        in_channels=[64, 128, 384], channels=48, num_classes=6, norm_cfg=dict(type='BN')
+    ),
+)

@@ -1,0 +1,131 @@
+"""Side-by-side pictures of what a model saw, what it should have found and what it found."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.patheffects as effects
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image
+
+from .dataset import image_name, label_name
+from .scenes import BACKGROUND, CLASSES, PALETTE
+
+COLOURS = np.array(PALETTE) / 255
+COLUMNS = ('picture', 'ground truth', 'prediction')
+SCENES_PER_ROW = 2
+OVERLAY = 0.75
+"""Opacity of the classes in a label map that is laid over its picture."""
+
+
+def detection_picture(data: Path, results: Path, scenes: Sequence[int], target: Path) -> None:
+    """Tile scenes of the validation set with their true and their predicted boxes.
+
+    Args:
+        data: directory that :func:`mirrorla_mm.demo.dataset.draw_dataset` filled.
+        results: predictions in COCO's result format, as ``CocoMetric`` writes them.
+        scenes: indices of the validation scenes to show.
+        target: PNG file to write.
+    """
+    coco = json.loads((data / 'annotations' / 'instances_val.json').read_text())
+    truth, found = defaultdict(list), defaultdict(list)
+    for annotation in coco['annotations']:
+        truth[annotation['image_id']].append(annotation)
+    for box in json.loads(results.read_text()):
+        found[box['image_id']].append(box)
+
+    def draw(axes: Sequence[Axes], scene: int) -> None:
+        for axis in axes:
+            axis.imshow(_picture(data, scene))
+        _draw_boxes(axes[1], truth[scene])
+        _draw_boxes(axes[2], [box for box in found[scene] if box['score'] >= 0.4])
+
+    _tile(scenes, draw, 'Detection', _legend(CLASSES, COLOURS[1:]), target)
+
+
+def segmentation_picture(data: Path, results: Path, scenes: Sequence[int], target: Path) -> None:
+    """Tile scenes of the validation set with their true and their predicted label maps.
+
+    Args:
+        data: directory that :func:`mirrorla_mm.demo.dataset.draw_dataset` filled.
+        results: directory of label maps, as ``IoUMetric`` writes them.
+        scenes: indices of the validation scenes to show.
+        target: PNG file to write.
+    """
+
+    def draw(axes: Sequence[Axes], scene: int) -> None:
+        picture = _picture(data, scene)
+        grey = picture.mean(axis=2, keepdims=True) / 255
+        truth = _read(data / 'gtFine' / 'val' / label_name(scene))
+        predicted = _read(results / Path(image_name(scene)).name)
+        axes[0].imshow(picture)
+        for axis, label_map in zip(axes[1:], (truth, predicted), strict=True):
+            axis.imshow((1 - OVERLAY) * grey + OVERLAY * COLOURS[label_map])
+
+    _tile(scenes, draw, 'Segmentation', _legend((BACKGROUND, *CLASSES), COLOURS), target)
+
+
+def _read(path: Path) -> np.ndarray:
+    return np.array(Image.open(path))
+
+
+def _picture(data: Path, scene: int) -> np.ndarray:
+    return _read(data / 'leftImg8bit' / 'val' / image_name(scene))
+
+
+def _draw_boxes(axis: Axes, boxes: Sequence[dict]) -> None:
+    """Draw COCO boxes in their class's colour, with name and, where there is one, score."""
+    outline = [effects.withStroke(linewidth=3.5, foreground='white')]
+    for box in boxes:
+        x, y, width, height = box['bbox']
+        colour = COLOURS[box['category_id']]
+        axis.add_patch(
+            Rectangle((x, y), width, height, fill=False, color=colour, lw=2, path_effects=outline)
+        )
+        score = f' {box["score"]:.2f}' if 'score' in box else ''
+        axis.text(
+            max(x, 1),
+            max(y, 9),
+            CLASSES[box['category_id'] - 1] + score,
+            color='white',
+            fontsize=7.5,
+            va='bottom',
+            bbox=dict(facecolor=colour, edgecolor='none', pad=1.2),
+            clip_on=True,
+        )
+
+
+def _legend(names: Sequence[str], colours: np.ndarray) -> list[Patch]:
+    return [Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)]
+
+
+def _tile(scenes: Sequence[int], draw, title: str, legend: list[Patch], target: Path) -> None:
+    """Lay scenes out in rows of two, three columns each, and save them.
+
+    ``draw(axes, scene)`` draws a scene into its three axes.
+    """
+    rows = -(-len(scenes) // SCENES_PER_ROW)
+    figure = Figure(figsize=(2.3 * 3 * SCENES_PER_ROW, 2.3 * rows + 1.0), layout='constrained')
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=16, fontweight='bold')
+    figure.legend(
+        handles=legend, loc='outside lower center', ncols=len(legend), fontsize=11, frameon=False
+    )
+    blocks = figure.subfigures(1, SCENES_PER_ROW, wspace=0.02)
+    for column, block in enumerate(blocks):
+        grid = block.subplots(rows, 3, squeeze=False)
+        for axis, name in zip(grid[0], COLUMNS, strict=True):
+            axis.set_title(name, fontsize=12)
+        for axis in grid.flat:
+            axis.set_axis_off()
+        for axes, scene in zip(grid, scenes[column::SCENES_PER_ROW]):
+            draw(axes, scene)
+            for axis in axes:
+                axis.set(xlim=(-0.5, axis.get_xlim()[1]), ylim=(axis.get_ylim()[0], -0.5))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)

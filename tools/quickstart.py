@@ -1,0 +1,298 @@
+#!/usr/bin/env python
+"""From nothing to a trained and evaluated MirrorLA-XT detector and segmentor, in minutes.
+
+Draws a small labelled data set, trains both models on it from scratch with ``tools/train.py``,
+evaluates them with ``tools/test.py``, draws what they predict and prints one closing table. What an
+earlier call has finished is reused, and an interrupted training goes on from its last checkpoint.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from mirrorla_mm.demo.dataset import Recipe, draw_dataset, is_drawn, remove_dataset
+from mirrorla_mm.demo.pictures import detection_picture, segmentation_picture
+from mirrorla_mm.engine.errors import UserError
+from mirrorla_mm.engine.saving import find_latest_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+SCENES = range(6)
+"""Validation scenes in the pictures."""
+PROGRESS = re.compile(
+    r'Epoch\(train\)\s+\[(?P<epoch>\d+)\]\[\s*(?P<step>\d+)/(?P<steps>\d+)\]'
+    r'.*\beta: (?P<eta>.+?)  .*\bloss: (?P<loss>\S+)'
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model to train, and how it is judged.
+
+    Attributes:
+        name: of its directory below the work directory.
+        config: file in ``configs/quickstart``.
+        goal: metric that shows whether the model has learned, and the value it must reach.
+        metrics: keys of mmengine's metrics to report, with the names people know them by.
+        results: option of the test evaluator that writes predictions, and its value.
+        predictions: what that writes.
+        draw: draws the side-by-side picture from data, predictions and scenes.
+    """
+
+    name: str
+    config: str
+    goal: tuple[str, float]
+    metrics: dict[str, str]
+    results: tuple[str, str]
+    predictions: str
+    draw: Callable
+
+    @property
+    def config_path(self) -> str:
+        return os.path.relpath(ROOT / 'configs' / 'quickstart' / self.config)
+
+
+TASKS = (
+    Task(
+        name='detector',
+        config='retinanet_mirrorla-xt_fpn_demo.py',
+        goal=('coco/bbox_mAP_50', 0.30),
+        metrics={'coco/bbox_mAP_50': 'bbox AP50', 'coco/bbox_mAP': 'bbox AP'},
+        results=('outfile_prefix', 'predictions'),
+        predictions='predictions.bbox.json',
+        draw=detection_picture,
+    ),
+    Task(
+        name='segmentor',
+        config='mirrorla-xt_efficientvit-head_demo-160x160.py',
+        goal=('mIoU', 60.0),
+        metrics={'mIoU': 'mIoU', 'aAcc': 'aAcc'},
+        results=('output_dir', 'predictions'),
+        predictions='predictions',
+        draw=segmentation_picture,
+    ),
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of the drawn scenes (default 0)')
+    parser.add_argument(
+        '--data-dir', type=Path, default=Path('data/demo'), help='default: data/demo'
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/quickstart'),
+        help='checkpoints, logs and pictures; default: work_dirs/quickstart',
+    )
+    parser.add_argument(
+        '--fresh', action='store_true', help='draw and train again instead of reusing'
+    )
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f'--seed must not be negative, got {args.seed}')
+    return args
+
+
+class Quickstart:
+    """The steps of the quickstart, each of which is skipped where it is done."""
+
+    def __init__(self, args: argparse.Namespace, console: Console) -> None:
+        self.recipe = Recipe(seed=args.seed)
+        self.data: Path = args.data_dir
+        self.work_dir: Path = args.work_dir
+        self.fresh: bool = args.fresh
+        self.console = console
+        # The configs read it, here and in the subprocesses.
+        os.environ['MIRRORLA_DEMO_DATA'] = str(self.data)
+
+    def run(self) -> bool:
+        """Do everything; return whether both models reach their goals."""
+        start = time.monotonic()
+        self.draw_data()
+        scores = {}
+        for task in TASKS:
+            self.prepare(task)
+            self.train(task)
+            scores[task.name] = self.evaluate(task)
+        for task in TASKS:
+            predictions = self.test_dir(task) / task.predictions
+            task.draw(self.data, predictions, SCENES, self.picture(task))
+        self.console.print(self.closing_table(scores, time.monotonic() - start))
+        return all(scores[t.name][t.goal[0]] >= t.goal[1] for t in TASKS)
+
+    def test_dir(self, task: Task) -> Path:
+        return self.work_dir / task.name / 'test'
+
+    def picture(self, task: Task) -> Path:
+        return self.work_dir / f'{task.name}.png'
+
+    def draw_data(self) -> None:
+        self.say('Data', f'{self.recipe.train} + {self.recipe.val} scenes in {self.data}')
+        if self.fresh:
+            remove_dataset(self.data)
+        if is_drawn(self.data, self.recipe):
+            self.console.print('drawn before, reused')
+            return
+        with Progress(console=self.console) as progress:
+            bar = progress.add_task('drawing', total=self.recipe.train + self.recipe.val)
+            draw_dataset(self.data, self.recipe, on_scene=lambda: progress.advance(bar))
+
+    def prepare(self, task: Task) -> None:
+        """Make the task's directory; empty it where another config or data set filled it."""
+        directory = self.work_dir / task.name
+        stamp = directory / 'quickstart.json'
+        config = Config.fromfile(task.config_path, import_custom_modules=False).to_dict()
+        content = json.dumps([asdict(self.recipe), config], sort_keys=True, default=str)
+        current = hashlib.sha256(content.encode()).hexdigest()
+        if directory.exists():
+            if not stamp.exists():
+                raise UserError(
+                    f'{directory} was not made by the quickstart; give another --work-dir.'
+                )
+            if not self.fresh and json.loads(stamp.read_text()) == current:
+                return
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True)
+        stamp.write_text(json.dumps(current))
+
+    def train(self, task: Task) -> None:
+        directory = self.work_dir / task.name
+        self.say(f'Train the {task.name}', f'log: {directory / "train.log"}')
+        epochs = Config.fromfile(task.config_path, import_custom_modules=False).max_epochs
+        checkpoint = find_latest_checkpoint(directory)
+        if checkpoint and Path(checkpoint).stem == f'epoch_{epochs}':
+            self.console.print('trained before, reused')
+            return
+        shutil.rmtree(self.test_dir(task), ignore_errors=True)
+
+        def report(line: str) -> None:
+            if found := PROGRESS.search(line):
+                self.console.print(
+                    'epoch {epoch}/{epochs}, iteration {step}/{steps}: loss {loss}, '
+                    'time left {eta}'.format(epochs=epochs, **found.groupdict()),
+                    highlight=False,
+                )
+
+        resume = ['--resume'] if checkpoint else []
+        self.call('train.py', [task.config_path, *resume], directory, 'train.log', report)
+
+    def evaluate(self, task: Task) -> dict[str, float]:
+        """Metrics of the trained model on the validation scenes, in mmengine's names."""
+        directory = self.test_dir(task)
+        self.say(f'Test the {task.name}', f'log: {directory / "test.log"}')
+        metrics = read_metrics(directory)
+        if metrics is None:
+            checkpoint = find_latest_checkpoint(self.work_dir / task.name)
+            option, value = task.results
+            self.call(
+                'test.py',
+                [
+                    task.config_path,
+                    checkpoint,
+                    '--cfg-options',
+                    f'test_evaluator.{option}={directory / value}',
+                ],
+                directory,
+                'test.log',
+                lambda line: None,
+            )
+            metrics = read_metrics(directory)
+        if metrics is None:
+            raise UserError(f'tools/test.py wrote no metrics into {directory}.')
+        for key, name in task.metrics.items():
+            self.console.print(f'{name} {metrics[key]:.3g}')
+        return metrics
+
+    def call(
+        self, tool: str, arguments: list[str], work_dir: Path, log: str, report: Callable
+    ) -> None:
+        """Run a command of ``tools/``: everything goes to the log, each line to ``report``."""
+        work_dir.mkdir(parents=True, exist_ok=True)
+        script, *rest = os.path.relpath(ROOT / 'tools' / tool), *arguments
+        command = [sys.executable, script, *rest, '--work-dir', str(work_dir)]
+        shown = [os.path.relpath(sys.executable), *command[1:]]
+        self.console.print(f'$ {shlex.join(shown)}', style='dim', soft_wrap=True, markup=False)
+        tail = deque(maxlen=15)
+        with (
+            open(work_dir / log, 'a') as file,
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+            ) as process,
+        ):
+            for line in process.stdout:
+                file.write(line)
+                tail.append(line)
+                report(line)
+        if process.returncode:
+            raise UserError(
+                f'{"".join(tail)}\n{script} ended with exit code {process.returncode}; the whole '
+                f'log is in {work_dir / log}.'
+            )
+
+    def closing_table(self, scores: dict[str, dict[str, float]], seconds: float) -> Table:
+        table = Table(title='MirrorLA-XT on drawn scenes', show_lines=True, title_style='bold')
+        table.add_column('model')
+        table.add_column('on the validation scenes')
+        table.add_column('files', overflow='fold')
+        for task in TASKS:
+            metrics, (goal, needed) = scores[task.name], task.goal
+            figures = [f'{name} {metrics[key]:.3g}' for key, name in task.metrics.items()]
+            verdict = 'learned' if metrics[goal] >= needed else 'NOT learned'
+            figures.append(f'{verdict}: {task.metrics[goal]} ≥ {needed:g} needed')
+            files = (self.picture(task), find_latest_checkpoint(self.work_dir / task.name))
+            table.add_row(task.name, '\n'.join(figures), '\n'.join(map(str, files)))
+        table.add_row(
+            'data', f'{self.recipe.train} + {self.recipe.val} scenes', f'{self.data}{os.sep}'
+        )
+        table.caption = f'this call took {seconds // 60:.0f} min {seconds % 60:.0f} s'
+        return table
+
+    def say(self, title: str, note: str) -> None:
+        self.console.print(f'\n[bold]{title}[/]  [dim]{note}[/]', highlight=False)
+
+
+def read_metrics(directory: Path) -> dict[str, float] | None:
+    """Metrics that mmengine's logger hook wrote at the end of the latest test, if any."""
+    files = sorted(directory.glob('*/*.json'))
+    return json.loads(files[-1].read_text()) if files else None
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)
+    try:
+        learned = Quickstart(args, console).run()
+    except (UserError, FileExistsError) as error:
+        console.print(str(error), style='red', markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print('\nInterrupted. The same command goes on from here.')
+        return 130
+    if not learned:
+        console.print('A model has not reached its goal; see the table.', style='red')
+    return 0 if learned else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
