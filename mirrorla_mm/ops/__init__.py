@@ -18,6 +18,9 @@ from .reflection import (
 )
 from .rope import apply_rope, rope_2d
 
+# After the reference: the backend registered last is preferred.
+from . import fused  # noqa: F401  isort: skip
+
 __all__ = [
     'apply_rope',
     'available_backends',

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 ENVIRONMENT_VARIABLE = 'MIRRORLA_BACKEND'
@@ -95,7 +96,8 @@ def select_backend(*args, **kwargs) -> Backend:
         reason = backend.why_not(*args, **kwargs)
         if reason is None:
             return backend
-        _log_once(candidate, reason)
+        if not torch.compiler.is_compiling():  # a log line would break the graph
+            _log_once(candidate, reason)
     raise RuntimeError('No backend is registered for mirror_attention.')
 
 

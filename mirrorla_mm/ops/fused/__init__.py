@@ -1,0 +1,91 @@
+"""The operator fused in Triton, forwards and backwards: the backend ``'triton'``.
+
+Passes over the tokens, each over all heads of all images:
+
+1. variance of q and of k, for the angles                      (mirror map, variance-aware)
+2. mean of phi(q)                                              (rank augmentation)
+3. ``S = sum w_t R(phi(k_t))^T v_t``, ``m = sum w_t phi(k_t)`` with an online softmax for w
+4. ``o_t = R(phi(q_t)) S / (phi(q_t) . m + 1e-6)``
+
+and backwards, with features, rotations and weights computed again:
+
+5. read q, do: reduce dS, dm and the part of the angles' gradient that is known
+6. read k, v: reduce dqbar and the angles' gradient, write dv
+7. read k, v: write dk       (in pass 6 where the angle does not depend on the variance)
+8. read q, do: write dq      (in pass 5 where neither the variance nor qbar matters)
+
+The floor, in tensors of N x d that must cross the memory bus, since each sum is needed before the
+next pass can begin:
+
+===============================  =======  ========
+rank-augmented, variance-aware      7        11
+rank-augmented                      5         9
+plain, variance-aware               6        11
+plain                               4         7
+===============================  =======  ========
+
+(forward: ``2q + 2k + v + o`` and ``+ q`` for the mean ...). :mod:`.traffic` counts it in bytes.
+
+Importing this module needs torch alone; triton is imported by the first call.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ..backend import Backend, forced_backend, register_backend
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LARGEST_HEAD_DIM = 128
+OLDEST_CAPABILITY = 8
+HAS_TRITON = find_spec('triton') is not None
+
+
+def _run(*args, **kwargs) -> Tensor:
+    from .operator import mirror_attention_fused
+
+    return mirror_attention_fused(*args, **kwargs)
+
+
+def _why_not(
+    q: Tensor, k: Tensor, v: Tensor, *_, hw_shape: tuple[int, int] | None = None, **__
+) -> str | None:
+    channels = q.shape[-1]
+    if not q.shape == k.shape == v.shape:
+        shapes = ', '.join(str(tuple(x.shape)) for x in (q, k, v))
+        return f'q, k and v need one shape, got {shapes}'
+    if any(x.dtype not in DTYPES for x in (q, k, v)):
+        return f'it takes float32, float16 and bfloat16, got {q.dtype}, {k.dtype} and {v.dtype}'
+    if channels % 2 or channels > LARGEST_HEAD_DIM:
+        return (
+            f'the channels of a head need to be even and at most {LARGEST_HEAD_DIM}, got {channels}'
+        )
+    if hw_shape is not None and channels % 4:
+        return f'RoPE needs a multiple of 4 channels per head, got {channels}'
+    if not HAS_TRITON:
+        return 'triton is not installed'
+    if q.device.type == 'cuda':
+        return _device_reason(q.device)
+    if os.environ.get('TRITON_INTERPRET') != '1':
+        return f'the tensors are on the {q.device.type}, not on a GPU'
+    if forced_backend() != 'triton':
+        return 'the interpreter runs only where it is asked for'
+    return None
+
+
+def _device_reason(device: torch.device) -> str | None:
+    if torch.version.hip:
+        return 'the kernels are for NVIDIA GPUs'
+    # The only query that torch.compile folds into a constant.
+    properties = torch.cuda.get_device_properties(device)
+    if properties.major < OLDEST_CAPABILITY:
+        found = f'{properties.major}.{properties.minor}'
+        return f'the GPU needs compute capability {OLDEST_CAPABILITY}.0 or newer, got {found}'
+    return None
+
+
+register_backend('triton', Backend(_run, _why_not))

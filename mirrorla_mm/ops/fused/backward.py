@@ -1,0 +1,292 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Backward kernels, on the forward's grid; derived in docs/mirror_attention_backward.md.
+
+Features, rotations and weights are computed again from q, k, v. Each of the two kernels can reduce
+over the tokens, write gradients of the tokens, or both: where a gradient needs a sum over all
+tokens first (of the angle, of the mean query) it is launched twice.
+"""
+
+import triton
+import triton.language as tl
+
+from .launch import autotune
+from .tiles import (
+    angle_gradient,
+    dot,
+    feature_gradient,
+    head_pointer,
+    interleave,
+    load_features,
+    load_matrix,
+    load_mirror,
+    load_rotation,
+    load_tile,
+    load_vector,
+    pairs,
+    reflect,
+    rotate,
+    store_matrix,
+    store_tile,
+    store_vector,
+)
+
+_SIZES = ('tokens', 'heads', 'splits', 'height', 'width')
+
+
+@triton.jit
+def input_gradient(
+    h, h_grad, cos, sin, pull, mean, FEATURE_MAP: tl.constexpr, VARIANCE_AWARE: tl.constexpr
+):
+    """``dx_t = H dh_t + pull (x_t - mean)``, with ``x = H h`` and one ``pull`` per block."""
+    if VARIANCE_AWARE:
+        return reflect(h_grad + pull * h, cos, sin, FEATURE_MAP) - pull * mean
+    return reflect(h_grad, cos, sin, FEATURE_MAP)
+
+
+@triton.jit
+def load_pull(
+    mirror,
+    angle_grad,
+    head,
+    tokens,
+    VARIANCE_AWARE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """``dTheta (dTheta/dvariance) / N`` for both channels of a block, and the mean; (1, d)."""
+    pull = tl.zeros((1, BLOCK_D), tl.float32)
+    mean = pull
+    if VARIANCE_AWARE:
+        PAIRS: tl.constexpr = HEAD_DIM // 2
+        mirror += head.to(tl.int64) * (5 * PAIRS)
+        slope = load_vector(mirror + 2 * PAIRS, PAIRS, BLOCK_D // 2)
+        change = (
+            load_vector(angle_grad + head.to(tl.int64) * PAIRS, PAIRS, BLOCK_D // 2)
+            * slope
+            / tokens
+        )
+        pull = interleave(change, change)
+        mean = load_vector(mirror + 3 * PAIRS, HEAD_DIM, BLOCK_D)
+    return pull, mean
+
+
+@autotune('backward')
+@triton.jit(do_not_specialize=_SIZES)
+def query_backward_kernel(
+    q,
+    q_strides,
+    grad_out,
+    grad_out_strides,
+    mirror,
+    state,
+    table,
+    mean_query_grad,
+    angle_grad,
+    partial,
+    q_grad,
+    q_grad_strides,
+    tokens,
+    heads,
+    chunk,
+    height,
+    width,
+    REDUCE: tl.constexpr,
+    WRITE: tl.constexpr,
+    RANK_AUGMENTED: tl.constexpr,
+    VARIANCE_AWARE: tl.constexpr,
+    ROPE: tl.constexpr,
+    FEATURE_MAP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Gradients through the output. ``f = phi(q_t)``, ``z = 1 / (f . m + 1e-6)``, ``u = S g_t``:
+
+    - ``dy = -z^2 R(f) . u``, the gradient of the normaliser ``1 / z``
+    - reduced: ``dS = sum R(f)^T (z g)``, ``dm = sum dy f``, and for the mirror ``dTheta`` of the
+      part of ``df`` known here, with ``A = sum h1 [h2 > 0]`` and ``B = sum h2 [h1 > 0]``: the mean
+      query's gradient is the same for all tokens, so that they yield its part of ``dTheta``
+    - written: ``df = z R^T u + dy m + dqbar / N`` through phi.
+
+    ``partial``: (B*H, splits, d^2 + d + 3d/2): dS, dm, dTheta, A, B.
+    """
+    head, split = tl.program_id(0), tl.program_id(1)
+    start = split * chunk
+    stop = tl.minimum(start + chunk, tokens)
+    q = head_pointer(q, q_strides, head, heads)
+    grad_out = head_pointer(grad_out, grad_out_strides, head, heads)
+    cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
+    state += head.to(tl.int64) * (HEAD_DIM * (HEAD_DIM + 1))
+    matrix = tl.trans(load_matrix(state, HEAD_DIM, BLOCK_D))
+    normaliser = load_vector(state + HEAD_DIM * HEAD_DIM, HEAD_DIM, BLOCK_D)
+    if WRITE:
+        q_grad = head_pointer(q_grad, q_grad_strides, head, heads)
+        pull, mean = load_pull(mirror, angle_grad, head, tokens, VARIANCE_AWARE, HEAD_DIM, BLOCK_D)
+        if RANK_AUGMENTED:
+            qbar_grad = (
+                load_vector(mean_query_grad + head.to(tl.int64) * HEAD_DIM, HEAD_DIM, BLOCK_D)
+                / tokens
+            )
+    if REDUCE:
+        state_grad = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
+        normaliser_grad = tl.zeros((BLOCK_D,), tl.float32)
+        if FEATURE_MAP == 'mirror':
+            theta_grad = tl.zeros((BLOCK_D // 2,), tl.float32)
+            only_first = tl.zeros((BLOCK_D // 2,), tl.float32)
+            only_second = tl.zeros((BLOCK_D // 2,), tl.float32)
+    for t0 in range(start, stop, BLOCK_N):
+        h, f = load_features(
+            q, q_strides, cos, sin, t0, stop, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D
+        )
+        g = load_tile(grad_out, grad_out_strides, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
+        rope_cos, rope_sin = load_rotation(
+            table, t0, tokens, height, width, ROPE, HEAD_DIM, BLOCK_N, BLOCK_D
+        )
+        turned = rotate(f, rope_cos, rope_sin, ROPE)
+        u = dot(g, matrix, DOT, PRECISION)
+        z = 1 / (tl.sum(f * normaliser, 1) + 1e-6)[:, None]
+        y_grad = -z * z * tl.sum(turned * u, 1)[:, None]
+        f_grad = z * rotate(u, rope_cos, -rope_sin, ROPE) + y_grad * normaliser
+        if REDUCE:
+            state_grad += dot(tl.trans(turned), g * z, DOT, PRECISION)
+            normaliser_grad += tl.sum(y_grad * f, 0)
+            if FEATURE_MAP == 'mirror':
+                theta_grad += angle_gradient(h, feature_gradient(h, f_grad, FEATURE_MAP))
+                first, second = pairs(h)
+                only_first += tl.sum(tl.where(second > 0, first, 0.0), 0)
+                only_second += tl.sum(tl.where(first > 0, second, 0.0), 0)
+        if WRITE:
+            if RANK_AUGMENTED:
+                f_grad += qbar_grad
+            h_grad = feature_gradient(h, f_grad, FEATURE_MAP)
+            value = input_gradient(h, h_grad, cos, sin, pull, mean, FEATURE_MAP, VARIANCE_AWARE)
+            store_tile(q_grad, q_grad_strides, value, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
+    if REDUCE:
+        PAIRS: tl.constexpr = HEAD_DIM // 2
+        partial += (head * tl.num_programs(1) + split).to(tl.int64) * (
+            HEAD_DIM * (HEAD_DIM + 1) + 3 * PAIRS
+        )
+        store_matrix(partial, state_grad, HEAD_DIM, BLOCK_D)
+        partial += HEAD_DIM * HEAD_DIM
+        store_vector(partial, normaliser_grad, HEAD_DIM, BLOCK_D)
+        if FEATURE_MAP == 'mirror':
+            partial += HEAD_DIM
+            store_vector(partial, theta_grad, PAIRS, BLOCK_D // 2)
+            store_vector(partial + PAIRS, only_first, PAIRS, BLOCK_D // 2)
+            store_vector(partial + 2 * PAIRS, only_second, PAIRS, BLOCK_D // 2)
+
+
+@autotune('backward')
+@triton.jit(do_not_specialize=_SIZES)
+def key_backward_kernel(
+    k,
+    k_strides,
+    v,
+    v_strides,
+    mirror,
+    state,
+    state_grad,
+    mean_query,
+    log_sum,
+    table,
+    angle_grad,
+    partial,
+    k_grad,
+    k_grad_strides,
+    v_grad,
+    v_grad_strides,
+    tokens,
+    heads,
+    chunk,
+    height,
+    width,
+    score_scale,
+    REDUCE: tl.constexpr,
+    WRITE_K: tl.constexpr,
+    WRITE_V: tl.constexpr,
+    RANK_AUGMENTED: tl.constexpr,
+    VARIANCE_AWARE: tl.constexpr,
+    ROPE: tl.constexpr,
+    FEATURE_MAP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Gradients through the state. With ``f = phi(k_t)``, the weight w, ``u = dS v_t``:
+
+    - written: ``dv = w R(f) dS``, ``df = w (R^T u + dm) + ds qbar / sqrt(d)`` through phi
+    - ``ds = w (R(f) . u + f . dm - delta)``, ``delta = <dS, S> + <dm, m>`` (softmax), 0 for plain
+    - reduced: ``dqbar = sum ds f / sqrt(d)``, and ``dTheta`` for the mirror.
+
+    ``state_grad``: rows of which d^2 + d numbers are dS and dm. ``partial``: (B*H, splits, 3d/2):
+    dqbar, dTheta.
+    """
+    LN2: tl.constexpr = 0.6931471805599453
+    head, split = tl.program_id(0), tl.program_id(1)
+    wide_head = head.to(tl.int64)
+    start = split * chunk
+    stop = tl.minimum(start + chunk, tokens)
+    k = head_pointer(k, k_strides, head, heads)
+    v = head_pointer(v, v_strides, head, heads)
+    cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
+    state_grad += wide_head * (HEAD_DIM * (HEAD_DIM + 1) + 3 * (HEAD_DIM // 2))
+    matrix = load_matrix(state_grad, HEAD_DIM, BLOCK_D)
+    normaliser_grad = load_vector(state_grad + HEAD_DIM * HEAD_DIM, HEAD_DIM, BLOCK_D)
+    if RANK_AUGMENTED:
+        state += wide_head * (HEAD_DIM * (HEAD_DIM + 1))
+        delta = tl.sum(matrix * load_matrix(state, HEAD_DIM, BLOCK_D))
+        delta += tl.sum(
+            normaliser_grad * load_vector(state + HEAD_DIM * HEAD_DIM, HEAD_DIM, BLOCK_D)
+        )
+        qbar = load_vector(mean_query + wide_head * HEAD_DIM, HEAD_DIM, BLOCK_D) * score_scale
+        log_total = tl.load(log_sum + wide_head)
+    if REDUCE:
+        qbar_grad = tl.zeros((BLOCK_D,), tl.float32)
+        theta_grad = tl.zeros((BLOCK_D // 2,), tl.float32)
+    if WRITE_K:
+        k_grad = head_pointer(k_grad, k_grad_strides, head, heads)
+        pull, mean = load_pull(mirror, angle_grad, head, tokens, VARIANCE_AWARE, HEAD_DIM, BLOCK_D)
+    if WRITE_V:
+        v_grad = head_pointer(v_grad, v_grad_strides, head, heads)
+    for t0 in range(start, stop, BLOCK_N):
+        h, f = load_features(
+            k, k_strides, cos, sin, t0, stop, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D
+        )
+        value = load_tile(v, v_strides, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
+        rope_cos, rope_sin = load_rotation(
+            table, t0, tokens, height, width, ROPE, HEAD_DIM, BLOCK_N, BLOCK_D
+        )
+        turned = rotate(f, rope_cos, rope_sin, ROPE)
+        if RANK_AUGMENTED:
+            weight = tl.exp2(tl.sum(f * qbar, 1) - log_total)[:, None]
+        else:
+            weight = 1.0 / tokens
+        if WRITE_V:
+            v_value = weight * dot(turned, matrix, DOT, PRECISION)
+            store_tile(v_grad, v_grad_strides, v_value, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
+        if REDUCE or WRITE_K:
+            u = dot(value, tl.trans(matrix), DOT, PRECISION)
+            f_grad = weight * (rotate(u, rope_cos, -rope_sin, ROPE) + normaliser_grad)
+            if RANK_AUGMENTED:
+                s_grad = tl.sum(turned * u + f * normaliser_grad, 1)[:, None]
+                s_grad = weight * (s_grad - delta) * LN2
+                f_grad += s_grad * qbar
+                if REDUCE:
+                    qbar_grad += tl.sum(s_grad * f, 0)
+            h_grad = feature_gradient(h, f_grad, FEATURE_MAP)
+            if REDUCE and FEATURE_MAP == 'mirror':
+                theta_grad += angle_gradient(h, h_grad)
+            if WRITE_K:
+                k_value = input_gradient(
+                    h, h_grad, cos, sin, pull, mean, FEATURE_MAP, VARIANCE_AWARE
+                )
+                store_tile(k_grad, k_grad_strides, k_value, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
+    if REDUCE:
+        PAIRS: tl.constexpr = HEAD_DIM // 2
+        partial += (head * tl.num_programs(1) + split).to(tl.int64) * (3 * PAIRS)
+        store_vector(partial, qbar_grad * score_scale, HEAD_DIM, BLOCK_D)
+        store_vector(partial + HEAD_DIM, theta_grad, PAIRS, BLOCK_D // 2)

@@ -1,0 +1,447 @@
+"""The order of the kernels: what a forward and a backward launch, and the numbers between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .backward import key_backward_kernel, query_backward_kernel
+from .forward import (
+    mean_query_kernel,
+    merge_state_kernel,
+    mirror_kernel,
+    moments_kernel,
+    output_kernel,
+    rope_table_kernel,
+    state_kernel,
+)
+from .launch import INTERPRETED, chunk_size, launch
+
+SPLITS_AT_ONCE = 16
+
+
+class Options(NamedTuple):
+    """What the operator computes; see :func:`~mirrorla_mm.ops.mirror_attention`.
+
+    ``hw_shape`` is empty without RoPE.
+    """
+
+    feature_map: str
+    rank_augmented: bool
+    variance_aware: bool
+    lam: float
+    alpha_max: float
+    hw_shape: tuple[int, ...]
+
+    @property
+    def reflects_by_variance(self) -> bool:
+        return self.variance_aware and self.feature_map == 'mirror'
+
+
+class Statistics(NamedTuple):
+    """What the backward pass keeps beside the inputs: nothing as long as N.
+
+    Attributes:
+        state (Tensor): ``S`` in the first d rows, ``m`` in the last, shape (B, H, d + 1, d).
+        log_sum (Tensor): log2 of the softmax's denominator, shape (B, H).
+        mean_query (Tensor): ``qbar``, shape (B, H, d); empty without rank augmentation.
+        mirror (Tensor): ``cos 2Theta``, ``sin 2Theta``, ``dTheta/dvariance`` and the tokens' mean
+            (two rows) of q and of k, shape (2, B, H, 5, d/2); empty without reflection.
+    """
+
+    state: Tensor
+    log_sum: Tensor
+    mean_query: Tensor
+    mirror: Tensor
+
+
+def empty_out(x: Tensor) -> Tensor:
+    """Room for a tensor like ``x``: channels first where ``x`` is, else heads beside channels."""
+    batch, heads, tokens, channels = x.shape
+    if x.stride(2) == 1 and x.stride(3) != 1:
+        return x.new_empty(batch, heads, channels, tokens).transpose(2, 3)
+    return x.new_empty(batch, tokens, heads, channels).transpose(1, 2)
+
+
+def empty_statistics(q: Tensor, options: Options) -> Statistics:
+    """Uninitialised statistics for ``q`` (B, H, N, d)."""
+    batch, heads, _, channels = q.shape
+
+    def new(*shape: int) -> Tensor:
+        return q.new_empty(shape, dtype=torch.float32)
+
+    return Statistics(
+        state=new(batch, heads, channels + 1, channels),
+        log_sum=new(batch, heads),
+        mean_query=new(batch, heads, channels) if options.rank_augmented else new(0),
+        mirror=new(2, batch, heads, 5, channels // 2)
+        if options.feature_map == 'mirror'
+        else new(0),
+    )
+
+
+class _Plan:
+    """Grid and arguments that the kernels of one call share."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, options: Options) -> None:
+        batch, self.heads, self.tokens, self.channels = q.shape
+        self.rows = batch * self.heads
+        self.chunk = chunk_size(self.tokens, self.rows, q.device)
+        self.splits = triton.cdiv(self.tokens, self.chunk)
+        self.grid = (self.rows, self.splits)
+        self.block = max(16, triton.next_power_of_2(self.channels))
+        self.options = options
+        self.sizes = dict(tokens=self.tokens, heads=self.heads, chunk=self.chunk)
+        self.widths = dict(HEAD_DIM=self.channels, BLOCK_D=self.block)
+        self.feature = dict(FEATURE_MAP=options.feature_map, **self.widths)
+        self.score_scale = self.channels**-0.5 * math.log2(math.e)
+        height, width = options.hw_shape or (1, self.tokens)
+        rope = bool(options.hw_shape)
+        self.attention = dict(
+            height=height,
+            width=width,
+            table=self._rope_table(q, height, width) if rope else None,
+            ROPE=rope,
+            DOT=_dot_dtype(q, k, v),
+            PRECISION=_dot_precision(q, k, v),
+            **self.feature,
+        )
+
+    def partial(self, x: Tensor, *size: int, leading: Sequence[int] = ()) -> Tensor:
+        """A row of float32 numbers for every head and split."""
+        return x.new_empty(*leading, self.rows, self.splits, *size, dtype=torch.float32)
+
+    def _rope_table(self, q: Tensor, height: int, width: int) -> Tensor:
+        quarter = self.channels // 4
+        table = q.new_empty(2, height + width, quarter, dtype=torch.float32)
+        grid = (triton.cdiv((height + width) * quarter, 256),)
+        launch(
+            rope_table_kernel,
+            grid,
+            table=table,
+            height=height,
+            width=width,
+            QUARTER=quarter,
+            BLOCK=256,
+        )
+        return table
+
+
+def _dot_dtype(*tensors: Tensor) -> tl.dtype:
+    """bfloat16 for bfloat16 (the interpreter has no such dot), else float32.
+
+    float16 operands are multiplied as TF32, which holds every one of them exactly and, unlike
+    float16, the products with normalisers and loss scales as well.
+    """
+    bfloat16 = all(x.dtype == torch.bfloat16 for x in tensors)
+    return tl.bfloat16 if bfloat16 and not INTERPRETED else tl.float32
+
+
+def _dot_precision(*tensors: Tensor) -> str:
+    """TF32 for half precision, and for float32 what torch does in its own products."""
+    if all(x.dtype != torch.float32 for x in tensors):
+        return 'tf32'
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, 'fp32_precision'):  # reading allow_tf32 may raise where this was set
+        return 'tf32' if matmul.fp32_precision == 'tf32' else 'ieee'
+    return 'tf32' if matmul.allow_tf32 else 'ieee'
+
+
+def _mirror(
+    plan: _Plan, q: Tensor, k: Tensor, theta: Tensor, theta_k: Tensor | None, mirror: Tensor
+) -> None:
+    """Pass 1: variances of q and k, from them the angles."""
+    options = plan.options
+    partial = None
+    if options.variance_aware:
+        partial = plan.partial(q, 2, plan.channels, leading=(2,))
+        launch(
+            moments_kernel,
+            (*plan.grid, 2),
+            q=q,
+            q_strides=q.stride(),
+            k=k,
+            k_strides=k.stride(),
+            partial=partial,
+            **plan.sizes,
+            **plan.widths,
+        )
+    theta = theta.contiguous()
+    launch(
+        mirror_kernel,
+        (plan.rows, 2),
+        partial=partial,
+        theta_q=theta,
+        theta_k=theta if theta_k is None else theta_k.contiguous(),
+        mirror=mirror,
+        splits=plan.splits,
+        lam=float(options.lam),
+        alpha_max=float(options.alpha_max),
+        VARIANCE_AWARE=options.variance_aware,
+        BLOCK_S=SPLITS_AT_ONCE,
+        **plan.sizes,
+        **plan.widths,
+    )
+
+
+def _mean_query(plan: _Plan, q: Tensor, mirror: Tensor | None, mean_query: Tensor) -> None:
+    """Pass 2: mean of phi(q)."""
+    partial = plan.partial(q, plan.channels)
+    launch(
+        mean_query_kernel,
+        plan.grid,
+        q=q,
+        q_strides=q.stride(),
+        mirror=mirror,
+        partial=partial,
+        **plan.sizes,
+        **plan.feature,
+    )
+    torch.sum(partial.unflatten(0, mean_query.shape[:2]), 2, out=mean_query)
+
+
+def _state(
+    plan: _Plan, k: Tensor, v: Tensor, mirror: Tensor | None, statistics: Statistics
+) -> None:
+    """Pass 3: S and m."""
+    size = plan.channels * (plan.channels + 1)
+    partial, scale = plan.partial(k, size), plan.partial(k, 2)
+    launch(
+        state_kernel,
+        plan.grid,
+        k=k,
+        k_strides=k.stride(),
+        v=v,
+        v_strides=v.stride(),
+        mirror=mirror,
+        mean_query=statistics.mean_query,
+        partial=partial,
+        scale=scale,
+        score_scale=plan.score_scale,
+        RANK_AUGMENTED=plan.options.rank_augmented,
+        **plan.sizes,
+        **plan.attention,
+    )
+    launch(
+        merge_state_kernel,
+        (plan.rows, triton.cdiv(size, 256)),
+        partial=partial,
+        scale=scale,
+        state=statistics.state,
+        log_sum=statistics.log_sum,
+        splits=plan.splits,
+        SIZE=size,
+        BLOCK_S=SPLITS_AT_ONCE,
+        BLOCK=256,
+    )
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, theta: Tensor | None, theta_k: Tensor | None, options: Options
+) -> tuple[Tensor, Statistics]:
+    """The output, shape (B, H, N, d), and the statistics for :func:`backward`."""
+    out, statistics = empty_out(v), empty_statistics(q, options)
+    if not out.numel():
+        return out, statistics
+    plan = _Plan(q, k, v, options)
+    mirror_q = mirror_k = None
+    if options.feature_map == 'mirror':
+        _mirror(plan, q, k, theta, theta_k, statistics.mirror)
+        mirror_q, mirror_k = statistics.mirror
+    if options.rank_augmented:
+        _mean_query(plan, q, mirror_q, statistics.mean_query)
+    _state(plan, k, v, mirror_k, statistics)
+    launch(
+        output_kernel,
+        plan.grid,
+        q=q,
+        q_strides=q.stride(),
+        mirror=mirror_q,
+        state=statistics.state,
+        out=out,
+        out_strides=out.stride(),
+        **plan.sizes,
+        **plan.attention,
+    )
+    return out, statistics
+
+
+class Gradients(NamedTuple):
+    """Gradients of the inputs, None where not asked for; those of the angles are float32."""
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    theta: Tensor | None
+    theta_k: Tensor | None
+
+
+class _Backward:
+    """One backward call: a pass over the queries, one over the keys, and more where needed.
+
+    A gradient is written in the pass that reduces where it needs no sum over all tokens, else in a
+    second pass.
+    """
+
+    def __init__(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        statistics: Statistics,
+        options: Options,
+    ):
+        self.grad_out, self.q, self.k, self.v = grad_out, q, k, v
+        self.statistics = statistics
+        self.plan = _Plan(q, k, v, options)
+        self.mirror_q, self.mirror_k = (
+            statistics.mirror if options.feature_map == 'mirror' else (None, None)
+        )
+        self.flags = dict(
+            RANK_AUGMENTED=options.rank_augmented, VARIANCE_AWARE=options.reflects_by_variance
+        )
+
+    def query_pass(
+        self,
+        partial: Tensor | None = None,
+        q_grad: Tensor | None = None,
+        mean_query_grad: Tensor | None = None,
+        angle_grad: Tensor | None = None,
+    ) -> None:
+        """Reduce if there is a ``partial`` to reduce to, write if there is a ``q_grad``."""
+        launch(
+            query_backward_kernel,
+            self.plan.grid,
+            q=self.q,
+            q_strides=self.q.stride(),
+            grad_out=self.grad_out,
+            grad_out_strides=self.grad_out.stride(),
+            mirror=self.mirror_q,
+            state=self.statistics.state,
+            mean_query_grad=mean_query_grad,
+            angle_grad=angle_grad,
+            partial=partial,
+            q_grad=q_grad,
+            q_grad_strides=_strides(q_grad),
+            REDUCE=partial is not None,
+            WRITE=q_grad is not None,
+            **self.flags,
+            **self.plan.sizes,
+            **self.plan.attention,
+        )
+
+    def key_pass(
+        self,
+        state_grad: Tensor,
+        partial: Tensor | None = None,
+        k_grad: Tensor | None = None,
+        v_grad: Tensor | None = None,
+        angle_grad: Tensor | None = None,
+    ) -> None:
+        """Reduce if there is a ``partial`` to reduce to, write what there is room for."""
+        launch(
+            key_backward_kernel,
+            self.plan.grid,
+            k=self.k,
+            k_strides=self.k.stride(),
+            v=self.v,
+            v_strides=self.v.stride(),
+            mirror=self.mirror_k,
+            state=self.statistics.state,
+            state_grad=state_grad,
+            mean_query=self.statistics.mean_query,
+            log_sum=self.statistics.log_sum,
+            angle_grad=angle_grad,
+            partial=partial,
+            k_grad=k_grad,
+            k_grad_strides=_strides(k_grad),
+            v_grad=v_grad,
+            v_grad_strides=_strides(v_grad),
+            score_scale=self.plan.score_scale,
+            REDUCE=partial is not None,
+            WRITE_K=k_grad is not None,
+            WRITE_V=v_grad is not None,
+            **self.flags,
+            **self.plan.sizes,
+            **self.plan.attention,
+        )
+
+
+def _strides(x: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if x is None else x.stride()
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    statistics: Statistics,
+    needs: Gradients | Sequence[bool],
+    options: Options,
+) -> Gradients:
+    """Gradients of those inputs that ``needs`` (q, k, v, theta, theta_k) marks.
+
+    ``theta``'s is that of the queries alone; where keys share it, the caller adds ``theta_k``'s.
+    """
+    need_q, need_k, need_v, need_theta, need_theta_k = needs
+    q_grad, k_grad, v_grad = (
+        empty_out(x) if need else None for x, need in ((q, need_q), (k, need_k), (v, need_v))
+    )
+    heads, channels = q.shape[1], q.shape[3]
+    if not q.numel():
+        theta = q.new_zeros(heads, channels // 2, dtype=torch.float32)
+        return Gradients(
+            q_grad, k_grad, v_grad, theta if need_theta else None, theta if need_theta_k else None
+        )
+    call = _Backward(grad_out, q, k, v, statistics, options)
+    plan = call.plan
+    mirrors, by_variance = options.feature_map == 'mirror', options.reflects_by_variance
+    through_mean = options.rank_augmented and (need_q or need_theta)
+    q_at_once = not (options.rank_augmented or by_variance)
+    k_at_once = not by_variance
+
+    partial = plan.partial(q, channels * (channels + 1) + 3 * channels // 2)
+    call.query_pass(partial, q_grad if q_at_once else None)
+    query_sums = partial.sum(1)
+
+    partial = plan.partial(q, 3 * channels // 2)
+    reduces = through_mean or (mirrors and (need_theta_k or (need_k and by_variance)))
+    key_now = k_grad if k_at_once else None
+    if reduces or key_now is not None or v_grad is not None:
+        call.key_pass(query_sums, partial if reduces else None, key_now, v_grad)
+    mean_query_grad, angle_grad_k = (
+        x.contiguous() for x in partial.sum(1).split((channels, channels // 2), 1)
+    )
+    if k_grad is not None and not k_at_once:
+        call.key_pass(query_sums, None, k_grad, None, angle_grad_k)
+
+    angle_grad_q = None
+    if mirrors and (need_q or need_theta):
+        direct, only_first, only_second = (
+            query_sums[:, channels * (channels + 1) :].unflatten(1, (3, -1)).unbind(1)
+        )
+        angle_grad_q = direct.contiguous()
+        if options.rank_augmented:
+            first, second = mean_query_grad.unflatten(1, (-1, 2)).unbind(2)
+            angle_grad_q = direct + (second * only_first - first * only_second) * (2 / plan.tokens)
+    if q_grad is not None and not q_at_once:
+        call.query_pass(None, q_grad, mean_query_grad, angle_grad_q)
+
+    def of_theta(angle_grad: Tensor | None, need: bool) -> Tensor | None:
+        return angle_grad.unflatten(0, (-1, heads)).sum(0) if need and mirrors else None
+
+    return Gradients(
+        q_grad,
+        k_grad,
+        v_grad,
+        of_theta(angle_grad_q, need_theta),
+        of_theta(angle_grad_k, need_theta_k),
+    )

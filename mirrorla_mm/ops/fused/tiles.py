@@ -1,0 +1,237 @@
+# mypy: disable-error-code="no-untyped-def"
+"""What the fused kernels share: tiles of tokens, the feature maps, the rotation, a dot product.
+
+A tile holds ``BLOCK_N`` tokens of one head in float32, ``BLOCK_D`` channels wide: ``HEAD_DIM``
+rounded up to a power of two, the rest zero. Channels keep their order; :func:`pairs` splits a tile
+into the first and the second channels of its two-channel blocks, which costs nothing where a
+thread holds both.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pairs(x):
+    """Split (n, d) into the first and the second channels of each block, (n, d/2) each."""
+    return tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
+
+
+@triton.jit
+def interleave(first, second):
+    """Undo :func:`pairs`."""
+    return tl.reshape(tl.join(first, second), (first.shape[0], first.shape[1] * 2))
+
+
+@triton.jit
+def head_pointer(x, strides, head, heads):
+    """Where a head of a (B, H, N, d) tensor begins; ``head`` counts over B*H."""
+    image = (head // heads).to(tl.int64)
+    return x + image * strides[0] + (head % heads).to(tl.int64) * strides[1]
+
+
+@triton.jit
+def tile_pointers(x, strides, start, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Addresses of a tile in a head. Offsets may exceed 2^31, so they are summed in int64."""
+    token = (start + tl.arange(0, BLOCK_N)).to(tl.int64)
+    channel = tl.arange(0, BLOCK_D).to(tl.int64)
+    return x + (token * strides[2])[:, None] + (channel * strides[3])[None, :]
+
+
+@triton.jit
+def tile_mask(start, stop, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """True at the tokens before ``stop`` and the channels that exist."""
+    token, channel = start + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    return (token < stop)[:, None] & (channel < HEAD_DIM)[None, :]
+
+
+@triton.jit
+def load_tile(
+    x, strides, start, stop, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """A tile in float32, zero outside."""
+    mask = tile_mask(start, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
+    return tl.load(tile_pointers(x, strides, start, BLOCK_N, BLOCK_D), mask=mask, other=0.0).to(
+        tl.float32
+    )
+
+
+@triton.jit
+def store_tile(
+    x,
+    strides,
+    value,
+    start,
+    stop,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Write a tile in the tensor's dtype."""
+    mask = tile_mask(start, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
+    tl.store(
+        tile_pointers(x, strides, start, BLOCK_N, BLOCK_D), value.to(x.dtype.element_ty), mask=mask
+    )
+
+
+@triton.jit
+def load_vector(x, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """``SIZE`` contiguous numbers as a row (1, BLOCK), zero beyond."""
+    index = tl.arange(0, BLOCK)
+    return tl.load(x + index, mask=index < SIZE, other=0.0)[None, :]
+
+
+@triton.jit
+def store_vector(x, value, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Write (BLOCK,) to ``SIZE`` contiguous numbers."""
+    index = tl.arange(0, BLOCK)
+    tl.store(x + index, value, mask=index < SIZE)
+
+
+@triton.jit
+def matrix_offsets(HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Offsets and mask of a contiguous (d, d) matrix in a square block."""
+    index = tl.arange(0, BLOCK_D)
+    return index[:, None] * HEAD_DIM + index[None, :], (index < HEAD_DIM)[:, None] & (
+        index < HEAD_DIM
+    )[None, :]
+
+
+@triton.jit
+def load_matrix(x, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A contiguous (d, d) matrix, zero beyond."""
+    offset, mask = matrix_offsets(HEAD_DIM, BLOCK_D)
+    return tl.load(x + offset, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_matrix(x, value, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write a contiguous (d, d) matrix."""
+    offset, mask = matrix_offsets(HEAD_DIM, BLOCK_D)
+    tl.store(x + offset, value, mask=mask)
+
+
+@triton.jit
+def dot(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """``a @ b`` of operands rounded to ``DOT``, summed in float32."""
+    return tl.dot(a.to(DOT), b.to(DOT), input_precision=PRECISION)
+
+
+@triton.jit
+def load_mirror(
+    mirror, head, FEATURE_MAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """cos and sin of twice the mirror's angle, (1, d/2) each; zeros for the other feature maps.
+
+    ``mirror`` is (B*H, 5, d/2): cos 2Theta, sin 2Theta, dTheta/dvariance, and the mean (two rows).
+    """
+    if FEATURE_MAP == 'mirror':
+        row = mirror + head.to(tl.int64) * (HEAD_DIM // 2 * 5)
+        cos = load_vector(row, HEAD_DIM // 2, BLOCK_D // 2)
+        sin = load_vector(row + HEAD_DIM // 2, HEAD_DIM // 2, BLOCK_D // 2)
+    else:
+        cos = tl.zeros((1, BLOCK_D // 2), tl.float32)
+        sin = cos
+    return cos, sin
+
+
+@triton.jit
+def reflect(x, cos, sin, FEATURE_MAP: tl.constexpr):
+    """H(Theta) x, blocks [[-cos, -sin], [-sin, cos]]: symmetric and its own inverse."""
+    if FEATURE_MAP == 'mirror':
+        first, second = pairs(x)
+        x = interleave(-cos * first - sin * second, cos * second - sin * first)
+    return x
+
+
+@triton.jit
+def feature(h, mask, FEATURE_MAP: tl.constexpr):
+    """phi of reflected channels, zero outside the mask; a NaN stays one."""
+    if FEATURE_MAP == 'elu':
+        return tl.where(mask, tl.where(h > 0, h + 1, tl.exp(tl.minimum(h, 0))), 0.0)
+    else:
+        return tl.where(h < 0, 0.0, h)
+
+
+@triton.jit
+def feature_gradient(h, grad, FEATURE_MAP: tl.constexpr):
+    """Gradient of the reflected channels, given that of their features."""
+    if FEATURE_MAP == 'elu':
+        return grad * tl.where(h > 0, 1.0, tl.exp(tl.minimum(h, 0)))
+    else:
+        return tl.where(h > 0, grad, 0.0)
+
+
+@triton.jit
+def load_features(
+    x,
+    strides,
+    cos,
+    sin,
+    start,
+    stop,
+    FEATURE_MAP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A tile's reflected channels and their features."""
+    h = reflect(
+        load_tile(x, strides, start, stop, HEAD_DIM, BLOCK_N, BLOCK_D), cos, sin, FEATURE_MAP
+    )
+    return h, feature(h, tile_mask(start, stop, HEAD_DIM, BLOCK_N, BLOCK_D), FEATURE_MAP)
+
+
+@triton.jit
+def angle_gradient(h, grad):
+    """Gradient of Theta summed over a tile, (d/2,), given reflected channels and their gradient.
+
+    d(h1, h2)/dTheta = 2 (-h2, h1).
+    """
+    first, second = pairs(h)
+    grad_first, grad_second = pairs(grad)
+    return 2 * tl.sum(first * grad_second - second * grad_first, 0)
+
+
+@triton.jit
+def load_rotation(
+    table,
+    start,
+    tokens,
+    height,
+    width,
+    ROPE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """cos and sin of the tokens' angles, (BLOCK_N, d/2) each; the table stays in the cache.
+
+    ``table`` is (2, H + W, d/4), cosines and sines of all rows, then of all columns: the first d/4
+    pairs turn with the row, the others with the column.
+    """
+    if ROPE:
+        QUARTER: tl.constexpr = HEAD_DIM // 4
+        token = tl.minimum(start + tl.arange(0, BLOCK_N), tokens - 1)
+        row = token // width
+        column = token - row * width + height
+        pair = tl.arange(0, BLOCK_D // 2)
+        position = tl.where((pair < QUARTER)[None, :], row[:, None], column[:, None])
+        index = position * QUARTER + (pair % QUARTER)[None, :]
+        VECTOR: tl.constexpr = 4 if QUARTER % 4 == 0 else 1
+        index = tl.max_contiguous(tl.multiple_of(index, (1, VECTOR)), (1, VECTOR))
+        cos = tl.load(table + index)
+        sin = tl.load(table + (height + width) * QUARTER + index)
+    else:
+        cos = tl.zeros((1, 1), tl.float32)
+        sin = cos
+    return cos, sin
+
+
+@triton.jit
+def rotate(x, cos, sin, ROPE: tl.constexpr):
+    """R_t x_t: turn each block by its token's angle. With ``-sin``, turn it back."""
+    if ROPE:
+        first, second = pairs(x)
+        x = interleave(cos * first - sin * second, sin * first + cos * second)
+    return x
