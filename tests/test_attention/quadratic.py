@@ -1,0 +1,59 @@
+"""Hold an attention against a form that writes its N x N matrix out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DIMS, HEADS = 16, 2
+HW = (3, 5)
+
+
+def randomised(cls: type[nn.Module], **options) -> nn.Module:
+    """An attention in float64 with no parameter at the 0 it starts from."""
+    attention = cls(DIMS, HEADS, **options).double().eval()
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_(std=0.5)
+    return attention
+
+
+def tokens(hw: tuple[int, int] = HW) -> Tensor:
+    return torch.randn(2, hw[0] * hw[1], DIMS, dtype=torch.float64, requires_grad=True)
+
+
+def projected(attention: nn.Module, x: Tensor) -> list[Tensor]:
+    """q, k, v and, where there is one, the gate."""
+    return list(F.linear(x, attention.qkv.weight, attention.qkv.bias).split(DIMS, dim=-1))
+
+
+def split(x: Tensor) -> Tensor:
+    """(B, N, C) to (B, H, N, d)."""
+    return x.view(*x.shape[:2], HEADS, -1).transpose(1, 2)
+
+
+def merge(x: Tensor) -> Tensor:
+    """(B, H, N, d) to (B, N, C)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def divided(scores: Tensor) -> Tensor:
+    """Scores of mean kernel 1/N, each row over its sum."""
+    scores = scores / scores.shape[-1]
+    return scores / (scores.sum(-1, keepdim=True) + 1e-6)
+
+
+def assert_same(attention: nn.Module, by_hand: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    """Output and the gradients of the tokens and all parameters agree."""
+    x = tokens()
+    out, expected = attention(x, HW), by_hand(attention, x)
+    torch.testing.assert_close(out, expected, rtol=1e-7, atol=1e-9)
+    leaves = [x, *attention.parameters()]
+    seed = torch.randn_like(out)
+    for ours, theirs in zip(
+        torch.autograd.grad(out, leaves, seed), torch.autograd.grad(expected, leaves, seed)
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)

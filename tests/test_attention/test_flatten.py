@@ -1,0 +1,87 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mirrorla_mm.attention import FLattenAttention
+from tests.test_attention.quadratic import (
+    DIMS,
+    HEADS,
+    HW,
+    assert_same,
+    divided,
+    merge,
+    projected,
+    randomised,
+    split,
+)
+
+
+def focused(x, scale, power=3):
+    x = (x.relu() + 1e-6) / scale
+    cubed = x**power
+    return cubed * x.norm(dim=-1, keepdim=True) / cubed.norm(dim=-1, keepdim=True)
+
+
+def local(attention, v):
+    """A convolution of each head with the same weights."""
+    maps = v.transpose(1, 2).reshape(-1, DIMS // HEADS, *HW)
+    out = F.conv2d(maps, attention.dwc.weight, attention.dwc.bias, padding=2, groups=DIMS // HEADS)
+    return out.reshape(len(v), DIMS, -1).transpose(1, 2)
+
+
+def reflected(attention, q, k):
+    """Both reflections with their matrices written out."""
+    unit = attention.reflection.u / attention.reflection.u.norm()
+    mirror = torch.eye(DIMS, dtype=q.dtype) - 2 * torch.outer(unit, unit)
+    return map(merge, attention.reflection(split(q @ mirror), split(k @ mirror)))
+
+
+def by_hand(attention, x):
+    q, k, v = projected(attention, x)
+    k = k + attention.position.flatten(1).t()
+    if attention.reflection is not None:
+        q, k = reflected(attention, q, k)
+    scale = F.softplus(attention.scale)
+    q, k = (split(focused(t, scale)) for t in (q, k))
+    out = merge(divided(q @ k.mT) @ split(v))
+    return attention.proj(out + local(attention, v))
+
+
+@pytest.mark.parametrize('reflection', [None, {}], ids=['plain', 'reflected'])
+def test_is_the_focused_kernel(reflection):
+    assert_same(randomised(FLattenAttention, grid_size=HW, reflection=reflection), by_hand)
+
+
+def test_features_keep_their_length_and_turn_to_the_largest_axis():
+    from mirrorla_mm.attention.flatten import focused_feature_map
+
+    x = torch.rand(2, 1, 7, 8)
+    features = focused_feature_map(x, torch.ones(1, 1, 8), 3)
+    torch.testing.assert_close(features.norm(dim=-1), x.norm(dim=-1), rtol=1e-4, atol=1e-5)
+    share = [t.amax(-1) / t.norm(dim=-1) for t in (x, features)]
+    assert (share[1] >= share[0]).all()
+
+
+@pytest.mark.parametrize('magnitude', [0.0, 1e-30, 1e15])
+def test_powers_neither_underflow_nor_overflow(magnitude):
+    from mirrorla_mm.attention.flatten import focused_feature_map
+
+    x = torch.full((1, 1, 2, 4), magnitude, requires_grad=True)
+    features = focused_feature_map(x, torch.full((1, 1, 4), 50.0), 3)
+    features.sum().backward()
+    assert features.isfinite().all() and x.grad.isfinite().all()
+
+
+def test_rope_takes_the_place_of_the_table():
+    assert FLattenAttention(16, 2, rope=True).position is None
+
+
+def test_another_grid_interpolates_the_table():
+    attention = randomised(FLattenAttention, grid_size=(2, 2))
+    with torch.no_grad():
+        attention.position.copy_(attention.position[:, :1, :1])  # Constant: nothing to interpolate.
+    same = randomised(FLattenAttention, grid_size=HW)
+    state = attention.state_dict()
+    same.load_state_dict(state | {'position': state['position'][:, :1, :1].expand(-1, *HW)})
+    x = torch.randn(1, 15, 16, dtype=torch.float64)
+    torch.testing.assert_close(attention(x, HW), same(x, HW))
