@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmengine.model import BaseModule
@@ -155,15 +155,12 @@ def window_lengths(length: int, window_size: int | None, shift: bool) -> list[in
     """Cut ``length`` tokens into the fewest windows of at most ``window_size``, nearly equal.
 
     With ``shift`` the cuts lie half a window earlier, which makes one window more, unless one
-    window holds all.
+    window holds all or each holds one token.
     """
     count = -(-length // window_size) if window_size else 1
-    cuts = list(_cuts(length, count, shift and count > 1))
+    if shift and 1 < count < length:
+        inner = [((2 * i + 1) * length + count) // (2 * count) for i in range(count)]
+    else:
+        inner = [i * length // count for i in range(1, count)]
+    cuts = [0, *inner, length]
     return [end - start for start, end in zip(cuts, cuts[1:])]
-
-
-def _cuts(length: int, count: int, shift: bool) -> Iterator[int]:
-    yield 0
-    for i in range(count if shift else count - 1):
-        yield (2 * i + 2 - shift) * length // (2 * count)
-    yield length

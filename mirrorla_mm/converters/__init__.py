@@ -9,12 +9,16 @@ from .base import (
     report,
     write_checkpoint,
 )
+from .nalaformer import convert_nalaformer
 from .ravlt import convert_ravlt
+from .swin_pvt import convert_swin_pvt
 
 __all__ = [
     'ConversionError',
     'Converted',
+    'convert_nalaformer',
     'convert_ravlt',
+    'convert_swin_pvt',
     'fit',
     'read_state_dict',
     'rename_keys',

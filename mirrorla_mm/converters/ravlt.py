@@ -59,12 +59,12 @@ def convert_ravlt(
         raise ValueError(f"A RAVLT file converts to {' or '.join(BACKBONES)}, not to '{to}'.")
     official, rest = _split_model(state_dict)
     dense = any(key.startswith('extra_norms.') for key in official)
-    backbone = dict(type=f'mirrorla_mm.{to}', arch=_arch(official), layout=layout)
+    backbone = dict(type=f'mirrorla_mm.{to}', arch=pyramid_arch(official, ARCHS), layout=layout)
     if dense:
         model = nn.ModuleDict(dict(backbone=MODELS.build(backbone)))
     else:
         backbone.update(out_indices=(3,), out_norm=False)
-        model = _classifier(backbone, official)
+        model = pyramid_classifier(backbone, official)
     renamed = rename_keys(official, RENAMES, computed=(ROPE,))
     fitted, new = fit(model, renamed, new=(REFLECTION,))
     return Converted({**fitted, **rest}, backbone, new)
@@ -79,8 +79,8 @@ def _split_model(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict
     return backbone, {k: v for k, v in state_dict.items() if not k.startswith(prefix)}
 
 
-def _classifier(backbone: dict, official: dict[str, Tensor]) -> nn.ModuleDict:
-    """With the names of mmpretrain's ``ImageClassifier`` and ``LinearClsHead``."""
+def pyramid_classifier(backbone: dict, official: dict[str, Tensor]) -> nn.ModuleDict:
+    """A RAVLT-like classifier with the names of mmpretrain's ``ImageClassifier``."""
     features, channels = _get(official, 'proj.weight').shape[:2]
     classes = len(_get(official, 'head.weight'))
     return nn.ModuleDict(
@@ -92,8 +92,8 @@ def _classifier(backbone: dict, official: dict[str, Tensor]) -> nn.ModuleDict:
     )
 
 
-def _arch(official: dict[str, Tensor]) -> str | dict:
-    """The architecture that the shapes tell: its name, or a dict for a custom one."""
+def pyramid_arch(official: dict[str, Tensor], archs: dict[str, dict]) -> str | dict:
+    """The architecture that the shapes tell: its name in ``archs``, or a dict for a custom one."""
     blocks = {
         tuple(map(int, match.groups()))
         for match in (re.match(r'layers\.(\d+)\.blocks\.(\d+)\.', key) for key in official)
@@ -102,7 +102,7 @@ def _arch(official: dict[str, Tensor]) -> str | dict:
     stages = 1 + max((stage for stage, _ in blocks), default=0)
     depths = [1 + max((b for s, b in blocks if s == stage), default=0) for stage in range(stages)]
     first = [f'layers.{stage}.blocks.0' for stage in range(stages)]
-    dims = [_get(official, f'{name}.attn.proj.weight').shape[0] for name in first]
+    dims = [_get(official, f'{name}.norm1.norm.weight').shape[0] for name in first]
     hidden = _get(official, f'{first[0]}.ffn.fc1.weight').shape[0]
     # The angles are repeated for rows and columns and for pairs: half a head's channels.
     heads = [
@@ -110,7 +110,7 @@ def _arch(official: dict[str, Tensor]) -> str | dict:
         for stage, dim in enumerate(dims)
     ]
     arch = dict(embed_dims=tuple(dims), depths=tuple(depths), num_heads=tuple(heads))
-    for name, settings in ARCHS.items():
+    for name, settings in archs.items():
         if all(settings[key] == arch[key] for key in ARCH_KEYS):
             return name
     return dict(arch, mlp_ratio=hidden / dims[0])

@@ -1,0 +1,48 @@
+"""NaLaFormer's checkpoints (Meng et al., ICML 2026), as its released code writes them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..backbones.nalaformer import ARCHS
+from .base import Converted, fit, rename_keys
+from .ravlt import RENAMES as RAVLT_RENAMES
+from .ravlt import ROPE, pyramid_arch, pyramid_classifier
+
+RENAMES = (
+    *RAVLT_RENAMES,
+    (r'\.attn\.qkvg\.', '.attn.qkv.'),
+    (r'\.attn\.out_proj\.', '.attn.proj.'),
+    (r'\.attn\.ln\.', '.attn.out_norm.'),
+    (r'\.cpe1\.', '.pos.'),
+    (r'\.cpe2\.', '.pos2.'),
+)
+
+
+def convert_nalaformer(state_dict: dict[str, Tensor], layout: str = 'paper') -> Converted:
+    """Convert the weights of a NaLaFormer classifier.
+
+    They become ``backbone.``, ``neck.`` and ``head.`` of an mmpretrain classifier.
+
+    Args:
+        state_dict (dict): From :func:`~mirrorla_mm.converters.read_state_dict`.
+        layout (str): Of the converted model. Defaults to the published one, ``'paper'``.
+
+    Returns:
+        Converted: The weights and the backbone's config.
+
+    Raises:
+        ConversionError: If an entry is missing, has no place or another size, or the file is of
+            another model.
+        ValueError: If ``layout`` is not valid.
+    """
+    backbone = dict(
+        type='mirrorla_mm.NaLaFormer',
+        arch=pyramid_arch(state_dict, ARCHS),
+        layout=layout,
+        out_indices=(3,),
+        out_norm=False,
+    )
+    renamed = rename_keys(state_dict, RENAMES, computed=(ROPE,))
+    fitted, new = fit(pyramid_classifier(backbone, state_dict), renamed)
+    return Converted(fitted, backbone, new)

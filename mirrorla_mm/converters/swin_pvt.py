@@ -1,0 +1,199 @@
+"""FLatten's and PolaFormer's published checkpoints in Swin and PVT.
+
+PolaFormer (Meng et al., ICLR 2025) is built on FLatten's code (Han et al., ICCV 2023): their files
+differ in the attention alone. All are classifiers.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import MODELS
+from .base import ConversionError, Converted, fit, rename_keys
+
+ATTENTION_RENAMES = (
+    (r'\.qkvg\.', '.qkv.'),
+    (r'\.positional_encoding$', '.position'),
+    (r'^head\.', 'head.fc.'),
+)
+SWIN_RENAMES = (
+    *ATTENTION_RENAMES,
+    (r'^patch_embed\.proj\.', 'backbone.patch_embed.projection.'),
+    (r'^patch_embed\.', 'backbone.patch_embed.'),
+    (r'^norm\.', 'backbone.norm3.'),
+    (r'^layers\.', 'backbone.stages.'),
+    (r'\.attn\.', '.attn.w_msa.'),
+    (r'\.mlp\.fc1\.', '.ffn.layers.0.0.'),
+    (r'\.mlp\.fc2\.', '.ffn.layers.1.'),
+)
+PVT_RENAMES = (
+    *ATTENTION_RENAMES,
+    (r'^(\d)\.pos_embed$', r'backbone.layers.\1.1.0.pos_embed'),
+    (r'^(\d)\.patch_embed\.proj\.', r'backbone.layers.\1.0.projection.'),
+    (r'^(\d)\.patch_embed\.', r'backbone.layers.\1.0.'),
+    (r'^(\d)\.block\.', r'backbone.layers.\1.1.'),
+    (r'\.attn\.norm\.', '.attn.sr_norm.'),
+    (r'\.attn\.', '.attn.attn.'),
+    (r'\.mlp\.fc1\.', '.ffn.layers.0.'),
+    (r'\.mlp\.fc2\.', '.ffn.layers.3.'),
+)
+# Masks of shifted windows; and the last norm of PVT, which the authors' forward pass leaves out.
+SWIN_COMPUTED = (r'\.attn_mask$',)
+PVT_COMPUTED = (r'^norm\.',)
+
+
+def convert_swin_pvt(state_dict: dict[str, Tensor]) -> Converted:
+    """Convert a FLatten-Swin, FLatten-PVT, Pola-Swin or Pola-PVT classifier.
+
+    It becomes ``backbone.`` and ``head.`` of an mmpretrain classifier with global average pooling.
+    Method, host, sizes and the kind of each stage are read off the entries.
+
+    Args:
+        state_dict (dict): From :func:`~mirrorla_mm.converters.read_state_dict`.
+
+    Returns:
+        Converted: The weights and the backbone's config.
+
+    Raises:
+        ConversionError: If an entry is missing, has no place or another size, or the file is of
+            another model.
+    """
+    if 'pos_embed1' in state_dict:
+        backbone, renamed = _pvt(state_dict)
+    elif any(key.startswith('layers.0.blocks.') for key in state_dict):
+        backbone, renamed = _swin(state_dict)
+    else:
+        raise ConversionError(
+            'This is neither a Swin nor a PVT of FLatten or PolaFormer: there is no '
+            "'layers.0.blocks.' and no 'pos_embed1' in the file."
+        )
+    for key, value in renamed.items():
+        if key.endswith('.position'):
+            side = round(value.shape[1] ** 0.5)
+            renamed[key] = value[0].t().unflatten(1, (side, side))
+    classes, channels = _get(state_dict, 'head.weight').shape
+    head = nn.ModuleDict(dict(fc=nn.Linear(channels, classes)))
+    model = nn.ModuleDict(dict(backbone=MODELS.build(backbone), head=head))
+    fitted, new = fit(model, renamed)
+    return Converted(fitted, backbone, new)
+
+
+def _swin(official: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+    depths = _depths(official, r'layers\.(\d+)\.blocks\.(\d+)\.')
+    first = [f'layers.{stage}.blocks.0' for stage in range(len(depths))]
+    linear = [f'{name}.attn.positional_encoding' in official for name in first]
+    channels = len(_get(official, 'patch_embed.proj.bias'))
+    tables = {
+        stage: _get(official, f'{name}.attn.relative_position_bias_table')
+        for stage, name in enumerate(first)
+        if not linear[stage]
+    }
+    backbone = dict(
+        type='mirrorla_mm.LinearSwin',
+        embed_dims=channels,
+        depths=depths,
+        layout=tuple('linear' if kind else 'softmax' for kind in linear),
+        attn_cfg=_method(official),
+        out_indices=(len(depths) - 1,),
+    )
+    if tables:
+        # In a table of relative positions there is a row for each of (2 window - 1)^2 offsets.
+        sides = [(round(len(table) ** 0.5) + 1) // 2 for table in tables.values()]
+        backbone['window_size'] = max(sides)
+    if any(linear):
+        stage = linear.index(True)
+        side = round(official[f'{first[stage]}.attn.positional_encoding'].shape[1] ** 0.5)
+        backbone['pretrain_img_size'] = side * 4 * 2**stage
+    backbone['num_heads'] = tuple(
+        channels * 2**stage // _head_dim(official, first[stage])
+        if linear[stage]
+        else tables[stage].shape[1]
+        for stage in range(len(depths))
+    )
+    renamed = rename_keys(official, SWIN_RENAMES, SWIN_COMPUTED)
+    for key, value in renamed.items():
+        if '.downsample.' in key:
+            renamed[key] = _merged_channels(value)
+    return backbone, renamed
+
+
+def _pvt(official: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+    depths = _depths(official, r'block(\d+)\.(\d+)\.')[1:]
+    stages = range(1, len(depths) + 1)
+    channels = [len(_get(official, f'patch_embed{stage}.proj.bias')) for stage in stages]
+    head_dim = _head_dim(official, 'block1.0')
+    backbone = dict(
+        type='mirrorla_mm.LinearPVT',
+        pretrain_img_size=4 * round(official['pos_embed1'].shape[1] ** 0.5),
+        embed_dims=head_dim,
+        num_layers=depths,
+        num_heads=tuple(dims // head_dim for dims in channels),
+        mlp_ratios=tuple(
+            len(_get(official, f'block{stage}.0.mlp.fc1.bias')) // dims
+            for stage, dims in zip(stages, channels)
+        ),
+        attn_cfg=_method(official),
+        linear_sr_ratios=tuple(
+            official[name].shape[-1]
+            if (name := f'block{stage}.0.attn.sr.weight') in official
+            else 1
+            for stage in stages
+        ),
+    )
+    return backbone, rename_keys(_packed(official), PVT_RENAMES, PVT_COMPUTED)
+
+
+def _packed(official: dict[str, Tensor]) -> dict[str, Tensor]:
+    """PVT's entries with one projection for q, k, v and gate, and stages counted as ours."""
+    entries = {}
+    for key, value in official.items():
+        name = re.sub(
+            r'^(pos_embed|patch_embed|block)(\d+)', lambda m: f'{int(m[2]) - 1}.{m[1]}', key
+        )
+        # mmdet's list of blocks begins with the position embedding.
+        name = re.sub(r'\.block\.(\d+)\.', lambda m: f'.block.{int(m[1]) + 1}.', name)
+        projection = re.search(r'\.attn\.(q|qg|kv)\.(weight|bias)$', name)
+        if projection is None:
+            entries[name] = value
+        elif projection[1] != 'kv':
+            channels = len(_get(official, re.sub(r'\.qg?\.\w+$', '.proj.bias', key)))
+            queries, *gate = value.split(channels)
+            keys_values = _get(official, re.sub(r'\.qg?\.', '.kv.', key))
+            entries[re.sub(r'\.qg?\.', '.qkv.', name)] = torch.cat((queries, keys_values, *gate))
+    return entries
+
+
+def _method(official: dict[str, Tensor]) -> dict:
+    polarity = any(key.endswith('.attn.power') for key in official)
+    return dict(type='PolaAttention' if polarity else 'FLattenAttention')
+
+
+def _head_dim(official: dict[str, Tensor], block: str) -> int:
+    """The convolution that the heads share has a kernel for each channel of a head."""
+    return len(_get(official, f'{block}.attn.dwc.weight'))
+
+
+def _depths(official: dict[str, Tensor], pattern: str) -> tuple[int, ...]:
+    blocks = [tuple(map(int, m.groups())) for key in official if (m := re.match(pattern, key))]
+    last = max((stage for stage, _ in blocks), default=0)
+    return tuple(
+        1 + max((block for s, block in blocks if s == stage), default=-1)
+        for stage in range(last + 1)
+    )
+
+
+def _merged_channels(value: Tensor) -> Tensor:
+    """From the original's order of the channels that patch merging stacks to mmdet's.
+
+    The original stacks the four tokens by column, row, channel; mmdet unfolds channel, row, column.
+    """
+    return value.unflatten(-1, (2, 2, -1)).transpose(-1, -3).flatten(-3)
+
+
+def _get(official: dict[str, Tensor], key: str) -> Tensor:
+    if key not in official:
+        raise ConversionError(f"This is no FLatten or PolaFormer file: '{key}' is missing.")
+    return official[key]

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from mirrorla_mm.backbones import NaLaFormer
+from mirrorla_mm.converters import ConversionError, convert_nalaformer
+
+ARCH = dict(embed_dims=(8, 16, 16, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 2))
+
+
+def official(model):
+    """The names of the authors' released code for the parameters of ours, and a classifier."""
+    renames = [
+        ('stem.', 'patch_embed.proj.'),
+        ('.pos2.', '.cpe2.'),
+        ('.pos.', '.cpe1.'),
+        ('.norm1.', '.norm1.norm.'),
+        ('.norm2.', '.norm2.norm.'),
+        ('.qkv.', '.qkvg.'),
+        ('attn.proj.', 'attn.out_proj.'),
+        ('attn.out_norm.', 'attn.ln.'),
+        ('gamma', 'gamma_'),
+    ]
+    entries = {}
+    for key, value in model.state_dict().items():
+        for ours, theirs in renames:
+            key = key.replace(ours, theirs)
+        parts = key.split('.')
+        if parts[0] == 'stages':
+            key = '.'.join(['layers', parts[1], 'blocks', *parts[2:]])
+        if parts[0] == 'downsamples':
+            kind = 'norm' if parts[2] == '1' else 'reduction'
+            key = '.'.join(['layers', parts[1], 'downsample', kind, *parts[3:]])
+        entries[key] = value[None, :, None, None] if 'gamma' in key else value
+    for i, (dims, heads) in enumerate(zip(ARCH['embed_dims'], ARCH['num_heads'])):
+        entries[f'layers.{i}.RoPE.angle'] = torch.zeros(dims // heads // 2)
+    entries |= {'proj.weight': torch.rand(24, 32), 'proj.bias': torch.rand(24)}
+    entries |= {
+        f'norm.{name}': torch.rand(24) for name in ('weight', 'bias', 'running_mean', 'running_var')
+    }
+    entries |= {'norm.num_batches_tracked': torch.tensor(1)}
+    return entries | {'head.weight': torch.rand(5, 24, 1, 1), 'head.bias': torch.rand(5)}
+
+
+def test_converted_backbone_is_the_one_that_was_written():
+    model = NaLaFormer(ARCH, out_indices=(3,), out_norm=False).eval()
+    converted = convert_nalaformer(official(model))
+    assert converted.new == ()
+    again = NaLaFormer(**{k: v for k, v in converted.backbone.items() if k != 'type'}).eval()
+    weights = {k: v for k, v in converted.state_dict.items() if k.startswith('backbone.')}
+    again.load_state_dict({k.removeprefix('backbone.'): v for k, v in weights.items()})
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(again(x)[0], model(x)[0])
+    assert converted.state_dict['head.fc.weight'].shape == (5, 24)
+
+
+def test_a_file_that_does_not_fit_is_refused_by_name():
+    entries = official(NaLaFormer(ARCH, out_indices=(3,), out_norm=False))
+    entries.pop('layers.1.blocks.0.cpe2.bias')
+    with pytest.raises(ConversionError, match=r'missing .*stages.1.0.pos2.bias'):
+        convert_nalaformer(entries)
+
+
+@pytest.mark.parametrize('arch, params', [('s', 26), ('b', 52), ('l', 95)])
+def test_sizes_are_the_published_ones(arch, params):
+    from mirrorla_mm.analysis.flops import empty_parameters
+
+    with empty_parameters():
+        model = NaLaFormer(arch, out_indices=(3,), out_norm=False)
+    classifier = model.embed_dims[-1] * 1024 + 3 * 1024 + 1025 * 1000
+    assert (sum(p.numel() for p in model.parameters()) + classifier) / 1e6 == pytest.approx(
+        params, abs=0.5
+    )
+
+
+def test_every_block_convolves_twice_and_gates_with_a_silu():
+    model = NaLaFormer(ARCH)
+    blocks = [block for stage in model.stages for block in stage]
+    assert all(block.attn.out_norm is not None for block in blocks)
+    model(torch.rand(1, 3, 64, 96))[-1].sum().backward()
+    assert all(block.pos2.weight.grad.abs().sum() > 0 for block in blocks)
+
+
+def test_unknown_arch_is_explained():
+    with pytest.raises(ValueError, match="Unknown arch 'q'; choose from xt, t, s, b, l"):
+        NaLaFormer('q')

@@ -1,0 +1,132 @@
+import pytest
+import torch
+from mmdet.models.backbones.swin import SwinTransformer
+from mmengine.registry import MODELS
+
+from mirrorla_mm.backbones import LinearSwin
+from mirrorla_mm.backbones.stock import window_lengths
+from mirrorla_mm.converters import ConversionError, convert_swin_pvt
+
+SMALL = dict(embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
+
+
+def classify(converted, x):
+    """The official classifier's end: mean over the map, then the linear head."""
+    model = MODELS.build(converted.backbone).eval()
+    parts = {'backbone': {}, 'head': {}}
+    for key, value in converted.state_dict.items():
+        part, name = key.split('.', 1)
+        parts[part][name] = value
+    model.load_state_dict(parts['backbone'])
+    pooled = model(x)[-1].mean((2, 3))
+    return pooled @ parts['head']['fc.weight'].t() + parts['head']['fc.bias']
+
+
+@pytest.mark.parametrize('name', ['flatten_swin', 'polaformer_swin'])
+def test_converted_checkpoint_gives_the_authors_outputs(oracle, name):
+    reference = oracle(name)
+    converted = convert_swin_pvt(reference['state_dict'])
+    assert converted.backbone['layout'] == ('linear', 'linear', 'softmax', 'softmax')
+    for x, y in zip(reference['x'], reference['y']):
+        torch.testing.assert_close(classify(converted, x), y, rtol=0, atol=1e-5)
+
+
+def test_a_file_that_does_not_fit_is_refused_by_name(oracle):
+    state_dict = oracle('flatten_swin')['state_dict']
+    broken = {k: v for k, v in state_dict.items() if k != 'layers.2.blocks.1.mlp.fc1.bias'}
+    with pytest.raises(ConversionError, match=r'missing .*stages.2.blocks.1.ffn.layers.0.0.bias'):
+        convert_swin_pvt(broken)
+    with pytest.raises(ConversionError, match=r"unexpected 'surprise'"):
+        convert_swin_pvt(state_dict | {'surprise': torch.zeros(1)})
+    with pytest.raises(ConversionError, match='neither a Swin nor a PVT'):
+        convert_swin_pvt({'stem.0.weight': torch.zeros(1)})
+
+
+def test_without_linear_stages_it_is_the_stock():
+    stock = SwinTransformer(**SMALL)
+    stock.eval()
+    model = LinearSwin(**SMALL, layout=('softmax',) * 4).eval()
+    model.load_state_dict(stock.state_dict())
+    # Large enough for more than 7x7 tokens in every stage: on fewer, the stock shifts its windows
+    # where the original does not.
+    x = torch.rand(1, 3, 260, 300)
+    for ours, theirs in zip(model(x), stock(x)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('type', ['FLattenAttention', 'PolaAttention'])
+def test_a_stock_checkpoint_loads_for_all_that_is_common(tmp_path, type):
+    stock = SwinTransformer(**SMALL)
+    file = tmp_path / 'swin.pth'
+    weights = {f'backbone.{key}': value for key, value in stock.state_dict().items()}
+    torch.save({'state_dict': weights}, file)
+    model = LinearSwin(
+        **SMALL, attn_cfg=dict(type=type), init_cfg=dict(type='Pretrained', checkpoint=str(file))
+    )
+    model.init_weights()
+    ours, theirs = model.state_dict(), stock.state_dict()
+    projection = 'stages.0.blocks.0.attn.w_msa.qkv.weight'
+    assert torch.equal(ours[projection][:48], theirs[projection])
+    for key in ours.keys() & theirs.keys() - {projection}:
+        if ours[key].shape == theirs[key].shape:
+            assert torch.equal(ours[key], theirs[key]), key
+
+
+def test_tables_of_another_window_are_interpolated(tmp_path):
+    stock = SwinTransformer(**SMALL, window_size=4)
+    torch.save(stock.state_dict(), file := tmp_path / 'swin.pth')
+    model = LinearSwin(**SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(file)))
+    model.init_weights()
+    table = model.stages[3].blocks[0].attn.w_msa.relative_position_bias_table
+    small = stock.stages[3].blocks[0].attn.w_msa.relative_position_bias_table
+    assert table.shape == (169, 8)
+    torch.testing.assert_close(table[84], small[24])  # The token itself, in the middle of both.
+
+
+def test_windows_cover_the_map_without_padding():
+    for length in range(1, 40):
+        for window in (None, 1, 4, 7):
+            for shift in (False, True):
+                lengths = window_lengths(length, window, shift)
+                assert sum(lengths) == length and min(lengths) > 0
+                assert window is None or max(lengths) <= window
+    assert window_lengths(10, 4, False) == [3, 3, 4]
+    assert window_lengths(10, 4, True) == [2, 3, 3, 2]
+    assert window_lengths(4, 4, True) == [4]
+
+
+def test_a_window_sees_its_own_tokens_alone():
+    model = LinearSwin(**SMALL, attn_cfg=dict(type='EfficientAttention'), linear_window=3).eval()
+    attention = model.stages[0].blocks[0].attn
+    x = torch.randn(1, 25, 16)
+    changed = x.clone()
+    changed.view(5, 5, 16)[3:, 3:] += 1  # Windows of 5x5 tokens: rows and columns 0-1 and 2-4.
+    delta = (attention(x, (5, 5)) - attention(changed, (5, 5))).view(5, 5, 16).abs().amax(-1) > 1e-6
+    assert delta[2:, 2:].all() and not delta[:2].any() and not delta[:, :2].any()
+
+
+def test_mistakes_are_explained():
+    with pytest.raises(ValueError, match="Unknown arch 'x'; choose from t, s, b"):
+        LinearSwin('x')
+    with pytest.raises(
+        ValueError, match='attn_cfg needs one dict, or one for each of the 4 stages'
+    ):
+        LinearSwin(**SMALL, attn_cfg=[None])
+
+
+@pytest.mark.parametrize('arch', ['t', 's', 'b'])
+def test_arch_is_the_stock_arch(arch):
+    from mirrorla_mm.analysis.flops import empty_parameters
+
+    with empty_parameters():
+        params = sum(p.numel() for p in LinearSwin(arch, layout=('softmax',) * 4).parameters())
+    # Liu et al., Tab. 1, without the classifier; with the norms of three more outputs.
+    published = {'t': 28.3, 's': 49.6, 'b': 87.8}[arch] - (1.025 if arch == 'b' else 0.769)
+    assert params / 1e6 == pytest.approx(published, abs=0.06)
+
+
+def test_stages_freeze_and_mode_returns_the_model():
+    model = LinearSwin(**SMALL, frozen_stages=2).train()
+    assert not any(p.requires_grad for p in model.stages[1].parameters())
+    assert all(p.requires_grad for p in model.stages[2].parameters())
+    assert model.eval() is model
