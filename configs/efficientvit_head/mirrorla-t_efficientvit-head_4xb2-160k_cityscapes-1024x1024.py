@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/models/mirrorla_efficientvit-head.py',
     'mmseg::_base_/datasets/cityscapes_1024x1024.py',
-    '../_base_/schedules/adamw_poly_160k.py',
+    '../_base_/schedules/adamw_poly_160k_head-10x.py',
     '../_base_/runtime_seg.py',
 ]
 

@@ -1,4 +1,3 @@
-norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -9,7 +8,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
     ),
-    backbone=dict(type='mirrorla_mm.MirrorLA', arch='t', out_indices=(1, 2, 3)),
+    backbone=dict(type='mirrorla_mm.MirrorLA', arch='t', out_indices=(1, 2, 3), norm_eval=True),
     decode_head=dict(
         type='mirrorla_mm.EfficientViTHead',
         in_channels=[128, 256, 512],
@@ -17,7 +16,7 @@ model = dict(
         channels=96,
         dropout_ratio=0.1,
         num_classes=19,
-        norm_cfg=norm_cfg,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),

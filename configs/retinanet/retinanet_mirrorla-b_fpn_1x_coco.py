@@ -1,0 +1,3 @@
+_base_ = './retinanet_mirrorla-t_fpn_1x_coco.py'
+
+model = dict(backbone=dict(arch='b'), neck=dict(in_channels=[192, 384, 512]))
