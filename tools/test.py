@@ -7,6 +7,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
+from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
 from mirrorla_mm.engine.data import check_data
 from mirrorla_mm.engine.errors import UserError, one_line_errors
@@ -51,7 +52,8 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
             vis_backends=[ConfigDict(type='LocalVisBackend')],
         ),
     )
-    hook.update(draw=True, show=args.show, wait_time=args.wait_time)
+    # Every picture: mmseg would draw each fiftieth batch.
+    hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
     if args.show_dir and scope == 'mmseg':
         visualizer.save_dir = args.show_dir
     elif args.show_dir:
@@ -117,6 +119,7 @@ def build(args: argparse.Namespace) -> Runner:
     segmentation = is_segmentation(cfg)
     if args.out and not segmentation and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out of a detector is a .pkl file, not {args.out}.')
+    require_file(args.checkpoint)
     cfg.load_from = args.checkpoint
     cfg.resume = False
     if args.show or args.show_dir:

@@ -6,6 +6,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
+from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
 from mirrorla_mm.engine.data import check_data
 from mirrorla_mm.engine.errors import UserError, one_line_errors
@@ -54,7 +55,8 @@ def resume_from(cfg: Config, checkpoint: str) -> str | None:
     if checkpoint == 'auto':
         checkpoint = find_latest_checkpoint(cfg.work_dir)
     cfg.resume = checkpoint is not None
-    if cfg.resume:
+    if checkpoint:
+        require_file(checkpoint)
         cfg.load_from = checkpoint
     return checkpoint
 

@@ -29,6 +29,7 @@ __all__ = [
     'load_checkpoint_file',
     'load_url',
     'register_safe_loader',
+    'require_file',
 ]
 
 
@@ -62,11 +63,21 @@ def load_checkpoint_file(file: str | os.PathLike | BinaryIO, map_location: Any =
     if not isinstance(file, (str, os.PathLike)):
         return _load_stream(file, str(getattr(file, 'name', 'the given stream')), map_location)
     path = Path(file).expanduser()
-    if not path.is_file():
-        found = 'is a folder, not a file' if path.is_dir() else 'does not exist'
-        raise FileNotFoundError(f'The checkpoint {path} {found}.')
+    require_file(path)
     with path.open('rb') as stream:
         return _load_stream(stream, str(path), map_location)
+
+
+def require_file(path: str | os.PathLike) -> None:
+    """Make sure that a checkpoint is there, unless it is a URL.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if '://' in str(path) or Path(path).is_file():
+        return
+    found = 'is a folder, not a file' if Path(path).is_dir() else 'does not exist'
+    raise FileNotFoundError(f'The checkpoint {path} {found}.')
 
 
 def _load_stream(stream: BinaryIO, name: str, map_location: Any) -> Any:

@@ -40,7 +40,7 @@ def check_fit(model: nn.Module, checkpoint: dict, name: str) -> None:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     try:
-        absent = set(model.load_state_dict(renamed, strict=False).missing_keys)
+        absent, beyond = model.load_state_dict(renamed, strict=False)
     except RuntimeError as error:
         mismatch = re.search(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', str(error), re.S)
         if mismatch is None:
@@ -51,12 +51,13 @@ def check_fit(model: nn.Module, checkpoint: dict, name: str) -> None:
             f'{ours} in this config.'
         ) from error
     parameters = [key for key, _ in model.named_parameters()]
-    missing = [key for key in parameters if key in absent]
+    missing = [key for key in parameters if key in set(absent)]
     if missing:
+        sample = f', such as {beyond[0]}' if beyond else ''
         raise CheckpointError(
             f'The checkpoint {name} is of another model: {len(missing)} of the {len(parameters)} '
-            f'parameters of this config are not in it, such as {missing[0]}; it has '
-            f'{len(renamed)} others, such as {next(iter(renamed))}.'
+            f'parameters of this config are not in it, such as {missing[0]}; {len(beyond)} of its '
+            f'{len(renamed)} entries are not in this config{sample}.'
         )
 
 

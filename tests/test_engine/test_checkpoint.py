@@ -368,7 +368,7 @@ def test_open_file_is_read_and_named(tmp_path):
     assert load_checkpoint_file(io.BytesIO((tmp_path / 'a.pth').read_bytes())) == {'a': 1}
 
 
-# --- mmengine's loaders -----------------------------------------------------------------------------
+# --- mmengine's loaders ---------------------------------------------------------------------------
 
 
 @pytest.fixture()
@@ -384,9 +384,8 @@ def test_every_mmengine_loader_refuses(hostile, monkeypatch):
     (hostile.parent / 'checkpoints').mkdir()
     (hostile.parent / 'checkpoints' / 'h.pth').write_bytes(hostile.read_bytes())
     monkeypatch.setenv('MMENGINE_HOME', str(hostile.parent))
-    (hostile.parent / 'open_mmlab.json').write_text(
-        '{"local": "h.pth", "web": "https://a.b/h.pth"}'
-    )
+    models = {'local': 'h.pth', 'web': 'https://a.b/h.pth'}
+    (hostile.parent / 'open_mmlab.json').write_text(json.dumps(models))
     sources = [str(hostile), 'https://a.b/h.pth', 'open-mmlab://local', 'openmmlab://web']
     for source in sources:
         with pytest.raises(UnsafeCheckpointError, match=r'h\.pth was refused'):
