@@ -66,7 +66,12 @@ class _Stem(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         width_in = 3
-        for width, stride in ((channels // 2, 2), (channels // 2, 1), (channels // 2, 1), (channels, 2)):
+        for width, stride in (
+            (channels // 2, 2),
+            (channels // 2, 1),
+            (channels // 2, 1),
+            (channels, 2),
+        ):
             layers += [nn.Conv2d(width_in, width, 3, stride, 1), nn.BatchNorm2d(width), nn.GELU()]
             width_in = width
         self.proj = nn.Sequential(*layers[:-1])

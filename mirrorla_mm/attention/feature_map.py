@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import mirror_attention
-from .base import Attention
+from ..ops.rotation import rotation
+from ..ops.streaming import (
+    StreamedState,
+    conv_rows,
+    input_rows,
+    row_strips,
+    streams,
+)
+from .base import Attention, to_map, to_tokens
 from .reflection import Reflection
 
 
@@ -33,6 +43,12 @@ class FeatureMapAttention(Attention):
             None if reflection is None else Reflection(embed_dims, num_heads, **reflection)
         )
 
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        plain = self.sr is None and self.out_norm is None
+        if plain and streams(x) and (self.reflection is None or folding_pays(x)):
+            return self._stream(x, hw_shape)
+        return super().forward(x, hw_shape)
+
     def projection(self) -> tuple[Tensor, Tensor | None]:
         if self.reflection is None:
             return super().projection()
@@ -52,3 +68,87 @@ class FeatureMapAttention(Attention):
         if self.reflection is not None:
             q, k = self.reflection(q, k)
         return mirror_attention(q, k, v, **options)
+
+    def _stream(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        weight, bias = self.projection()
+        channels = self.embed_dims
+        biases = (None,) * 4 if bias is None else bias.split(channels)
+        weights = [w.t() for w in weight.split(channels)]
+        out = torch.empty_like(x)
+        for picture, result in zip(x, out):
+            if self.reflection is not None:
+                qk = slice(2 * channels)
+                folded, shift = self.reflection.fold_angles(
+                    weight[qk], None if bias is None else bias[qk], picture.unsqueeze(0)
+                )
+                weights[:2] = folded[0].split(channels, dim=-1)
+                biases = (*shift[0, 0].split(channels), *biases[2:])
+            self._stream_picture(picture, list(zip(weights, biases)), tuple(hw_shape), result)
+        return out
+
+    def _stream_picture(
+        self,
+        x: Tensor,
+        projections: list[tuple[Tensor, Tensor | None]],
+        hw_shape: tuple[int, int],
+        out: Tensor,
+    ) -> None:
+        """Attend over the tokens of one picture (N, C) into ``out`` (N, C), strip by strip.
+
+        ``projections`` holds the weight (C, C) and bias of q, k, v and, with a gate, the gate.
+        """
+        height, width = hw_shape
+        heads = (-1, self.num_heads, self.head_dim)
+        to_q, to_k, to_v, *to_gate = projections
+        strips = [
+            (rows, slice(rows[0] * width, rows[1] * width))
+            for rows in row_strips(height, 3 * width * x.shape[1] * x.element_size())
+        ]
+
+        def turn_of(rows: tuple[int, int], like: Tensor) -> Tensor | None:
+            return rotation(hw_shape, like, rows) if self.rope else None
+
+        q, v = torch.empty_like(x), torch.empty_like(x)
+        for _, tokens in strips:
+            self._feature(project(x[tokens], *to_q, out=q[tokens]))
+        mean_query = q.mean(0).view(heads[1:]) if self.rank_augmented else None
+        state = StreamedState(*heads[1:], mean_query, x)
+        for rows, tokens in strips:
+            k = self._feature(project(x[tokens], *to_k)).view(heads).transpose(0, 1)
+            values = project(x[tokens], *to_v, out=v[tokens]).view(heads).transpose(0, 1)
+            state.add(k, values, turn_of(rows, k))
+        v = to_map(v.unsqueeze(0), hw_shape)
+        for rows, tokens in strips:
+            queries = q[tokens].view(heads).transpose(0, 1)
+            attended = state.read(queries, turn_of(rows, queries)).transpose(0, 1)
+            if self.lepe is None:
+                attended = attended.flatten(1)
+            else:
+                start, stop = input_rows(self.lepe, rows, height)
+                near = v[:, :, start:stop]
+                local = conv_rows(
+                    near, self.lepe, self.lepe.weight, self.lepe.bias, rows, start, height
+                )
+                attended = to_tokens(local)[0].view(heads).add_(attended).flatten(1)
+            for gate in to_gate:
+                attended.mul_(project(x[tokens], *gate))
+            project(attended, self.proj.weight.t(), self.proj.bias, out=out[tokens])
+
+    def _feature(self, x: Tensor) -> Tensor:
+        """The feature map, in place."""
+        return x.relu_() if self.feature_map == 'relu' else F.elu_(x).add_(1)
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``x W + b``, into ``out`` if given."""
+    if bias is None:
+        return torch.mm(x, weight, out=out)
+    return torch.addmm(bias, x, weight, out=out)
+
+
+def folding_pays(x: Tensor) -> bool:
+    """Whether the covariance of tokens (B, N, C) costs less than reflecting queries and keys.
+
+    It takes N C^2 + 2 C^3 multiplications instead of some ten passes over N C numbers.
+    """
+    return x.shape[1] >= 8 * x.shape[2]

@@ -9,6 +9,11 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops import cross_head_reflection, reflect
+from ..ops.folding import (
+    fold_block_reflection,
+    fold_cross_head_reflection,
+    token_covariance,
+)
 
 
 class Reflection(BaseModule):
@@ -45,8 +50,8 @@ class Reflection(BaseModule):
         head_dim = embed_dims // num_heads
         if head_dim % 2:
             raise ValueError(
-                f'The mirror map reflects pairs of channels: the head dimension needs to be even, got {head_dim} '
-                f'({embed_dims} channels in {num_heads} heads).'
+                'The mirror map reflects pairs of channels: the head dimension needs to be even, '
+                f'got {head_dim} ({embed_dims} channels in {num_heads} heads).'
             )
         self.options = dict(lam=lam, alpha_max=alpha_max, variance_aware=variance_aware)
         self.theta = nn.Parameter(torch.randn(num_heads, head_dim // 2))
@@ -68,16 +73,29 @@ class Reflection(BaseModule):
         """
         if self.u is None:
             return weight, bias
-        columns = weight.t() if bias is None else torch.cat((weight.t(), bias.unsqueeze(0)))
         channels = len(self.u)
-        q, k, rest = columns.split((channels, channels, columns.shape[1] - 2 * channels), dim=1)
         u_k = self.u if self.u_k is None else self.u_k
-        folded = torch.cat(
-            (cross_head_reflection(q, self.u), cross_head_reflection(k, u_k), rest), dim=1
-        )
-        if bias is None:
-            return folded.t(), None
-        return folded[:-1].t(), folded[-1]
+        # The bias is one more column.
+        packed = weight if bias is None else torch.cat((weight, bias.unsqueeze(1)), dim=1)
+        q, k, rest = packed.split((channels, channels, len(packed) - 2 * channels))
+        q, k = fold_cross_head_reflection(q, self.u), fold_cross_head_reflection(k, u_k)
+        folded = torch.cat((q, k, rest))
+        return (folded, None) if bias is None else (folded[:, :-1], folded[:, -1])
+
+    def fold_angles(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Fold the block reflections of each picture into its projection to q and k.
+
+        Args:
+            weight (Tensor): Rows of q and k, cross-head reflection included, shape (2C, C).
+            bias (Tensor, optional): Shape (2C,).
+            x (Tensor): What will be projected, shape (B, N, C).
+
+        Returns:
+            tuple[Tensor, Tensor]: ``W'`` of shape (B, C, 2C) and ``b'`` of shape (B, 1, 2C) with
+            ``x W' + b'`` the reflected queries and keys.
+        """
+        theta = torch.cat((self.theta, self.theta if self.theta_k is None else self.theta_k))
+        return fold_block_reflection(weight, bias, theta, token_covariance(x), **self.options)
 
     def reflect_all(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Both reflections of q and k (B, H, N, d), where something stands before the reflection

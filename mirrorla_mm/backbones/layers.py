@@ -2,41 +2,128 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention.base import depthwise, to_map, to_tokens
+from ..attention.base import to_map, to_tokens
+from ..ops.streaming import conv_rows, input_rows, row_strips, streams
 from ..registry import build_attention
 
 NORM_EPS = 1e-6
 
 
-class Stem(nn.Sequential):
+class ConvChain(nn.Sequential):
+    """3x3 convolutions, each followed by a batch norm, with GELU between.
+
+    Batch norms that do not learn from the batch are folded into their convolutions on the way.
+
+    Args:
+        channels (Sequence[int]): Channels of the input and of each convolution's output.
+        strides (Sequence[int]): Stride of each convolution.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in zip(channels, channels[1:], strides):
+            conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+            layers += [conv, nn.BatchNorm2d(outputs), nn.GELU()]
+        super().__init__(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H / strides, W / strides), rounded up."""
+        convs, norms = list(self)[::3], list(self)[1::3]
+        if any(norm.training for norm in norms):
+            return super().forward(x)
+        folded = [fold_batch_norm(conv, norm) for conv, norm in zip(convs, norms)]
+        if streams(x):
+            return torch.cat([_stream_chain(convs, folded, picture) for picture in x.split(1)])
+        for i, (conv, (weight, bias)) in enumerate(zip(convs, folded)):
+            x = F.gelu(x) if i else x
+            x = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+        return x
+
+    def switch_to_deploy(self) -> None:
+        """Fold the batch norms for good."""
+        for i in range(0, len(self), 3):
+            weight, bias = fold_batch_norm(self[i], self[i + 1])
+            self[i].weight.data, self[i].bias.data = weight.detach(), bias.detach()
+            self[i + 1] = nn.Identity().eval()
+
+
+class Stem(ConvChain):
     """Four 3x3 convolutions that take a picture to stride 4: (B, 3, H, W) to (B, C, H/4, W/4)."""
 
     def __init__(self, in_channels: int, embed_dims: int) -> None:
         half = embed_dims // 2
-        layers: list[nn.Module] = []
-        for channels, width, stride in zip(
-            (in_channels, half, half, half), (half, half, half, embed_dims), (2, 1, 1, 2)
-        ):
-            layers += [*conv_bn(channels, width, stride), nn.GELU()]
-        super().__init__(*layers[:-1])
+        super().__init__((in_channels, half, half, half, embed_dims), (2, 1, 1, 2))
 
 
-class Downsample(nn.Sequential):
+class Downsample(ConvChain):
     """3x3 convolution of stride 2 and BN between two stages."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(*conv_bn(in_channels, out_channels, stride=2))
+        super().__init__((in_channels, out_channels), (2,))
 
 
-def conv_bn(in_channels: int, out_channels: int, stride: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A 3x3 convolution and its batch norm."""
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.BatchNorm2d(out_channels)
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution and the batch norm after it in evaluation mode, in one."""
+    if isinstance(norm, nn.Identity):
+        return conv.weight, conv.bias
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return (
+        conv.weight * scale.view(-1, 1, 1, 1),
+        (conv.bias - norm.running_mean) * scale + norm.bias,
+    )
+
+
+def _stream_chain(convs: list[nn.Conv2d], folded: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    """Convolutions with GELU between, in strips of output rows."""
+    heights = [x.shape[2]]
+    for conv in convs:
+        heights.append((heights[-1] - 1) // conv.stride[0] + 1)
+    strips = []
+    for rows in row_strips(heights[-1], x[:, :, 0].nbytes * 8 * (heights[0] // heights[-1])):
+        spans = [rows]
+        for conv, height in zip(reversed(convs), reversed(heights[:-1])):
+            spans.insert(0, input_rows(conv, spans[0], height))
+        strip = x[:, :, slice(*spans[0])]
+        for i, (conv, weights) in enumerate(zip(convs, folded)):
+            strip = torch.ops.aten.gelu_(strip) if i else strip
+            strip = conv_rows(strip, conv, *weights, spans[i + 1], spans[i][0], heights[i])
+        strips.append(strip)
+    return torch.cat(strips, dim=2)
+
+
+class ResidualDepthwise(nn.Conv2d):
+    """``x + conv(x)`` with a depth-wise convolution, as one: the identity is its centre tap.
+
+    Args:
+        channels (int): Channels C.
+        kernel_size (int): Odd. Defaults to 3.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        identity = torch.zeros(1, 1, kernel_size, kernel_size)
+        identity[..., kernel_size // 2, kernel_size // 2] = 1
+        self.register_buffer('identity', identity, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel(), self.bias, padding=self.padding, groups=self.groups)
+
+    def kernel(self) -> Tensor:
+        """The weight of the convolution and the identity together."""
+        return self.weight if self.identity is None else self.weight + self.identity
+
+    def switch_to_deploy(self) -> None:
+        """Add the identity for good."""
+        self.weight.data, self.identity = self.kernel().detach(), None
 
 
 class ConvFFN(BaseModule):
@@ -51,13 +138,31 @@ class ConvFFN(BaseModule):
         super().__init__()
         self.fc1 = nn.Linear(embed_dims, hidden_dims)
         self.act = nn.GELU()
-        self.dwconv = depthwise(hidden_dims, 3)
+        self.dwconv = ResidualDepthwise(hidden_dims)
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, N, C) to (B, N, C)."""
+        if streams(x):
+            return self._stream(x, hw_shape)
         x = to_map(self.act(self.fc1(x)), hw_shape)
-        return self.fc2(to_tokens(x + self.dwconv(x)))
+        return self.fc2(to_tokens(self.dwconv(x)))
+
+    def _stream(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        height, width = hw_shape
+        out, kernel = torch.empty_like(x), self.dwconv.kernel()
+        row_bytes = width * self.fc1.out_features * x.element_size()
+        for picture, result in zip(x, out):
+            for rows in row_strips(height, row_bytes):
+                start, stop = input_rows(self.dwconv, rows, height)
+                hidden = torch.ops.aten.gelu_(self.fc1(picture[start * width : stop * width]))
+                hidden = to_map(hidden.unsqueeze(0), (stop - start, width))
+                hidden = conv_rows(
+                    hidden, self.dwconv, kernel, self.dwconv.bias, rows, start, height
+                )
+                tokens = slice(rows[0] * width, rows[1] * width)
+                result[tokens] = self.fc2(to_tokens(hidden)[0])
+        return out
 
 
 class Block(BaseModule):
@@ -85,7 +190,7 @@ class Block(BaseModule):
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
-        self.pos = depthwise(embed_dims, 3)
+        self.pos = ResidualDepthwise(embed_dims)
         self.norm1 = nn.LayerNorm(embed_dims, eps=NORM_EPS)
         self.attn = build_attention(
             attn_cfg,
@@ -109,7 +214,22 @@ class Block(BaseModule):
 
     def _forward(self, x: Tensor) -> Tensor:
         hw_shape = x.shape[-2:]
-        x = to_tokens(x + self.pos(x))
-        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x), hw_shape))
-        x = x + self.drop_path(self.gamma2 * self.ffn(self.norm2(x), hw_shape))
+        x = to_tokens(self.pos(x))
+        x = self._add(x, self.attn(self.norm1(x), hw_shape), self.gamma1)
+        x = self._add(x, self.ffn(self.norm2(x), hw_shape), self.gamma2)
         return to_map(x, hw_shape)
+
+    def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
+        """Add a scaled branch to x, which is this block's own and may be overwritten."""
+        if streams(x):
+            return x.add_(branch) if gamma is None else x.addcmul_(branch, gamma)
+        return x + self.drop_path(branch if gamma is None else gamma * branch)
+
+    def switch_to_deploy(self) -> None:
+        """Fold both LayerScales into the layers before them."""
+        for name, layer in (('gamma1', self.attn.proj), ('gamma2', self.ffn.fc2)):
+            gamma = getattr(self, name)
+            if gamma is not None:
+                layer.weight.data = (gamma.unsqueeze(1) * layer.weight).detach()
+                layer.bias.data = (gamma * layer.bias).detach()
+                setattr(self, name, None)
