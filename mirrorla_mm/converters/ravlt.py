@@ -11,7 +11,7 @@ import re
 
 from torch import Tensor, nn
 
-from ..backbones.ravlt import ARCH_KEYS, ARCHS
+from ..backbones.ravlt import ARCH_DEFAULTS, ARCHS
 from ..heads import ProjectionNeck
 from ..registry import MODELS
 from .base import ConversionError, Converted, fit, rename_keys
@@ -109,11 +109,16 @@ def pyramid_arch(official: dict[str, Tensor], archs: dict[str, dict]) -> str | d
         dim // (2 * len(_get(official, f'layers.{stage}.RoPE.angle')))
         for stage, dim in enumerate(dims)
     ]
-    arch = dict(embed_dims=tuple(dims), depths=tuple(depths), num_heads=tuple(heads))
+    arch = dict(
+        embed_dims=tuple(dims),
+        depths=tuple(depths),
+        num_heads=tuple(heads),
+        mlp_ratio=hidden / dims[0],
+    )
     for name, settings in archs.items():
-        if all(settings[key] == arch[key] for key in ARCH_KEYS):
+        if all({**ARCH_DEFAULTS, **settings}[key] == value for key, value in arch.items()):
             return name
-    return dict(arch, mlp_ratio=hidden / dims[0])
+    return arch
 
 
 def _get(official: dict[str, Tensor], key: str) -> Tensor:

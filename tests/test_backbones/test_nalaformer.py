@@ -60,7 +60,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name():
         convert_nalaformer(entries)
 
 
-@pytest.mark.parametrize('arch, params', [('s', 26), ('b', 52), ('l', 95)])
+@pytest.mark.parametrize('arch, params', [('t', 15), ('s', 26), ('b', 52), ('l', 95)])
 def test_sizes_are_the_published_ones(arch, params):
     from mirrorla_mm.analysis.flops import empty_parameters
 
