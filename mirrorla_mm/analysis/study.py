@@ -37,9 +37,7 @@ def _mirror(**reflection) -> dict:
 # In the order of interest: a study that is stopped has answered the first questions.
 ROWS = {
     'relu': Row('Tab. 7', 'ReLU', dict(type='ReLUAttention'), 81.8),
-    'relu-mirror': Row(
-        'Tab. 7', 'ReLU + mirror', dict(type='ReLUAttention', reflection={}), 82.4
-    ),
+    'relu-mirror': Row('Tab. 7', 'ReLU + mirror', dict(type='ReLUAttention', reflection={}), 82.4),
     'softmax': Row('Tab. 7', 'softmax', dict(type='SoftmaxAttention'), 81.2),
     'mirror': Row('Tab. 8', 'MirrorLA, λ = 1, α = π/2', _mirror(), 76.0),
     'no-variance': Row('Tab. 8', 'without modulation', _mirror(variance_aware=False), 75.5),

@@ -73,6 +73,7 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
     cfg.randomness = dict(seed=seed)
     cfg.work_dir = str(args.work_dir / name / f'seed-{seed}')
     cfg.experiment_name = f'{name}-seed-{seed}'
+    cfg.visualizer.name = cfg.experiment_name
     cfg.log_level = 'WARNING'
     if args.data_root:
         for loader in (cfg.train_dataloader, cfg.val_dataloader):

@@ -1,0 +1,160 @@
+"""A trained backbone, a picture, and what reaches an attention module of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from ..attention import Reflection
+from ..attention.base import Attention
+from ..engine.checkpoint import CheckpointError, load_checkpoint_file
+from ..engine.errors import UserError
+from ..registry import MODELS
+
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What one attention module was given for one picture.
+
+    Attributes:
+        module (Attention): The module.
+        x (Tensor): Its tokens, shape (1, N, C).
+        hw_shape (tuple[int, int]): Their grid.
+    """
+
+    module: Attention
+    x: Tensor
+    hw_shape: tuple[int, int]
+
+    def heads(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v as :meth:`Attention.attend` takes them, each (1, H, N or M, d)."""
+        q, k, v = self.module.project(self.x, self.hw_shape)[:3]
+        return tuple(self._split(t) for t in (q, k, v))
+
+    def raw_queries_and_keys(self) -> tuple[Tensor, Tensor]:
+        """q and k before any reflection, each (1, H, N, d)."""
+        q, k = F.linear(self.x, self.module.qkv.weight, self.module.qkv.bias).split(
+            self.module.embed_dims, dim=-1
+        )[:2]
+        return self._split(q), self._split(k)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.module.num_heads, -1)).transpose(1, 2)
+
+
+def read_picture(path: Path, long_side: int | None = None) -> np.ndarray:
+    """Read a picture as BGR, 8 bits a channel.
+
+    Args:
+        path (Path): Any format that OpenCV reads; grey and 16-bit pictures are converted.
+        long_side (int, optional): Shrink to this many pixels on the long side, never enlarge.
+
+    Returns:
+        np.ndarray: Shape (H, W, 3), uint8.
+
+    Raises:
+        UserError: If the file cannot be read as a picture.
+    """
+    if not path.is_file():
+        raise UserError(f'The picture {path} does not exist.')
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise UserError(f'{path} cannot be read as a picture: it is damaged or of another format.')
+    scale = (long_side or max(picture.shape)) / max(picture.shape[:2])
+    if scale < 1:
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return picture
+
+
+def normalise(picture: np.ndarray, preprocessor: dict | None = None) -> Tensor:
+    """Picture to input: (H, W, 3) BGR to (1, 3, H, W) as a config's ``data_preprocessor`` does."""
+    preprocessor = preprocessor or {}
+    if preprocessor.get('bgr_to_rgb', True):
+        picture = picture[..., ::-1]
+    mean, std = (
+        np.float32(preprocessor.get(key) or value) for key, value in (('mean', MEAN), ('std', STD))
+    )
+    return torch.from_numpy((picture - mean) / std).permute(2, 0, 1)[None].contiguous()
+
+
+def load_backbone(config: str, checkpoint: str | None = None) -> tuple[nn.Module, dict]:
+    """Backbone of a detector's or segmentor's config, in evaluation mode.
+
+    Args:
+        config (str): Config file.
+        checkpoint (str, optional): Of the whole model; random weights without it.
+
+    Returns:
+        tuple[nn.Module, dict]: The backbone and the config's ``data_preprocessor``.
+
+    Raises:
+        CheckpointError: If the checkpoint is not one of this model.
+    """
+    cfg = Config.fromfile(config)
+    model = cfg.model
+    backbone = MODELS.build({**model.backbone, '_scope_': cfg.get('default_scope', 'mmengine')})
+    if checkpoint:
+        state = load_checkpoint_file(checkpoint, 'cpu')
+        state = state.get('state_dict', state)
+        prefix = 'backbone.'
+        state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)} or state
+        try:
+            backbone.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f'The checkpoint {checkpoint} does not fit the backbone of {config}: {error}'
+            ) from error
+    return backbone.eval(), model.get('data_preprocessor') or {}
+
+
+def attention_modules(backbone: nn.Module) -> dict[str, Attention]:
+    """All attention modules by their dotted name, in the order of the forward pass."""
+    return {n: m for n, m in backbone.named_modules() if isinstance(m, Attention)}
+
+
+def chosen_module(backbone: nn.Module, layer: str | None) -> Attention:
+    """An attention module by name, or the last linear one of the first half without a name.
+
+    Raises:
+        UserError: If there is none of that name, naming those there are.
+    """
+    modules = attention_modules(backbone)
+    name = layer or next(iter(modules), None)
+    if name not in modules:
+        raise UserError(
+            f'The backbone has no attention module {name!r}; choose from {", ".join(modules)}.'
+        )
+    return modules[name]
+
+
+@torch.no_grad()
+def capture(backbone: nn.Module, module: Attention, inputs: Tensor) -> Captured:
+    """Run the backbone and keep what ``module`` was given."""
+    seen: list[tuple] = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args))
+    try:
+        backbone(inputs)
+    finally:
+        handle.remove()
+    x, hw_shape = seen[0]
+    return Captured(module, x, tuple(hw_shape))
+
+
+def reflection_of(module: Attention, seed: int = 0) -> Reflection:
+    """The module's own reflections, or random ones of its shape where it has none."""
+    own = getattr(module, 'reflection', None)
+    if own is not None:
+        return own
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Reflection(module.embed_dims, module.num_heads)

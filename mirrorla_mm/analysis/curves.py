@@ -1,0 +1,79 @@
+"""Loss and metric of runs, as mmengine writes them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..engine.errors import UserError
+
+
+@dataclass
+class Curves:
+    """What one work dir logged: step to value, for the loss and for each metric."""
+
+    name: str
+    loss: dict[int, float] = field(default_factory=dict)
+    metrics: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+def read_curves(work_dir: Path) -> Curves:
+    """Read all ``vis_data/scalars.json`` of a work dir; the later wins where a resumed run repeats.
+
+    Args:
+        work_dir (Path): Folder of a run, with one subfolder a start of it.
+
+    Returns:
+        Curves: Steps are iterations of training; a metric stands at the last one before it.
+
+    Raises:
+        UserError: If there is no log.
+    """
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    if not logs:
+        raise UserError(
+            f'{work_dir} holds no */vis_data/scalars.json: is it the work dir of a run?'
+        )
+    curves = Curves(work_dir.name)
+    for log in logs:
+        last = 0
+        for line in log.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # A killed run may leave half a line.
+                continue
+            if 'loss' in entry:
+                last = entry.get('iter', entry['step'])
+                curves.loss[last] = entry['loss']
+                continue
+            step = entry.get('iter', last) or last or entry.get('step', 0)
+            for key, value in entry.items():
+                if isinstance(value, (int, float)) and key not in (
+                    'step',
+                    'iter',
+                    'epoch',
+                    'time',
+                    'data_time',
+                    'memory',
+                    'lr',
+                ):
+                    curves.metrics.setdefault(key, {})[step] = value
+    return curves
+
+
+def chosen_metric(runs: list[Curves], metric: str | None) -> str | None:
+    """The metric to draw: the one asked for, else the first that all runs have; None for none.
+
+    Raises:
+        UserError: If the one asked for is in no run, naming those there are.
+    """
+    known = list(dict.fromkeys(key for run in runs for key in run.metrics))
+    if metric is None:
+        preferred = [key for key in known if key.endswith(('mIoU', 'mAP', 'bbox_mAP'))]
+        return next(iter(preferred + known), None)
+    if metric not in known:
+        raise UserError(
+            f'No run logged the metric {metric!r}; there are {", ".join(known) or "none"}.'
+        )
+    return metric

@@ -1,0 +1,133 @@
+"""Where chosen points of a picture look, for several models side by side.
+
+The N x N attention is never formed: a row costs one backward pass, so full-size pictures will do.
+
+    python tools/analysis_tools/attention_maps.py street.jpg --points 0.3,0.6 0.8,0.5 \\
+        --models MirrorLA=CONFIG:CHECKPOINT softmax=CONFIG:CHECKPOINT --layer stages.1.0.attn
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from mirrorla_mm.analysis.attention_maps import attention_rows, token_at
+from mirrorla_mm.analysis.capture import (
+    capture,
+    chosen_module,
+    load_backbone,
+    normalise,
+    read_picture,
+)
+from mirrorla_mm.engine.errors import UserError, one_line_errors
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('picture', type=Path)
+    parser.add_argument(
+        '--models', nargs='+', required=True, metavar='NAME=CONFIG[:CHECKPOINT]', help='columns'
+    )
+    parser.add_argument(
+        '--points', nargs='+', default=['0.5,0.5'], metavar='X,Y', help='rows, each from 0 to 1'
+    )
+    parser.add_argument('--layer', help='attention module, such as stages.2.0.attn')
+    parser.add_argument('--long-side', type=int, help='shrink the picture to this, in pixels')
+    parser.add_argument('--out', type=Path, default=Path('attention.png'))
+    return parser.parse_args()
+
+
+def parse_point(text: str) -> tuple[float, float]:
+    """``0.3,0.6`` to (0.3, 0.6).
+
+    Raises:
+        UserError: If it is not two numbers from 0 to 1.
+    """
+    try:
+        x, y = (float(part) for part in text.split(','))
+    except ValueError:
+        x = y = -1
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise UserError(f'--points {text!r}: a point is X,Y with both from 0 (left, top) to 1.')
+    return x, y
+
+
+def parse_model(text: str) -> tuple[str, str, str | None]:
+    """``NAME=CONFIG:CHECKPOINT`` to its parts.
+
+    Raises:
+        UserError: If there is no name.
+    """
+    name, separator, rest = text.partition('=')
+    if not separator:
+        raise UserError(f'--models {text!r}: write NAME=CONFIG or NAME=CONFIG:CHECKPOINT.')
+    config, _, checkpoint = rest.partition(':')
+    return name, config, checkpoint or None
+
+
+def maps_of(
+    config: str, checkpoint: str | None, layer: str | None, picture, points
+) -> torch.Tensor:
+    """One map a point, shape (points, h, w)."""
+    backbone, preprocessor = load_backbone(config, checkpoint)
+    captured = capture(backbone, chosen_module(backbone, layer), normalise(picture, preprocessor))
+    if captured.module.sr_ratio > 1:
+        raise UserError(
+            'Keys of a spatially reduced layer have no place in the picture of their own.'
+        )
+    rows = attention_rows(captured, [token_at(point, captured.hw_shape) for point in points])
+    return rows.unflatten(-1, captured.hw_shape)
+
+
+def draw(picture, points, columns: dict[str, torch.Tensor], out: Path) -> None:
+    """A row a point: the picture with the point, then each model's map over it."""
+    height, width = picture.shape[:2]
+    size = (2.6 * (1 + len(columns)), 2.6 * len(points) * height / width + 0.5)
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(len(points), 1 + len(columns), squeeze=False)
+    for row, (x, y) in zip(axes, points):
+        for axis in row:
+            axis.imshow(picture[..., ::-1])
+            axis.plot(x * width, y * height, '+', color='white', ms=12, mew=3)
+            axis.plot(x * width, y * height, '+', color='red', ms=10, mew=1.5)
+            axis.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    for column, (name, maps) in enumerate(columns.items(), 1):
+        axes[0, column].set_title(name, fontsize='medium')
+        for axis, weights in zip(axes[:, column], maps):
+            # Relative to uniform attention, so that a flat map looks flat.
+            axis.imshow(
+                weights * weights.numel(),
+                extent=(0, width, height, 0),
+                cmap='inferno',
+                alpha=0.75,
+                vmin=0,
+                vmax=max(4.0, (weights * weights.numel()).quantile(0.995).item()),
+                interpolation='bilinear',
+            )
+            top = weights.flatten().clamp_min(0).topk(max(weights.numel() // 20, 1)).values.sum()
+            axis.set_xlabel(
+                f'top 5 % of tokens: {top / weights.clamp_min(0).sum():.0%}', fontsize='small'
+            )
+    figure.savefig(out, dpi=80)
+
+
+def main() -> None:
+    args = parse_args()
+    with one_line_errors():
+        points = [parse_point(text) for text in args.points]
+        picture = read_picture(args.picture, args.long_side)
+        columns = {}
+        for name, config, checkpoint in map(parse_model, args.models):
+            columns[name] = maps_of(config, checkpoint, args.layer, picture, points)
+            print(f'{name}: {columns[name].shape[-2]} x {columns[name].shape[-1]} tokens')
+        draw(picture, points, columns, args.out)
+        print(f'Wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()

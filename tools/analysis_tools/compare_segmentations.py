@@ -1,0 +1,133 @@
+"""Fig. 3 and 5 of the paper: picture, ground truth and the predictions of several models.
+
+    python tools/analysis_tools/compare_segmentations.py a.jpg b.jpg --labels a.png b.png \\
+        --models MirrorLA=CONFIG:CHECKPOINT RAVLT=CONFIG:CHECKPOINT --out comparison.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmseg.apis import inference_model, init_model
+from mmseg.registry import DATASETS
+
+from mirrorla_mm.analysis.capture import read_picture
+from mirrorla_mm.engine.errors import UserError, one_line_errors
+
+IGNORED = 255
+IGNORED_COLOUR = (0, 0, 0)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('pictures', nargs='+', type=Path)
+    parser.add_argument('--labels', nargs='+', type=Path, help='label pictures, in the same order')
+    parser.add_argument('--models', nargs='+', required=True, metavar='NAME=CONFIG:CHECKPOINT')
+    parser.add_argument('--out', type=Path, default=Path('comparison.png'))
+    return parser.parse_args()
+
+
+def parse_model(text: str) -> tuple[str, str, str]:
+    """``NAME=CONFIG:CHECKPOINT`` to its parts.
+
+    Raises:
+        UserError: If one is missing.
+    """
+    name, _, rest = text.partition('=')
+    config, _, checkpoint = rest.partition(':')
+    if not (name and config and checkpoint):
+        raise UserError(f'--models {text!r}: write NAME=CONFIG:CHECKPOINT.')
+    return name, config, checkpoint
+
+
+def label_of(config: str, picture: Path, label: Path) -> np.ndarray:
+    """A label as the config's data set trains on it: its classes, ignored pixels 255."""
+    cfg = Config.fromfile(config)
+    dataset = cfg.val_dataloader.dataset
+    empty = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True, '_scope_': 'mmseg'})
+    load = Compose([dict(type='LoadAnnotations', _scope_='mmseg')])
+    return load(
+        dict(
+            img_path=str(picture),
+            seg_map_path=str(label),
+            label_map=empty.label_map,
+            reduce_zero_label=empty.reduce_zero_label,
+            seg_fields=[],
+        )
+    )['gt_seg_map']
+
+
+def coloured(labels: np.ndarray, palette: list) -> np.ndarray:
+    """Class indices to colours, ignored pixels black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    table[IGNORED] = IGNORED_COLOUR
+    return table[labels]
+
+
+def accuracy(prediction: np.ndarray, label: np.ndarray) -> float:
+    """Share of the labelled pixels that are right."""
+    valid = label != IGNORED
+    return float((prediction == label)[valid].mean()) if valid.any() else float('nan')
+
+
+def draw(
+    rows: list[list[np.ndarray]], titles: list[str], notes: list[list[str]], out: Path
+) -> None:
+    """A row a picture, a column a model."""
+    height, width = rows[0][0].shape[:2]
+    figure = Figure(
+        figsize=(2.6 * len(titles), 2.6 * len(rows) * height / width + 0.4), layout='constrained'
+    )
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title, fontsize='medium')
+    for axis_row, row, note_row in zip(axes, rows, notes):
+        for axis, cell, note in zip(axis_row, row, note_row):
+            axis.imshow(cell)
+            axis.set_xlabel(note, fontsize='small')
+            axis.set(xticks=[], yticks=[])
+    figure.savefig(out, dpi=80)
+
+
+def main() -> None:
+    args = parse_args()
+    with one_line_errors():
+        if args.labels and len(args.labels) != len(args.pictures):
+            raise UserError(f'{len(args.pictures)} pictures, but {len(args.labels)} labels.')
+        parsed = [parse_model(text) for text in args.models]
+        models = {n: init_model(c, k, device='cpu') for n, c, k in parsed}
+        palette = next(iter(models.values())).dataset_meta['palette']
+        titles = ['picture', *(['ground truth'] if args.labels else []), *models]
+        rows, notes = [], []
+        for index, path in enumerate(args.pictures):
+            picture = read_picture(path)
+            row, note = [picture[..., ::-1]], [path.name]
+            label = None
+            if args.labels:
+                label = label_of(parsed[0][1], path, args.labels[index])
+                row.append(coloured(label, palette))
+                note.append('')
+            for model in models.values():
+                with torch.no_grad():
+                    result = inference_model(model, picture)
+                prediction = result.pred_sem_seg.data[0].numpy()
+                row.append(coloured(prediction, palette))
+                right = label is not None and label.shape == prediction.shape
+                note.append(f'{accuracy(prediction, label):.1%} right' if right else '')
+            rows.append(row)
+            notes.append(note)
+        draw(rows, titles, notes, args.out)
+        print(f'Wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()

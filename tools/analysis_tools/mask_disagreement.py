@@ -1,0 +1,93 @@
+"""Theorem 3.1 as an experiment: mask disagreement of random clusters as their variance vanishes.
+
+python tools/analysis_tools/mask_disagreement.py --out mask_disagreement.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from mirrorla_mm.analysis.masks import WITHIN_MARGIN, Clusters, random_clusters
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--clusters', type=int, default=4096)
+    parser.add_argument('--tokens', type=int, default=64, help='tokens of a cluster')
+    parser.add_argument('--lam', type=float, default=1.0)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--out', type=Path, default=Path('mask_disagreement.png'))
+    return parser.parse_args()
+
+
+def draw(sigmas: list[float], runs: dict[str, list[Clusters]], out: Path) -> None:
+    """Disagreement against variance, its ratio to distance, and one cluster a dot."""
+    figure = Figure(figsize=(12, 3.6), layout='constrained')
+    left, middle, right = figure.subplots(1, 3)
+    variances = [sigma**2 for sigma in sigmas]
+    # Narrower and narrower, so that curves on top of each other can all be seen.
+    for (name, clusters), width in zip(runs.items(), (6, 3.5, 1.2)):
+        left.loglog(variances, [c.disagreement.mean() for c in clusters], lw=width, label=name)
+        colour = left.lines[-1].get_color()
+        for line, parts in (('--', [c.near for c in clusters]), (':', [~c.near for c in clusters])):
+            means = [
+                c.disagreement[part].mean() if part.sum() > 20 else math.nan
+                for c, part in zip(clusters, parts)
+            ]
+            left.loglog(variances, means, line, color=colour, lw=width)
+        middle.loglog(variances, [c.constant() for c in clusters], lw=width, label=name)
+    left.set(
+        xlabel='σ²',
+        ylabel='bits of 2 that differ',
+        title=f'all (—), margin < {WITHIN_MARGIN:g}σ (- -), others (···)',
+    )
+    middle.set(xlabel='σ²', title='disagreement / distance')
+    left.legend(fontsize='small')
+    middle.legend(fontsize='small')
+    name, clusters = next(iter(runs.items()))
+    for sigma, cluster in list(zip(sigmas, clusters))[:: max(len(sigmas) // 4, 1)]:
+        right.semilogx(cluster.margin, cluster.disagreement, '.', ms=2, label=f'σ = {sigma:.3g}')
+    right.axvline(WITHIN_MARGIN, color='black', lw=0.8)
+    right.set(xlabel='margin of the mean / σ', title=f'each cluster, {name}', xlim=(1e-3, 1e3))
+    right.legend(fontsize='x-small', markerscale=5)
+    figure.savefig(out, dpi=90)
+
+
+def main() -> None:
+    args = parse_args()
+    sigmas = torch.logspace(-3, 1, 17).tolist()
+    runs = {
+        name: [
+            random_clusters(
+                sigma, modulated, args.clusters, args.tokens, args.lam, alpha_max, args.seed
+            )
+            for sigma in sigmas
+        ]
+        for name, modulated, alpha_max in (
+            ('α = π/2', True, math.pi / 2),
+            ('α = π/8', True, math.pi / 8),
+            ('without modulation', False, 0.0),
+        )
+    }
+    print(
+        'bits of 2 that differ: all clusters, near a boundary, the others; share of the near ones'
+    )
+    for name, clusters in runs.items():
+        print(name)
+        for sigma, c in zip(sigmas, clusters):
+            parts = (torch.ones_like(c.near), c.near, ~c.near)
+            means = [f'{c.disagreement[p].mean():8.5f}' if p.any() else '       -' for p in parts]
+            print(f'  σ² = {sigma**2:5.0e}  {" ".join(means)}  {c.near.double().mean():7.2%}')
+    draw(sigmas, runs, args.out)
+    print(f'Wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()
