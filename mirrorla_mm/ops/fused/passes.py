@@ -144,13 +144,17 @@ def _dot_dtype(*tensors: Tensor) -> tl.dtype:
 
 
 def _dot_precision(*tensors: Tensor) -> str:
-    """TF32 for half precision, and for float32 what torch does in its own products."""
+    """TF32 for half precision; for float32 too where torch's products use it, else three of them.
+
+    Splitting each operand into a high and a low TF32 part keeps float32's precision on the tensor
+    cores; products in float32 proper would spill thousands of bytes a thread.
+    """
     if all(x.dtype != torch.float32 for x in tensors):
         return 'tf32'
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, 'fp32_precision'):  # reading allow_tf32 may raise where this was set
-        return 'tf32' if matmul.fp32_precision == 'tf32' else 'ieee'
-    return 'tf32' if matmul.allow_tf32 else 'ieee'
+        return 'tf32' if matmul.fp32_precision == 'tf32' else 'tf32x3'
+    return 'tf32' if matmul.allow_tf32 else 'tf32x3'
 
 
 def _mirror(
@@ -397,10 +401,11 @@ def backward(
     )
     heads, channels = q.shape[1], q.shape[3]
     if not q.numel():
-        theta = q.new_zeros(heads, channels // 2, dtype=torch.float32)
-        return Gradients(
-            q_grad, k_grad, v_grad, theta if need_theta else None, theta if need_theta_k else None
+        angle_grads = (
+            q.new_zeros(heads, channels // 2, dtype=torch.float32) if need else None
+            for need in (need_theta, need_theta_k)
         )
+        return Gradients(q_grad, k_grad, v_grad, *angle_grads)
     call = _Backward(grad_out, q, k, v, statistics, options)
     plan = call.plan
     mirrors, by_variance = options.feature_map == 'mirror', options.reflects_by_variance

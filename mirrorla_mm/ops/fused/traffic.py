@@ -1,0 +1,94 @@
+"""How many bytes the passes move, from their grids, against the floor.
+
+The floor counts tensors as long as N: inputs, output and gradients, once per pass that cannot do
+without them. What comes on top is as small as splits are few: sums of a split (d^2 numbers), and
+statistics that every split reads again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import passes
+from .launch import Launch, record_launches
+from .passes import Options
+
+
+class Traffic(NamedTuple):
+    """Bytes that one launch reads and writes.
+
+    Attributes:
+        kernel (str): Name of the kernel.
+        tokens (int): Of tensors as long as N.
+        rest (int): At most, of split sums, statistics and the rotation table (once: it is cached).
+    """
+
+    kernel: str
+    tokens: int
+    rest: int
+
+
+def traffic(launch: Launch) -> Traffic:
+    """Count one recorded launch: a program reads its split's tokens and its head's statistics."""
+    arguments = launch.arguments
+    tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
+    tokens = sum(x.nbytes for name, x in tensors.items() if f'{name}_strides' in arguments)
+    rest = 0
+    for name, x in tensors.items():
+        if f'{name}_strides' in arguments:
+            continue
+        rest += x.nbytes * _times_touched(name, launch)
+    return Traffic(launch.kernel.fn.__name__, tokens, rest)
+
+
+def _times_touched(name: str, launch: Launch) -> int:
+    by_split = any(argument.endswith('_strides') for argument in launch.arguments)
+    if name in ('table', 'theta_q', 'theta_k') or (by_split and name in ('partial', 'scale')):
+        return 1
+    return launch.grid[1] if by_split or name == 'scale' else 2
+
+
+def dry_run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    options: Options,
+    needs: Sequence[bool] | None = None,
+) -> list[Launch]:
+    """Launches of a forward, and with ``needs`` those of the backward instead, none of them run.
+
+    Args:
+        q (Tensor): Queries on the ``meta`` device, shape (B, H, N, d).
+        k (Tensor): Keys, likewise.
+        v (Tensor): Values, likewise.
+        options (Options): What to compute.
+        needs (Sequence[bool], optional): Which of q, k, v, theta and theta_k want a gradient.
+    """
+    theta = q.new_empty(q.shape[1], q.shape[3] // 2, dtype=torch.float32)
+    with record_launches() as forward:
+        out, statistics = passes.forward(q, k, v, theta, None, options)
+    if needs is None:
+        return forward
+    with record_launches() as backward:
+        passes.backward(out, q, k, v, statistics, needs, options)
+    return backward
+
+
+def floor_tensors(options: Options, *, backward: bool = False) -> int:
+    """Tensors of B x H x N x d numbers that a forward, or a backward of all inputs, has to move."""
+    by_variance, by_mean = options.reflects_by_variance, options.rank_augmented
+    if not backward:
+        return 4 + by_mean + 2 * by_variance
+    return 7 + 2 * (by_mean or by_variance) + 2 * by_variance
+
+
+def floor_bytes(
+    shape: Sequence[int], dtype: torch.dtype, options: Options, *, backward: bool = False
+) -> int:
+    """Bytes that a forward or a backward has to move for q, k, v of one shape (B, H, N, d)."""
+    return floor_tensors(options, backward=backward) * math.prod(shape) * dtype.itemsize

@@ -1,0 +1,354 @@
+"""The fused kernels against the float64 reference: on a GPU, else under triton's interpreter.
+
+``TRITON_INTERPRET=1`` has to be set before triton is imported, so ``test_triton.py`` runs this
+file in a process of its own. Needs torch, triton and pytest alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+
+from mirrorla_mm.ops import mirror_attention, mirror_attention_reference, use_backend
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+GPU = torch.cuda.is_available() and not INTERPRETED
+if not (INTERPRETED or GPU):
+    pytest.skip('no GPU; test_triton.py interprets this file', allow_module_level=True)
+pytest.importorskip('triton')
+
+DEVICE = 'cuda' if GPU else 'cpu'
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
+HW = (7, 11)  # 77 tokens: two splits and three tiles, none of them full at the end
+NAMES = ('q', 'k', 'v', 'theta', 'theta_k')
+
+
+def packed(batch, heads, tokens, channels, dtype):
+    """q, k, v as a projection to 4C leaves them: views of one tensor, heads beside each other."""
+    x = torch.randn(batch, tokens, 4, heads, channels, dtype=torch.float64)
+    return x.to(DEVICE, dtype).permute(2, 0, 3, 1, 4).unbind(0)[:3]
+
+
+def channels_first(batch, heads, tokens, channels, dtype):
+    """q, k, v as a 1x1 convolution leaves them: tokens are contiguous."""
+    x = torch.randn(batch, 3, heads, channels, tokens, dtype=torch.float64)
+    return x.to(DEVICE, dtype).transpose(3, 4).unbind(1)
+
+
+def angles(heads, channels, count=1):
+    return [torch.randn(heads, channels // 2, device=DEVICE) for _ in range(count)]
+
+
+def relative_error(actual, expected, smallest=1e-30):
+    """||a - b|| / ||b||, as flash-linear-attention's tests take it, with a smallest ||b||."""
+    assert actual.shape == expected.shape
+    return ((actual.double() - expected).norm() / expected.norm().clamp_min(smallest)).item()
+
+
+def run(function, inputs, needs, grad, **options):
+    """Output and gradients by name; ``needs`` names the inputs that want one."""
+    leaves = {
+        name: x.detach().requires_grad_(name in needs) if x is not None else None
+        for name, x in inputs.items()
+    }
+    out = function(
+        *(leaves[n] for n in ('q', 'k', 'v')),
+        leaves.get('theta'),
+        theta_k=leaves.get('theta_k'),
+        **options,
+    )
+    if needs:
+        out.backward(grad)
+    return {'out': out.detach()} | {name: leaves[name].grad for name in needs}
+
+
+def fused(*args, **options):
+    with use_backend('triton'):
+        return mirror_attention(*args, **options)
+
+
+def assert_like_reference(
+    qkv, thetas=(), needs=None, grad=None, tolerance=None, smallest=1e-30, **options
+):
+    inputs = dict(zip(NAMES, (*qkv, *thetas)))
+    needs = tuple(inputs) if needs is None else needs
+    grad = torch.randn_like(qkv[2]) if grad is None else grad
+    actual = run(fused, inputs, needs, grad, **options)
+    double = {name: x.double() for name, x in inputs.items()}
+    expected = run(mirror_attention_reference, double, needs, grad.double(), **options)
+    assert actual['out'].dtype == qkv[2].dtype
+    for name, value in expected.items():
+        error = relative_error(actual[name], value, smallest)
+        assert error <= (tolerance or TOLERANCE[qkv[2].dtype]), f'{name}: {error:.1e}'
+
+
+@pytest.mark.parametrize(
+    'feature_map, rank_augmented, variance_aware, hw_shape, channels',
+    [
+        ('mirror', True, True, HW, 48),
+        ('mirror', True, False, None, 20),
+        ('mirror', False, True, None, 16),
+        ('mirror', False, False, HW, 20),
+        ('elu', True, True, HW, 20),
+        ('elu', False, True, None, 16),
+        ('relu', True, False, None, 18),
+        ('relu', False, False, HW, 16),
+    ],
+)
+def test_output_and_gradients(feature_map, rank_augmented, variance_aware, hw_shape, channels):
+    assert_like_reference(
+        packed(1, 2, math.prod(HW), channels, torch.float32),
+        angles(2, channels) if feature_map == 'mirror' else (),
+        feature_map=feature_map,
+        rank_augmented=rank_augmented,
+        variance_aware=variance_aware,
+        hw_shape=hw_shape,
+    )
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    assert_like_reference(packed(1, 2, 77, 32, dtype), angles(2, 32), hw_shape=HW)
+
+
+def test_channels_first_images_of_a_batch():
+    qkv = channels_first(2, 1, 40, 16, torch.float32)
+    assert_like_reference(qkv, angles(1, 16, 2), hw_shape=(40, 1), lam=-0.7, alpha_max=1.0)
+    assert fused(*qkv, *angles(1, 16)).stride() == (16 * 40, 16 * 40, 1, 40)
+
+
+def test_largest_head():
+    assert_like_reference(packed(1, 1, 35, 128, torch.float32), angles(1, 128), hw_shape=(5, 7))
+
+
+def test_mixed_strides_and_an_expanded_gradient():
+    q, k, v = packed(1, 2, 40, 16, torch.float32)
+    k = k.transpose(2, 3).contiguous().transpose(2, 3)
+    v = torch.randn(1, 2, 80, 32, device=DEVICE)[:, :, ::2, ::2]
+    grad = torch.ones(1, 2, 1, 1, device=DEVICE).expand(1, 2, 40, 16)
+    assert_like_reference((q, k, v), angles(2, 16), grad=grad, hw_shape=(8, 5))
+
+
+@pytest.mark.parametrize('rank_augmented', [True, False])
+@pytest.mark.parametrize('needs', [('q',), ('k',), ('v',), ('theta',), ('theta_k', 'v')])
+def test_only_the_gradients_asked_for(needs, rank_augmented):
+    thetas = angles(1, 16, 2 if 'theta_k' in needs else 1)
+    assert_like_reference(
+        packed(1, 1, 33, 16, torch.float32), thetas, needs, rank_augmented=rank_augmented
+    )
+
+
+def test_one_token():
+    """Its output is v but for the 1e-6 in the normaliser, so that q and k hardly matter."""
+    qkv = packed(2, 1, 1, 16, torch.float32)
+    assert_like_reference(qkv, angles(1, 16), hw_shape=(1, 1), smallest=1)
+
+
+@pytest.mark.parametrize('feature_map', ['mirror', 'relu'])
+def test_empty_batch(feature_map):
+    qkv = [x.requires_grad_() for x in packed(0, 2, 9, 16, torch.float32)]
+    theta = angles(2, 16)[0].requires_grad_()
+    out = fused(*qkv, theta, feature_map=feature_map, hw_shape=(3, 3))
+    out.sum().backward()
+    assert out.shape == (0, 2, 9, 16)
+    assert all(x.grad.shape == x.shape for x in qkv)
+    assert theta.grad is None if feature_map == 'relu' else not theta.grad.any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_all_zero_queries_give_zero(dtype):
+    q, k, v = packed(1, 1, 40, 16, dtype)
+    q = -q.abs()
+    q[:, :, ::2] = q[:, :, ::2].abs()
+    inputs = dict(q=q, k=k, v=v, theta=None)
+    results = run(fused, inputs, ('q', 'k', 'v'), torch.ones_like(v), feature_map='relu')
+    assert not results['out'][:, :, 1::2].any()
+    assert all(x.isfinite().all() for x in results.values())
+    assert_like_reference((q, k, v), feature_map='relu')
+    nothing = run(
+        fused, inputs | {'q': q * 0}, ('q', 'k', 'v'), torch.ones_like(v), feature_map='relu'
+    )
+    assert all(not x.any() for x in nothing.values())
+
+
+def test_constant_tokens():
+    qkv = [x[:, :, :1].expand(1, 1, 50, 16) for x in packed(1, 1, 1, 16, torch.float32)]
+    assert_like_reference(qkv, angles(1, 16), hw_shape=(5, 10), smallest=1)
+
+
+@pytest.mark.parametrize('offset, scale', [(3000.0, 1.0), (0.0, 1e-3), (0.0, 50.0)])
+def test_variance_of_far_small_and_large_values(offset, scale):
+    """A naive sum of squares would lose the variance of tokens far from zero altogether."""
+    q, k, v = (x * scale for x in packed(1, 1, 70, 16, torch.float32))
+    inputs = dict(zip(NAMES, (q + offset, k, v, *angles(1, 16))))
+    options = dict(rank_augmented=False)
+    actual = run(fused, inputs, ('v',), torch.ones_like(v), **options)
+    expected = run(
+        mirror_attention_reference,
+        {n: x.double() for n, x in inputs.items()},
+        ('v',),
+        torch.ones_like(v).double(),
+        **options,
+    )
+    for name in ('out', 'v'):
+        assert relative_error(actual[name], expected[name]) <= 1e-5
+
+
+def test_scores_beyond_the_range_of_exp():
+    """Scores near 160 that differ by little: their exponentials overflow, their softmax does not."""
+    q, k, v = packed(1, 1, 70, 16, torch.float32)
+    q, k = 2 + torch.rand_like(q), 16 + 0.05 * k
+    assert_like_reference((q, k, v), feature_map='relu', tolerance=1e-3)
+
+
+def test_float16_products_do_not_overflow():
+    q, k, v = packed(1, 1, 40, 16, torch.float16)
+    v = (20_000 * v).clamp(-30_000, 30_000)
+    assert_like_reference((30 * q, 30 * k, v), angles(1, 16), hw_shape=(8, 5))
+
+
+def test_a_nan_is_not_hidden():
+    q, k, v = packed(1, 1, 20, 16, torch.float32)
+    q[0, 0, 3, 4] = math.nan
+    assert fused(q, k, v, feature_map='relu', rank_augmented=False)[0, 0, 3].isnan().all()
+
+
+def test_same_bits_twice():
+    inputs = dict(zip(NAMES, (*packed(1, 1, 77, 16, torch.float32), *angles(1, 16))))
+    grad = torch.randn_like(inputs['v'])
+    first, second = (run(fused, inputs, NAMES[:4], grad, hw_shape=HW) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def operator_arguments(requires_grad=True):
+    qkv = packed(1, 1, 33, 16, torch.float32)
+    inputs = [x.clone().requires_grad_(requires_grad) for x in (*qkv, *angles(1, 16))]
+    return (*inputs, None, 'mirror', True, True, 1.0, 1.5, [3, 11])
+
+
+def test_registration():
+    from mirrorla_mm.ops.fused.operator import mirror_attention_op
+
+    torch.library.opcheck(mirror_attention_op, operator_arguments())
+
+
+def test_compiled_whole_with_gradients():
+    inputs = dict(zip(NAMES, (*packed(1, 1, 33, 16, torch.float32), *angles(1, 16))))
+    grad = torch.randn_like(inputs['v'])
+    eager = run(fused, inputs, NAMES[:4], grad, hw_shape=(3, 11))
+    compiled = torch.compile(fused, fullgraph=True, backend='aot_eager')
+    result = run(compiled, inputs, NAMES[:4], grad, hw_shape=(3, 11))
+    assert all(torch.equal(eager[name], result[name]) for name in eager)
+
+
+def test_exported():
+    class Attention(torch.nn.Module):
+        def forward(self, q, k, v, theta):
+            return fused(q, k, v, theta, hw_shape=(3, 11))
+
+    inputs = tuple(x.detach() for x in operator_arguments()[:4])
+    program = torch.export.export(Attention(), inputs)
+    assert torch.equal(program.module()(*inputs), Attention()(*inputs))
+
+
+def test_activation_checkpointing():
+    from torch.utils.checkpoint import checkpoint
+
+    inputs = dict(zip(NAMES, (*packed(1, 1, 33, 16, torch.float32), *angles(1, 16))))
+    grad = torch.randn_like(inputs['v'])
+    plain = run(fused, inputs, NAMES[:4], grad)
+
+    def checkpointed(*args, **options):
+        return checkpoint(fused, *args, use_reentrant=False, **options)
+
+    again = run(checkpointed, inputs, NAMES[:4], grad)
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+def test_autocast_leaves_precision_to_the_operator():
+    q, k, v = packed(1, 1, 33, 16, torch.float32)
+    theta = angles(1, 16)[0]
+    with torch.autocast(DEVICE, torch.bfloat16):
+        out = fused(q, k, v, theta)
+    assert torch.equal(out, fused(q, k, v, theta))
+
+
+def test_second_order_is_refused():
+    q, k, v, theta = operator_arguments()[:4]
+    (grad,) = torch.autograd.grad(fused(q, k, v, theta).sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiated once only.*use_backend\('torch'\)"):
+        grad.sum().backward()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason='counts loads and stores in the interpreter')
+@pytest.mark.parametrize('rank_augmented', [True, False])
+def test_traffic_model_counts_what_is_moved(rank_augmented, monkeypatch):
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    from mirrorla_mm.ops.fused import launch, passes, traffic
+    from mirrorla_mm.ops.fused.passes import Options
+
+    q, k, v = packed(1, 2, 77, 16, torch.float32)
+    options = Options('mirror', rank_augmented, True, 1.0, 1.5, ())
+    moved = []
+
+    def counting(name, mask_position):
+        original = getattr(InterpreterBuilder, name)
+
+        def wrapped(self, ptrs, *args):
+            width = ptrs.get_element_ty().primitive_bitwidth // 8
+            moved[-1] += int(args[mask_position].data.sum()) * width
+            return original(self, ptrs, *args)
+
+        monkeypatch.setattr(InterpreterBuilder, name, wrapped)
+
+    counting('create_masked_load', 0)
+    counting('create_masked_store', 1)
+    launched, original = [], launch.launch
+
+    def recording(kernel, grid, **arguments):
+        moved.append(0)
+        launched.append(launch.Launch(kernel, grid, arguments))
+        original(kernel, grid, **arguments)
+
+    monkeypatch.setattr(passes, 'launch', recording)
+    out, statistics = passes.forward(q, k, v, *angles(2, 16), None, options)
+    passes.backward(out, q, k, v, statistics, (True,) * 5, options)
+    for actual, expected in zip(moved, map(traffic.traffic, launched), strict=True):
+        assert expected.tokens <= actual <= expected.tokens + expected.rest, expected.kernel
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason='needs a GPU')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('channels', [16, 32, 40, 48, 64, 96, 128])
+@pytest.mark.parametrize('layout', [packed, channels_first])
+def test_on_a_gpu(layout, channels, dtype):
+    hw_shape = (61, 83)
+    qkv = layout(2, 3, math.prod(hw_shape), channels, dtype)
+    assert_like_reference(qkv, angles(3, channels), hw_shape=hw_shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason='needs a GPU')
+def test_tf32_follows_torch(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', True)
+    qkv = packed(2, 2, 5000, 64, torch.float32)
+    assert_like_reference(qkv, angles(2, 64), tolerance=1e-3, hw_shape=(50, 100))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason='needs a GPU')
+def test_offsets_beyond_32_bits():
+    tokens = 300_000
+    x = torch.randn(1, tokens, 4, 64, 32, device=DEVICE, dtype=torch.float16)
+    q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)[:3]
+    theta = angles(64, 32)[0]
+    out = fused(q, k, v, theta, hw_shape=(500, 600))[:, -1:]
+    expected = mirror_attention_reference(
+        *(t[:, -1:].double() for t in (q, k, v)), theta[-1:].double(), hw_shape=(500, 600)
+    )
+    assert relative_error(out, expected) <= 5e-3
