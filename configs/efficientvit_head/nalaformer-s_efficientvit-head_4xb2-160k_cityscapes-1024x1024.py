@@ -1,0 +1,3 @@
+_base_ = './mirrorla-s_efficientvit-head_4xb2-160k_cityscapes-1024x1024.py'
+
+model = dict(backbone=dict(type='mirrorla_mm.NaLaFormer'))

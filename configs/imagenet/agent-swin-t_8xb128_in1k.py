@@ -1,0 +1,9 @@
+_base_ = './flatten-swin-t_8xb128_in1k.py'
+
+# Attention and agents per stage as in the authors' Swin-T.
+model = dict(
+    backbone=dict(
+        layout=('linear', 'linear', 'linear', 'softmax'),
+        attn_cfg=[dict(type='AgentAttention', agents=agents) for agents in (3, 4, 7, 7)],
+    )
+)

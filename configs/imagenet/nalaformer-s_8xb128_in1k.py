@@ -1,0 +1,3 @@
+_base_ = './mirrorla-s_8xb128_in1k.py'
+
+model = dict(backbone=dict(type='mirrorla_mm.NaLaFormer'))

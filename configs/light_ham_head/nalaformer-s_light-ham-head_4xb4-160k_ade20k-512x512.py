@@ -1,0 +1,3 @@
+_base_ = './mirrorla-s_light-ham-head_4xb4-160k_ade20k-512x512.py'
+
+model = dict(backbone=dict(type='mirrorla_mm.NaLaFormer'))

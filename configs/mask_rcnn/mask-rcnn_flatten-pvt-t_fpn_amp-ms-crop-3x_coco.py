@@ -1,0 +1,11 @@
+_base_ = './mask-rcnn_mirrorla-t_fpn_amp-ms-crop-3x_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mirrorla_mm.LinearPVT',
+        arch='t',
+        attn_cfg=dict(type='FLattenAttention'),
+    ),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)

@@ -1,0 +1,3 @@
+_base_ = './mask-rcnn_mirrorla-s_fpn_amp-ms-crop-3x_coco.py'
+
+model = dict(backbone=dict(type='mirrorla_mm.NaLaFormer'))

@@ -1,0 +1,3 @@
+_base_ = './mask-rcnn_mirrorla-t_fpn_amp-1x_coco.py'
+
+model = dict(backbone=dict(type='mirrorla_mm.NaLaFormer'))

@@ -1,0 +1,3 @@
+_base_ = './mask-rcnn_flatten-pvt-t_fpn_amp-ms-crop-3x_coco.py'
+
+model = dict(backbone=dict(attn_cfg=dict(type='PolaAttention')))

@@ -1,0 +1,3 @@
+_base_ = './mask-rcnn_pola-swin-t_fpn_amp-ms-crop-3x_coco.py'
+
+model = dict(backbone=dict(arch='s', drop_path_rate=0.3))

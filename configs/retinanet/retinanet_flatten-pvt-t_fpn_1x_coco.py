@@ -1,0 +1,12 @@
+_base_ = './retinanet_mirrorla-t_fpn_1x_coco.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mirrorla_mm.LinearPVT',
+        arch='t',
+        out_indices=(1, 2, 3),
+        attn_cfg=dict(type='FLattenAttention'),
+    ),
+    neck=dict(in_channels=[128, 320, 512]),
+)

@@ -1,0 +1,3 @@
+_base_ = './retinanet_mirrorla-t_fpn_1x_coco.py'
+
+model = dict(backbone=dict(type='mirrorla_mm.NaLaFormer'))

@@ -1,0 +1,3 @@
+_base_ = './retinanet_flatten-swin-t_fpn_1x_coco.py'
+
+model = dict(backbone=dict(attn_cfg=dict(type='PolaAttention')))

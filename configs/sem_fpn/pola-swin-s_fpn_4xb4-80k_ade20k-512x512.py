@@ -1,0 +1,3 @@
+_base_ = './pola-swin-t_fpn_4xb4-80k_ade20k-512x512.py'
+
+model = dict(backbone=dict(arch='s', drop_path_rate=0.3))
