@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import mirror_attention
-from ..ops.rotation import rotation
+from ..ops.backend import forced_backend
+from ..ops.rotation import rotation, symbolic
 from ..ops.streaming import (
     StreamedState,
     conv_rows,
@@ -44,8 +45,8 @@ class FeatureMapAttention(Attention):
         )
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        plain = self.sr is None and self.out_norm is None
-        if plain and streams(x) and (self.reflection is None or folding_pays(x)):
+        plain = self.sr is None and self.out_norm is None and forced_backend() in (None, 'lean')
+        if plain and streams(x) and (self.reflection is None or self._folds(x)):
             return self._stream(x, hw_shape)
         return super().forward(x, hw_shape)
 
@@ -54,20 +55,61 @@ class FeatureMapAttention(Attention):
             return super().projection()
         return self.reflection.fold(*super().projection())
 
+    def switch_to_deploy(self) -> None:
+        """Fold the cross-head reflection into the projection for good."""
+        if self.reflection is None or self.reflection.u is None:
+            return
+        weight, bias = self.projection()
+        self.qkv.weight.data = weight.detach()
+        if bias is not None:
+            self.qkv.bias.data = bias.detach()
+        self.reflection.u = self.reflection.u_k = None
+
+    def project(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple[Tensor, ...]:
+        if not self._folds(x):
+            return super().project(x, hw_shape)
+        channels = self.embed_dims
+        weight, bias = self.projection()
+        weights = weight.split(channels)[2:]
+        biases = (None,) * len(weights) if bias is None else bias.split(channels)[2:]
+        folded, shift = self._fold_angles(weight, bias, x)
+        q, k = torch.baddbmm(shift, x, folded).split(channels, dim=-1)
+        return q, k, *(F.linear(x, *layer) for layer in zip(weights, biases))
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         options = dict(
             feature_map=self.feature_map,
             rank_augmented=self.rank_augmented,
             hw_shape=tuple(hw_shape) if self.rope else None,
         )
-        if self.reflection is not None and self.feature_map == 'relu':
+        if self.reflection is None or self._folds(q):
+            return mirror_attention(q, k, v, **options)
+        if self.feature_map == 'relu':
             # The operator's mirror map is reflection and ReLU in one.
             mirror = self.reflection
             options.update(mirror.options, feature_map='mirror', theta_k=mirror.theta_k)
             return mirror_attention(q, k, v, mirror.theta, **options)
-        if self.reflection is not None:
-            q, k = self.reflection(q, k)
+        q, k = self.reflection(q, k)
         return mirror_attention(q, k, v, **options)
+
+    def _folds(self, x: Tensor) -> bool:
+        """Whether the projection reflects, for x of shape (B, N, C) or heads (B, H, N, d).
+
+        On a CPU that pays where the covariance of the input, N C^2 + 2 C^3 multiplications, costs
+        less than some ten passes over N C numbers. The fused operator on a GPU reflects for free.
+        """
+        return (
+            self.reflection is not None
+            and self.sr is None
+            and x.device.type == 'cpu'
+            and x.shape[-2] >= 8 * self.embed_dims
+            and forced_backend() in (None, 'lean')
+            and not symbolic()
+        )
+
+    def _fold_angles(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        qk = slice(2 * self.embed_dims)
+        return self.reflection.fold_angles(weight[qk], None if bias is None else bias[qk], x)
 
     def _stream(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         weight, bias = self.projection()
@@ -77,10 +119,7 @@ class FeatureMapAttention(Attention):
         out = torch.empty_like(x)
         for picture, result in zip(x, out):
             if self.reflection is not None:
-                qk = slice(2 * channels)
-                folded, shift = self.reflection.fold_angles(
-                    weight[qk], None if bias is None else bias[qk], picture.unsqueeze(0)
-                )
+                folded, shift = self._fold_angles(weight, bias, picture.unsqueeze(0))
                 weights[:2] = folded[0].split(channels, dim=-1)
                 biases = (*shift[0, 0].split(channels), *biases[2:])
             self._stream_picture(picture, list(zip(weights, biases)), tuple(hw_shape), result)
@@ -144,11 +183,3 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None =
     if bias is None:
         return torch.mm(x, weight, out=out)
     return torch.addmm(bias, x, weight, out=out)
-
-
-def folding_pays(x: Tensor) -> bool:
-    """Whether the covariance of tokens (B, N, C) costs less than reflecting queries and keys.
-
-    It takes N C^2 + 2 C^3 multiplications instead of some ten passes over N C numbers.
-    """
-    return x.shape[1] >= 8 * x.shape[2]

@@ -75,12 +75,13 @@ class Reflection(BaseModule):
             return weight, bias
         channels = len(self.u)
         u_k = self.u if self.u_k is None else self.u_k
-        # The bias is one more column.
-        packed = weight if bias is None else torch.cat((weight, bias.unsqueeze(1)), dim=1)
-        q, k, rest = packed.split((channels, channels, len(packed) - 2 * channels))
-        q, k = fold_cross_head_reflection(q, self.u), fold_cross_head_reflection(k, u_k)
-        folded = torch.cat((q, k, rest))
-        return (folded, None) if bias is None else (folded[:, :-1], folded[:, -1])
+        mirrors = (self.u, u_k)
+        *qk, rest = weight.split((channels, channels, len(weight) - 2 * channels))
+        folded = torch.cat((*map(fold_cross_head_reflection, qk, mirrors), rest))
+        if bias is None:
+            return folded, None
+        *qk, rest = bias.split((channels, channels, len(bias) - 2 * channels))
+        return folded, torch.cat((*map(cross_head_reflection, qk, mirrors), rest))
 
     def fold_angles(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
         """Fold the block reflections of each picture into its projection to q and k.

@@ -1,7 +1,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import apply_rope
+from ..ops.rotation import rotate
 from ..registry import register_attention
 from .base import Attention
 
@@ -15,7 +15,6 @@ class SoftmaxAttention(Attention):
     """
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        angle = self.rope_angles(q, hw_shape)
-        if angle is not None:
-            q, k = apply_rope(q, angle), apply_rope(k, angle)
+        if self.rope:
+            q, k = rotate(q, hw_shape), rotate(k, hw_shape)
         return F.scaled_dot_product_attention(q, k, v)

@@ -123,7 +123,8 @@ class ResidualDepthwise(nn.Conv2d):
 
     def switch_to_deploy(self) -> None:
         """Add the identity for good."""
-        self.weight.data, self.identity = self.kernel().detach(), None
+        self.weight.data = self.kernel().detach()
+        self.identity = None
 
 
 class ConvFFN(BaseModule):

@@ -100,6 +100,8 @@ class RAVLT(BaseModule):
     archs = ARCHS
     block = Block
 
+    deployed = False
+
     def __init__(
         self,
         arch: str | dict = 't',
@@ -180,8 +182,34 @@ class RAVLT(BaseModule):
                 outputs.append(self._normalise(x, str(i)))
         return tuple(outputs)
 
+    def switch_to_deploy(self) -> RAVLT:
+        """Fold for inference whatever can be folded; outputs stay the same but for rounding.
+
+        Cross-head reflections go into the projections to q and k, LayerScales into the layers
+        before them, batch norms into the convolutions and the identity of ``x + dwconv(x)`` into
+        the centre tap. Load weights before switching; there is no way back to training.
+
+        Returns:
+            RAVLT: Itself, in evaluation mode.
+        """
+        self.eval()
+        for module in self.modules():
+            if module is not self and hasattr(module, 'switch_to_deploy'):
+                module.switch_to_deploy()
+        self.deployed = True
+        return self
+
     def train(self, mode: bool = True) -> RAVLT:
-        """Set the mode; frozen stages and, with ``norm_eval``, batch norms stay in evaluation."""
+        """Set the mode; frozen stages and, with ``norm_eval``, batch norms stay in evaluation.
+
+        Raises:
+            RuntimeError: If training is asked for in deploy mode.
+        """
+        if mode and self.deployed:
+            raise RuntimeError(
+                'The backbone is in deploy mode, where its layers are folded and cannot be trained: '
+                'build a new one and load the checkpoint.'
+            )
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:
@@ -189,6 +217,15 @@ class RAVLT(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        plain = any(key.startswith(prefix) and key.endswith('.gamma1') for key in state_dict)
+        if self.deployed and plain:
+            raise RuntimeError(
+                'These weights are not folded but the backbone is in deploy mode: load them into a '
+                'new backbone before its switch_to_deploy().'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _normalise(self, x: Tensor, stage: str) -> Tensor:
         if stage not in self.norms:

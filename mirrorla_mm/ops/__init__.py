@@ -19,6 +19,7 @@ from .reflection import (
 from .rope import apply_rope, rope_2d
 
 # After the reference: the backend registered last is preferred.
+from . import lean  # noqa: F401  isort: skip
 from . import fused  # noqa: F401  isort: skip
 
 __all__ = [

@@ -72,7 +72,7 @@ def fold_block_reflection(
         tuple[Tensor, Tensor]: ``W'`` of shape (B, C, H*d) and ``b'`` of shape (B, 1, H*d) with
         ``x W' + b'`` the reflected queries or keys.
     """
-    weight = at_least_float32(weight)
+    dtype, weight = weight.dtype, at_least_float32(weight)
     angle = at_least_float32(theta).expand(len(covariance), -1, -1)
     if variance_aware:
         # Rounding may leave a variance of zero slightly negative.
@@ -81,5 +81,5 @@ def fold_block_reflection(
         angle = variance_aware_angle(theta, variance, lam, alpha_max)
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     columns = torch.cat((weight.t(), bias.unsqueeze(0))).unflatten(-1, (len(theta), -1))
-    columns = block_reflection(columns.transpose(0, 1), angle).transpose(1, 2).flatten(2)
+    columns = block_reflection(columns.transpose(0, 1), angle).transpose(1, 2).flatten(2).to(dtype)
     return columns[:, :-1], columns[:, -1:]

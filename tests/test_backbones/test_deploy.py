@@ -1,0 +1,92 @@
+import pytest
+import torch
+from torch import nn
+
+from mirrorla_mm.backbones import RAVLT, MirrorLA
+from mirrorla_mm.backbones.ravlt import ARCHS
+from mirrorla_mm.ops import streaming, use_backend
+
+SMALL = dict(embed_dims=(16, 32, 48, 64), depths=(1, 1, 2, 1), num_heads=(1, 2, 3, 4))
+
+
+def as_trained(model):
+    """Norms, LayerScales and biases away from where they start."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+            nn.init.normal_(module.weight, 1, 0.3)
+            nn.init.normal_(module.bias, std=0.3)
+    for name, parameter in model.named_parameters():
+        if 'gamma' in name:
+            nn.init.normal_(parameter, 0.5, 0.3)
+    return model.eval()
+
+
+def relative_error(outputs, expected):
+    return max(
+        float((y - x).abs().max() / x.abs().max()) for y, x in zip(outputs, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize('layout', ['paper', 'linear'])
+@pytest.mark.parametrize('arch', ARCHS)
+def test_outputs_of_every_arch_and_layout_stay(arch, layout):
+    model = as_trained(MirrorLA(arch, layout))
+    picture = torch.rand(1, 3, 70, 90)
+    # The plain form of everything, with gradients so that nothing streams.
+    with use_backend('torch'):
+        expected = [y.detach() for y in model(picture)]
+    with torch.no_grad():
+        assert relative_error(model(picture), expected) < 1e-4
+        model.switch_to_deploy()
+        assert relative_error(model(picture), expected) < 1e-4
+
+
+@pytest.mark.parametrize('host', [MirrorLA, RAVLT])
+def test_folding_and_streaming_are_exact(host, monkeypatch):
+    monkeypatch.setattr(streaming, 'STRIP_BYTES', 1 << 14)
+    model = as_trained(host(SMALL, layout=('linear', 'linear', 'softmax', 'linear'))).double()
+    pictures = torch.rand(2, 3, 141, 97, dtype=torch.float64)
+    with use_backend('torch'):
+        expected = [y.detach() for y in model(pictures)]
+    with torch.no_grad():
+        assert relative_error(model(pictures), expected) < 1e-12
+        assert relative_error(model.switch_to_deploy()(pictures), expected) < 1e-12
+    assert relative_error([y.detach() for y in model(pictures)], expected) < 1e-12
+
+
+def test_everything_named_is_folded():
+    model = MirrorLA(SMALL, reflection=dict(shared=False)).switch_to_deploy()
+    left = {name.split('.')[-1] for name, _ in model.named_parameters()}
+    assert left == {'weight', 'bias', 'theta', 'theta_k'}
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_switching_twice_changes_nothing():
+    model = as_trained(MirrorLA(SMALL)).switch_to_deploy()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    after = model.switch_to_deploy().state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_training_is_refused_and_evaluation_is_not():
+    model = MirrorLA(SMALL).switch_to_deploy()
+    assert not model.eval().training
+    with pytest.raises(RuntimeError, match='deploy mode, .* cannot be trained'):
+        model.train()
+    with pytest.raises(RuntimeError, match='deploy mode'):
+        nn.Sequential(model).train()
+
+
+def test_plain_weights_load_before_the_switch_and_are_refused_after():
+    source, model = as_trained(MirrorLA(SMALL)), MirrorLA(SMALL)
+    weights = {key: value.clone() for key, value in source.state_dict().items()}
+    model.load_state_dict(weights)
+    model.switch_to_deploy()
+    source.switch_to_deploy()
+    with pytest.raises(RuntimeError, match='before its switch_to_deploy'):
+        model.load_state_dict(weights, strict=False)
+    model.load_state_dict(source.state_dict())
