@@ -1,0 +1,1 @@
+"""What explains: figures of the method, FLOPs, tables and studies."""
