@@ -8,6 +8,7 @@ their own configs are registered in the root registry as well, so that after
 
 from __future__ import annotations
 
+from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
@@ -24,6 +25,7 @@ def _scoped(root: Registry) -> Registry:
     return Registry(root.name, parent=root, scope=SCOPE, locations=[SCOPE])
 
 
+DATA_SAMPLERS = _scoped(ROOT_DATA_SAMPLERS)
 MODELS = _scoped(ROOT_MODELS)
 HOOKS = _scoped(ROOT_HOOKS)
 OPTIM_WRAPPERS = _scoped(ROOT_OPTIM_WRAPPERS)
@@ -64,6 +66,7 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
 
 
 __all__ = [
+    'DATA_SAMPLERS',
     'HOOKS',
     'MODELS',
     'OPTIM_WRAPPERS',

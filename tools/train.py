@@ -11,6 +11,7 @@ from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
 from mirrorla_mm.engine.data import check_data
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.launch import add_common_arguments, build_runner, load_config
+from mirrorla_mm.engine.reproducible import make_reproducible
 from mirrorla_mm.engine.saving import find_latest_checkpoint
 
 
@@ -70,6 +71,7 @@ def build(args: argparse.Namespace) -> Runner:
         enable_auto_scale_lr(cfg)
     checkpoint = resume_from(cfg, args.resume) if args.resume else None
     check_data(cfg, ('train_dataloader', 'val_dataloader', 'val_evaluator'))
+    make_reproducible(cfg)
     runner = build_runner(cfg)
     if checkpoint:
         runner.register_hook(CheckpointFitHook(checkpoint))

@@ -19,7 +19,6 @@ METHODS = sorted(
     for name, cls in MODELS.module_dict.items()
     if isinstance(cls, type) and issubclass(cls, Attention)
 )
-# Attention reads normalised tokens: large ones are tried without weights that multiply them further.
 MAGNITUDES = st.sampled_from([0.0, 1e-30, 1e-4, 1.0, 30.0, 1e4])
 
 

@@ -30,6 +30,7 @@ from mirrorla_mm.analysis.study import (
     results_table,
     scores_of,
 )
+from mirrorla_mm.engine.reproducible import make_reproducible
 
 CONFIG = 'configs/studies/ravlt-study_efficientvit-head_1xb8-200_camvid-96x96.py'
 TABLES = ('Tab. 7', 'Tab. 8')
@@ -81,6 +82,7 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
     if args.iters:
         cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = args.iters
         cfg.param_scheduler[-1].end = args.iters
+    make_reproducible(cfg)
     return cfg
 
 
