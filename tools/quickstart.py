@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -123,6 +124,9 @@ class Quickstart:
         self.console = console
         # The configs read it, here and in the subprocesses.
         os.environ['MIRRORLA_DEMO_DATA'] = str(self.data)
+        # OpenMP threads that spin while they wait make training many times slower wherever another
+        # program uses a core too.
+        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
     def run(self) -> bool:
         """Do everything; return whether both models reach their goals."""
@@ -130,8 +134,9 @@ class Quickstart:
         self.draw_data()
         scores = {}
         for task in TASKS:
-            self.prepare(task)
-            self.train(task)
+            config = load_config(task.config_path)
+            self.prepare(task, config)
+            self.train(task, config.train_cfg.max_epochs)
             scores[task.name] = self.evaluate(task)
         for task in TASKS:
             predictions = self.test_dir(task) / task.predictions
@@ -156,12 +161,11 @@ class Quickstart:
             bar = progress.add_task('drawing', total=self.recipe.train + self.recipe.val)
             draw_dataset(self.data, self.recipe, on_scene=lambda: progress.advance(bar))
 
-    def prepare(self, task: Task) -> None:
+    def prepare(self, task: Task, config: Config) -> None:
         """Make the task's directory; empty it where another config or data set filled it."""
         directory = self.work_dir / task.name
         stamp = directory / 'quickstart.json'
-        config = Config.fromfile(task.config_path, import_custom_modules=False).to_dict()
-        content = json.dumps([asdict(self.recipe), config], sort_keys=True, default=str)
+        content = json.dumps([asdict(self.recipe), config.to_dict()], sort_keys=True, default=str)
         current = hashlib.sha256(content.encode()).hexdigest()
         if directory.exists():
             if not stamp.exists():
@@ -174,10 +178,9 @@ class Quickstart:
         directory.mkdir(parents=True)
         stamp.write_text(json.dumps(current))
 
-    def train(self, task: Task) -> None:
+    def train(self, task: Task, epochs: int) -> None:
         directory = self.work_dir / task.name
         self.say(f'Train the {task.name}', f'log: {directory / "train.log"}')
-        epochs = Config.fromfile(task.config_path, import_custom_modules=False).max_epochs
         checkpoint = find_latest_checkpoint(directory)
         if checkpoint and Path(checkpoint).stem == f'epoch_{epochs}':
             self.console.print('trained before, reused')
@@ -270,6 +273,11 @@ class Quickstart:
         self.console.print(f'\n[bold]{title}[/]  [dim]{note}[/]', highlight=False)
 
 
+def load_config(path: str) -> Config:
+    """A config's content; nothing that it would import is imported."""
+    return Config.fromfile(path, import_custom_modules=False)
+
+
 def read_metrics(directory: Path) -> dict[str, float] | None:
     """Metrics that mmengine's logger hook wrote at the end of the latest test, if any."""
     files = sorted(directory.glob('*/*.json'))
@@ -278,6 +286,7 @@ def read_metrics(directory: Path) -> dict[str, float] | None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    MMLogger.get_instance('mmengine', log_level='WARNING')  # loading a config is not news
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)

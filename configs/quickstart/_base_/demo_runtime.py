@@ -1,7 +1,8 @@
 # Minutes on two CPU cores, from scratch. One epoch is 50 iterations and ends with a checkpoint, so
 # an interrupted run loses less than a minute.
-max_epochs = 8
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
+custom_imports = dict(imports=['mirrorla_mm'], allow_failed_imports=False)
+
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8, val_interval=8)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -16,8 +17,7 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR',
         begin=1,
-        end=max_epochs,
-        T_max=max_epochs - 1,
+        end=8,
         eta_min_ratio=0.01,
         by_epoch=True,
         convert_to_iter_based=True,
