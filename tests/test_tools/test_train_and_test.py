@@ -1,0 +1,279 @@
+"""The two command lines: train, resume, test, and one sentence for each mistake."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from PIL import Image
+
+from mirrorla_mm.engine.checkpoint import load_checkpoint_file
+
+from .conftest import REPOSITORY, TASKS
+
+
+class Hostile:
+    """Pickles as ``os.mkdir(folder)``."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def metrics(work_dir: Path) -> list[dict]:
+    """Everything that the runs of a work dir measured, oldest first."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json')) + sorted(work_dir.glob('*/2*.json'))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [line for line in lines if {'coco/bbox_mAP', 'mIoU'} & line.keys()]
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_train_resume_and_test(task, config, run, tmp_path):
+    path, work_dir = config(task), tmp_path / 'work_dirs' / task
+    run('train', path, '--cfg-options', 'train_cfg.max_epochs=1')
+    first = load_checkpoint_file(work_dir / 'epoch_1.pth')
+    run('train', path, '--resume')
+    second = load_checkpoint_file(work_dir / 'epoch_2.pth')
+    assert (first['meta']['iter'], second['meta']['iter']) == (2, 4)
+    run('test', path, work_dir / 'epoch_2.pth')
+    validated, tested = metrics(work_dir)[-2:]
+    shared = {'coco/bbox_mAP', 'coco/bbox_mAP_50', 'mIoU', 'aAcc'} & tested.keys()
+    assert shared and all(validated[key] == tested[key] for key in shared)
+
+
+def test_detections_are_saved_and_drawn(config, run, tmp_path):
+    path = config('detection')
+    run('train', path, '--work-dir', 'w', '--cfg-options', 'train_cfg.max_epochs=1')
+    run(
+        'test', path, 'w/epoch_1.pth', '--out', 'out.pkl', '--show-dir', tmp_path / 'drawn', '--tta'
+    )
+    saved = pickle.loads((tmp_path / 'out.pkl').read_bytes())
+    assert len(saved) == 4 and all('bboxes' in item['pred_instances'] for item in saved)
+    assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 4
+
+
+def test_label_maps_are_saved_and_drawn(config, run, tmp_path):
+    path = config('segmentation')
+    run('train', path, '--work-dir', 'w', '--cfg-options', 'train_cfg.max_epochs=1')
+    run('test', path, 'w/epoch_1.pth', '--out', 'maps', '--show-dir', tmp_path / 'drawn')
+    sizes = [Image.open(file).size for file in (tmp_path / 'maps').iterdir()]
+    assert sizes == [(64, 64)] * 4
+    assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 4
+
+
+def test_segmentation_is_augmented_as_the_config_says(config, run):
+    more = """
+tta_model = dict(type='SegTTAModel')
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale_factor=ratio, keep_ratio=True) for ratio in (1.0, 1.5)],
+            [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
+            [dict(type='LoadAnnotations')],
+            [dict(type='PackSegInputs')],
+        ],
+    ),
+]
+"""
+    path = config('segmentation', more)
+    run('train', path, '--work-dir', 'w', '--cfg-options', 'train_cfg.max_epochs=1')
+    run('test', path, 'w/epoch_1.pth', '--work-dir', 'tested', '--tta')
+    assert len(metrics(Path('tested'))) == 1
+
+
+def test_amp_and_scaled_learning_rate(config, run, tmp_path):
+    path = config('segmentation', 'auto_scale_lr = dict(base_batch_size=8)\n')
+    run('train', path, '--amp', '--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=1')
+    saved = load_checkpoint_file(tmp_path / 'work_dirs' / 'segmentation' / 'epoch_1.pth')
+    assert saved['optimizer']['param_groups'][0]['lr'] == pytest.approx(1e-3 * 4 / 8)
+
+
+# --- Mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def sentence(run, capsys, monkeypatch):
+    """What a command line writes when it fails: the one line that starts with ``error:``."""
+    monkeypatch.delenv('MIRRORLA_DEBUG', raising=False)
+
+    def fail(*args) -> str:
+        with pytest.raises(SystemExit) as info:
+            run(*args)
+        assert info.value.code == 1
+        error = capsys.readouterr().err
+        assert 'Traceback' not in error
+        (line,) = re.findall(r'^error: .*', error, re.M)
+        assert error.rstrip().endswith(line)
+        return line
+
+    return fail
+
+
+def test_config_that_is_missing_or_broken(sentence, tmp_path):
+    assert 'nowhere.py does not exist' in sentence('train', 'nowhere.py')
+    (tmp_path / 'broken.py').write_text('model = dict(')
+    assert 'broken.py cannot be used' in sentence('train', 'broken.py')
+
+
+def test_wrong_arch_and_unknown_type(config, sentence):
+    path = config('segmentation', "model['backbone']['arch'] = 'xxl'\n")
+    assert 'xxl' in sentence('train', path)
+    options = ('--cfg-options', 'model.decode_head.type=NoSuchHead')
+    assert 'NoSuchHead is not in the mmseg::model registry' in sentence(
+        'train', config('segmentation'), *options
+    )
+
+
+def test_options_that_the_config_does_not_support(config, sentence):
+    path = config('detection')
+    assert 'auto_scale_lr.base_batch_size' in sentence('train', path, '--auto-scale-lr')
+    assert '.pkl file' in sentence('test', path, 'a.pth', '--out', 'folder')
+    assert 'tta_pipeline' in sentence('test', config('segmentation'), __file__, '--tta')
+    options = ('--cfg-options', 'optim_wrapper.type=OtherWrapper')
+    assert 'OtherWrapper' in sentence('train', path, '--amp', *options)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_missing_data_are_named_with_the_options_to_change(task, config, sentence, monkeypatch):
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', 'no/such/root')
+    line = sentence('train', config(task))
+    lost = 'annotations/instances_train.json' if task == 'detection' else 'leftImg8bit/train'
+    assert f'no/such/root/{lost} does not exist' in line
+    assert 'train_dataloader.dataset.data_root=' in line and 'val_dataloader.dataset' in line
+    assert ('val_evaluator.ann_file=' in line) == (task == 'detection')
+
+
+DAMAGES = {
+    'garbage': lambda path: path.write_bytes(b'junk'),
+    'empty': lambda path: path.write_bytes(b''),
+    'cut short': lambda path: path.write_bytes(path.read_bytes()[:60]),
+    'missing': lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+@pytest.mark.parametrize('workers', [0, 1])
+def test_damaged_picture_is_named(damage, workers, config, sentence, drawn, tmp_path, monkeypatch):
+    root = shutil.copytree(drawn, tmp_path / 'data')
+    DAMAGES[damage](root / 'leftImg8bit' / 'train' / 'demo' / '00003_leftImg8bit.png')
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', str(root))
+    task = 'segmentation' if damage == 'cut short' else 'detection'
+    options = ('--cfg-options', f'train_dataloader.num_workers={workers}')
+    line = sentence('train', config(task), *options)
+    assert re.search(r'error: \S*/00003_leftImg8bit\.png (is not a|does not)', line)
+
+
+def test_damaged_label_is_named(config, sentence, drawn, tmp_path, monkeypatch):
+    root = shutil.copytree(drawn, tmp_path / 'data')
+    (root / 'gtFine/train/demo/00003_gtFine_labelTrainIds.png').write_bytes(b'junk')
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', str(root))
+    assert '00003_gtFine_labelTrainIds.png is not' in sentence('train', config('segmentation'))
+
+
+def test_checkpoints_that_cannot_serve(config, run, sentence, tmp_path):
+    path, other = config('segmentation'), config('detection')
+    run('train', path, '--work-dir', 'w', '--cfg-options', 'train_cfg.max_epochs=1')
+    good = tmp_path / 'w' / 'epoch_1.pth'
+    assert 'nowhere.pth does not exist' in sentence('test', path, 'nowhere.pth')
+    assert 'nowhere.pth does not exist' in sentence('train', path, '--resume', 'nowhere.pth')
+    assert 'epoch_1.pth is of another model' in sentence('test', other, good)
+    assert 'epoch_1.pth is of another model' in sentence('train', other, '--resume', good)
+    classes = ('--cfg-options', 'model.decode_head.num_classes=9')
+    assert 'decode_head' in sentence('test', path, good, *classes)
+    (tmp_path / 'cut.pth').write_bytes(good.read_bytes()[:5000])
+    assert 'cut.pth cannot be read' in sentence('test', path, 'cut.pth')
+    weights = load_checkpoint_file(good)['state_dict']
+    torch.save({'state_dict': weights}, tmp_path / 'weights.pth')
+    run('test', path, 'weights.pth', '--work-dir', 'w')
+    assert 'no training state' in sentence('train', path, '--resume', 'weights.pth')
+    torch.save({'state_dict': weights, 'x': Hostile(tmp_path / 'ran')}, tmp_path / 'hostile.pth')
+    for command in (('test', path, 'hostile.pth'), ('train', path, '--resume', 'hostile.pth')):
+        assert 'hostile.pth was refused' in sentence(*command)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_defects_keep_their_traceback(config, run, monkeypatch):
+    def defect(self):
+        raise ValueError('a defect')
+
+    monkeypatch.setattr(Runner, 'train', defect)
+    with pytest.raises(ValueError, match='a defect'):
+        run('train', config('segmentation'))
+
+
+def test_traceback_on_request(run, monkeypatch):
+    monkeypatch.setenv('MIRRORLA_DEBUG', '1')
+    with pytest.raises(Exception, match='does not exist'):
+        run('train', 'nowhere.py')
+
+
+# --- Other processes ------------------------------------------------------------------------------
+
+
+def environment(**more: str) -> dict:
+    folder = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        'PYTHONPATH': str(REPOSITORY),
+        'PATH': f'{folder}{os.pathsep}{os.environ["PATH"]}',
+        'OMP_NUM_THREADS': '1',
+        **more,
+    }
+
+
+def finish(command: list, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=600, **kwargs
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
+def test_two_processes_without_a_gpu(config, tmp_path):
+    path = config('segmentation', 'norm_cfg = dict(type="SyncBN")\n')
+    done = finish(
+        [REPOSITORY / 'tools/dist_train.sh', path, 2, '--work-dir', tmp_path / 'w'],
+        env=environment(PORT='29517'),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Two epochs of 8 pictures, in batches of 4 on each of two processes.
+    assert load_checkpoint_file(tmp_path / 'w' / 'epoch_2.pth')['meta']['iter'] == 2
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_tools_of_mmdet_and_mmseg_load_and_refuse(task, config, run, tmp_path):
+    path = config(task)
+    run('train', path, '--work-dir', 'w', '--cfg-options', 'train_cfg.max_epochs=1')
+    torch.save({'state_dict': {}, 'x': Hostile(tmp_path / 'ran')}, tmp_path / 'hostile.pth')
+    package = {'detection': 'mmdet', 'segmentation': 'mmseg'}[task]
+    code = f"""
+import importlib.util, pathlib, runpy, sys
+tools = pathlib.Path(importlib.util.find_spec('{package}').origin).parent / '.mim' / 'tools'
+def run(tool, *args):
+    sys.argv = [tool, {path!r}, *args, '--work-dir', 'w']
+    runpy.run_path(str(tools / tool), run_name='__main__')
+run('test.py', 'w/epoch_1.pth')
+run('train.py', '--resume')
+from {package}.apis import {'init_detector' if task == 'detection' else 'init_model'} as init
+init({path!r}, 'w/epoch_2.pth', device='cpu')
+try:
+    run('test.py', 'hostile.pth')
+except Exception as error:
+    assert type(error).__name__ == 'UnsafeCheckpointError', error
+else:
+    raise SystemExit('loaded a hostile file')
+print('all done')
+"""
+    done = finish([sys.executable, '-c', code], cwd=tmp_path, env=environment())
+    assert done.stdout.endswith('all done\n'), done.stderr[-3000:]
+    assert not (tmp_path / 'ran').exists()
