@@ -5,6 +5,7 @@ The commands it would run for minutes are replaced by ones that leave the same f
 
 import importlib.util
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -158,3 +159,22 @@ def test_failing_command_is_shown_with_the_end_of_its_log(script, tmp_path, monk
         quickstart.call('train.py', [], tmp_path / 'work', 'train.log', seen.append)
     assert seen == ['started\n']
     assert (tmp_path / 'work' / 'train.log').read_text() == 'started\n'
+
+
+def test_interruption_ends_the_running_command(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, 'ROOT', tmp_path)
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', '')
+    (tmp_path / 'tools').mkdir()
+    program = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'
+    (tmp_path / 'tools' / 'train.py').write_text(program)
+    quickstart = script.Quickstart(script.parse_args([]), script.Console(width=110))
+    started = []
+
+    def interrupt(line):
+        started.append(int(line))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.call('train.py', [], tmp_path / 'work', 'train.log', interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)

@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.saving import find_latest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA_DIR = Path('data/demo')
 SCENES = range(6)
 """Validation scenes in the pictures."""
 PROGRESS = re.compile(
@@ -94,15 +96,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed of the drawn scenes (default 0)')
     parser.add_argument(
-        '--data-dir', type=Path, default=Path('data/demo'), help='default: data/demo'
+        '--seed', type=int, default=0, help='of the drawn scenes (default %(default)s)'
+    )
+    parser.add_argument(
+        '--data-dir', type=Path, default=DATA_DIR, help='of the scenes (default %(default)s)'
     )
     parser.add_argument(
         '--work-dir',
         type=Path,
         default=Path('work_dirs/quickstart'),
-        help='checkpoints, logs and pictures; default: work_dirs/quickstart',
+        help='of checkpoints, logs and pictures (default %(default)s)',
     )
     parser.add_argument(
         '--fresh', action='store_true', help='draw and train again instead of reusing'
@@ -164,19 +168,19 @@ class Quickstart:
     def prepare(self, task: Task, config: Config) -> None:
         """Make the task's directory; empty it where another config or data set filled it."""
         directory = self.work_dir / task.name
-        stamp = directory / 'quickstart.json'
+        stamp = directory / 'quickstart.sha256'
         content = json.dumps([asdict(self.recipe), config.to_dict()], sort_keys=True, default=str)
         current = hashlib.sha256(content.encode()).hexdigest()
-        if directory.exists():
+        if directory.exists() and any(directory.iterdir()):
             if not stamp.exists():
                 raise UserError(
                     f'{directory} was not made by the quickstart; give another --work-dir.'
                 )
-            if not self.fresh and json.loads(stamp.read_text()) == current:
+            if not self.fresh and stamp.read_text() == current:
                 return
             shutil.rmtree(directory)
-        directory.mkdir(parents=True)
-        stamp.write_text(json.dumps(current))
+        directory.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(current)
 
     def train(self, task: Task, epochs: int) -> None:
         directory = self.work_dir / task.name
@@ -232,19 +236,22 @@ class Quickstart:
         work_dir.mkdir(parents=True, exist_ok=True)
         script, *rest = os.path.relpath(ROOT / 'tools' / tool), *arguments
         command = [sys.executable, script, *rest, '--work-dir', str(work_dir)]
-        shown = [os.path.relpath(sys.executable), *command[1:]]
-        self.console.print(f'$ {shlex.join(shown)}', style='dim', soft_wrap=True, markup=False)
+        shown = shlex.join([os.path.relpath(sys.executable), *command[1:]])
+        if self.data != DATA_DIR:
+            shown = f'MIRRORLA_DEMO_DATA={shlex.quote(str(self.data))} {shown}'
+        self.console.print(f'$ {shown}', style='dim', soft_wrap=True, markup=False)
         tail = deque(maxlen=15)
-        with (
-            open(work_dir / log, 'a') as file,
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-            ) as process,
-        ):
-            for line in process.stdout:
-                file.write(line)
-                tail.append(line)
-                report(line)
+        output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with open(work_dir / log, 'a') as file, subprocess.Popen(command, **output) as process:
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    tail.append(line)
+                    report(line)
+            except BaseException:  # whatever ends this program ends the command as well
+                process.terminate()
+                process.wait()
+                raise
         if process.returncode:
             raise UserError(
                 f'{"".join(tail)}\n{script} ended with exit code {process.returncode}; the whole '
@@ -304,4 +311,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

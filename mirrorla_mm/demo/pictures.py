@@ -19,6 +19,8 @@ from .scenes import BACKGROUND, CLASSES, PALETTE
 COLOURS = np.array(PALETTE) / 255
 COLUMNS = ('picture', 'ground truth', 'prediction')
 SCENES_PER_ROW = 2
+MIN_SCORE = 0.3
+"""Predicted boxes with a lower score are not drawn."""
 OVERLAY = 0.75
 """Opacity of the classes in a label map that is laid over its picture."""
 
@@ -43,7 +45,7 @@ def detection_picture(data: Path, results: Path, scenes: Sequence[int], target: 
         for axis in axes:
             axis.imshow(_picture(data, scene))
         _draw_boxes(axes[1], truth[scene])
-        _draw_boxes(axes[2], [box for box in found[scene] if box['score'] >= 0.4])
+        _draw_boxes(axes[2], [box for box in found[scene] if box['score'] >= MIN_SCORE])
 
     _tile(scenes, draw, 'Detection', _legend(CLASSES, COLOURS[1:]), target)
 
