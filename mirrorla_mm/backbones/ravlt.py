@@ -207,7 +207,7 @@ class RAVLT(BaseModule):
         """
         if mode and self.deployed:
             raise RuntimeError(
-                'The backbone is in deploy mode, where its layers are folded and cannot be trained: '
+                'The backbone is in deploy mode, with its layers folded, and cannot be trained: '
                 'build a new one and load the checkpoint.'
             )
         super().train(mode)

@@ -1,0 +1,238 @@
+"""Latency and memory of variants of one model, measured so that the comparison means something.
+
+Variants take turns within one process, so that whatever else the machine does hits all alike, and
+ratios are taken within each round. Peak memory is measured in a fresh process for each variant.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from ..backbones import MirrorLA
+from ..backbones.ravlt import RAVLT, arch_settings
+from ..registry import MODELS
+from .reference_ravlt import ReferenceRAVLT
+
+WORDS = ('reference', 'eager', 'deploy', 'compile', 'amp')
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Args:
+        arch (str): Architecture of the backbone, where there is no config.
+        layout (str): Its layout.
+        config (str, optional): Config of a detector or segmentor, measured as a whole.
+        backbone_only (bool): Measure the config's backbone alone.
+        train (bool): A training step of the backbone, forwards and backwards, instead of inference.
+        batch (int): Pictures at a time.
+        device (str): Device.
+        threads (int): CPU threads.
+        cpu_time (bool): Count processor time of all threads instead of the time that passes, for a
+            CPU that others use too. Run it with ``OMP_WAIT_POLICY=passive``, or waiting counts.
+    """
+
+    arch: str = 't'
+    layout: str = 'linear'
+    config: str | None = None
+    backbone_only: bool = False
+    train: bool = False
+    batch: int = 1
+    device: str = 'cpu'
+    threads: int = 2
+    cpu_time: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latencies of one variant in seconds, a round each, and their ratios to the first variant."""
+
+    variant: str
+    shape: tuple[int, int]
+    latencies: list[float]
+    ratios: list[float]
+
+    @property
+    def latency(self) -> float:
+        return median(self.latencies)
+
+    def ratio(self) -> tuple[float, float, float]:
+        """Median and quartiles of the ratios."""
+        if len(self.ratios) < 2:
+            return (self.ratios[0],) * 3
+        low, middle, high = quantiles(self.ratios, n=4, method='inclusive')
+        return middle, low, high
+
+
+def parse_variant(text: str) -> set[str]:
+    """The words of a variant such as ``'deploy+compile'``.
+
+    Raises:
+        ValueError: If a word is unknown.
+    """
+    words = set(text.split('+'))
+    if words - set(WORDS):
+        raise ValueError(f"Unknown variant '{text}': join words of {', '.join(WORDS)} by '+'.")
+    return words
+
+
+def measure_latency(
+    subject: Subject, variants: list[str], shape: tuple[int, int], rounds: int
+) -> list[Timing]:
+    """Time variants in turn, after two rounds of warm-up; the first is what ratios refer to."""
+    torch.set_num_threads(subject.threads)
+    steps = [build_step(subject, variant, shape) for variant in variants]
+    for step in steps * 2:
+        step()
+    latencies: list[list[float]] = [[] for _ in steps]
+    for _ in range(rounds):
+        for step, times in zip(steps, latencies):
+            times.append(_seconds(step, subject))
+    return [
+        Timing(variant, shape, times, [t / first for t, first in zip(times, latencies[0])])
+        for variant, times in zip(variants, latencies)
+    ]
+
+
+def measure_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tuple[float, float]:
+    """Peak memory of one step in a process of its own.
+
+    Returns:
+        tuple[float, float]: MiB that the step takes on top of the loaded model and its input, and
+        MiB of the whole process at its peak (on a GPU: of all tensors).
+    """
+    # A pool rather than a process: it hands the result, or the exception, back.
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        return pool.submit(_peak_memory, subject, variant, shape).result()
+
+
+def _peak_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tuple[float, float]:
+    torch.set_num_threads(subject.threads)
+    step = build_step(subject, variant, shape)
+    build_step(subject, variant, (64, 64))()  # What libraries allocate once.
+    if subject.device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        # Linux: reset the high-water mark of the resident set.
+        Path('/proc/self/clear_refs').write_text('5')
+        before = _resident_bytes('VmRSS')
+        step()
+        peak = _resident_bytes('VmHWM')
+    return (peak - before) / 2**20, peak / 2**20
+
+
+def _resident_bytes(field: str) -> int:
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f'/proc/self/status lacks {field}: memory is measured on Linux only.')
+
+
+def _seconds(step: Callable[[], object], subject: Subject) -> float:
+    clock = time.process_time if subject.cpu_time else time.perf_counter
+    start = clock()
+    step()
+    if subject.device == 'cuda':
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def build_step(subject: Subject, variant: str, shape: tuple[int, int]) -> Callable[[], object]:
+    """A function without arguments that runs one variant once."""
+    words = parse_variant(variant)
+    torch.manual_seed(0)
+    model = build_model(subject, words).to(subject.device).train(subject.train)
+    if 'deploy' in words:
+        for module in list(model.modules()):
+            if isinstance(module, RAVLT):
+                module.switch_to_deploy()
+    run = torch.compile(model) if 'compile' in words else model
+    pictures = torch.rand(subject.batch, 3, *shape, device=subject.device)
+    arguments = (pictures,)
+    if subject.config and not subject.backbone_only:
+        arguments = (pictures, _samples(model, pictures), 'predict')
+    autocast = torch.autocast(subject.device, torch.bfloat16, enabled='amp' in words)
+
+    def infer() -> object:
+        with torch.inference_mode(), autocast:
+            return run(*arguments)
+
+    def train() -> None:
+        model.zero_grad()
+        with autocast:
+            loss = sum(y.float().square().mean() for y in run(*arguments))
+        loss.backward()
+
+    return train if subject.train else infer
+
+
+def build_model(subject: Subject, words: set[str]) -> nn.Module:
+    """The model of a variant, with random weights."""
+    if subject.config is None:
+        if 'reference' in words:
+            return reference_backbone(subject.arch, subject.layout)
+        return MirrorLA(subject.arch, subject.layout)
+    cfg = Config.fromfile(subject.config)
+    init_default_scope(cfg.get('default_scope', 'mirrorla_mm'))
+    cfg.model.pop('init_cfg', None)
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    if 'reference' in words:
+        backbone = cfg.model.backbone
+        model.backbone = reference_backbone(
+            backbone.get('arch', 't'), backbone.get('layout', 'paper')
+        )
+    return model.backbone if subject.backbone_only else model
+
+
+def reference_backbone(arch: str | dict, layout: str) -> ReferenceRAVLT:
+    """The yardstick of the same architecture."""
+    settings = arch_settings(arch)
+    kinds = RAVLT(arch, layout).layout
+    shape = {key: settings[key] for key in ('embed_dims', 'depths', 'num_heads')}
+    return ReferenceRAVLT(
+        **shape,
+        layout=kinds,
+        mlp_ratio=settings['mlp_ratio'],
+        drop_path_rate=settings['drop_path_rate'],
+    )
+
+
+def _samples(model: nn.Module, pictures: Tensor) -> list:
+    """What a detector or segmentor wants to know about each picture."""
+    if type(model).__module__.startswith('mmseg'):
+        from mmseg.structures import SegDataSample as Sample
+    else:
+        from mmdet.structures import DetDataSample as Sample
+    size = tuple(pictures.shape[-2:])
+    keys = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
+    meta = {**dict.fromkeys(keys, size), 'scale_factor': (1.0, 1.0)}
+    return [Sample(metainfo=meta) for _ in pictures]
+
+
+def machine() -> str:
+    """Processor, threads and torch in one line."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.exists():
+        models = [line for line in cpuinfo.read_text().splitlines() if 'model name' in line]
+        name = models[0].split(':')[1].strip() if models else name
+    if torch.cuda.is_available():
+        name += f', {torch.cuda.get_device_name()}'
+    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
