@@ -100,6 +100,7 @@ def query_backward_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Gradients through the output. ``f = phi(q_t)``, ``z = 1 / (f . m + 1e-6)``, ``u = S g_t``:
@@ -214,6 +215,7 @@ def key_backward_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Gradients through the state. With ``f = phi(k_t)``, the weight w, ``u = dS v_t``:

@@ -90,6 +90,7 @@ def moments_kernel(
     chunk,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Per split, mean and ``sum (x - mean)^2`` of each channel of q (third grid index 0) or k (1).
@@ -204,6 +205,7 @@ def mean_query_kernel(
     FEATURE_MAP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Per split, its share of ``qbar = 1/N sum_t phi(q_t)``. ``partial``: (B*H, splits, d)."""
@@ -222,7 +224,7 @@ def mean_query_kernel(
     store_vector(partial, tl.sum(total, 0) / tokens, HEAD_DIM, BLOCK_D)
 
 
-@autotune('state')
+@autotune('product')
 @triton.jit(do_not_specialize=_SIZES)
 def state_kernel(
     k,
@@ -247,6 +249,7 @@ def state_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Per split, ``S = sum_t p_t R(phi(k_t))^T v_t`` and ``m = sum_t p_t phi(k_t)``, unnormalised.
@@ -347,7 +350,7 @@ def merge_state_kernel(
         tl.store(log_sum + head, top + tl.log2(total))
 
 
-@autotune('output')
+@autotune('product')
 @triton.jit(do_not_specialize=_SIZES)
 def output_kernel(
     q,
@@ -368,6 +371,7 @@ def output_kernel(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """``o_t = R(phi(q_t)) S / (phi(q_t) . m + 1e-6)``; the normaliser knows no rotation."""

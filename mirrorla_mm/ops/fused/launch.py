@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from triton import knobs
 
 INTERPRETED = knobs.runtime.interpret
@@ -17,17 +19,23 @@ INTERPRETED = knobs.runtime.interpret
 # (BLOCK_N, warps, stages). Few: every new key times them all once, then the disk remembers.
 CONFIGS = {
     'light': ((32, 4, 1), (64, 4, 1), (64, 8, 1)),
-    'state': ((32, 4, 2), (64, 4, 2), (64, 8, 2), (128, 8, 2)),
-    'output': ((32, 4, 2), (64, 4, 2), (128, 4, 2), (128, 8, 2)),
-    'backward': ((16, 4, 1), (32, 4, 1), (32, 8, 1), (64, 8, 1)),
+    'product': ((16, 4, 2), (32, 4, 2), (64, 4, 2), (64, 8, 2), (128, 8, 2)),
+    'backward': ((16, 4, 1), (32, 4, 1), (32, 8, 1), (64, 8, 1), (16, 16, 1), (32, 16, 1)),
 }
 INTERPRETER_CONFIG = (32, 4, 1)
 
-PROGRAMS_PER_MULTIPROCESSOR = 4
+# Words a thread may hold of a tile and of a (d, d) matrix, both operands of products. Beyond these
+# registers spill on one architecture or another (tools/analysis_tools/kernel_report.py).
+LARGEST_TILE = {'light': 64, 'product': 48, 'backward': 16}
+LARGEST_MATRIX = {'light': math.inf, 'product': 128, 'backward': 32}
+
+# Programs per multiprocessor: few where each reads or leaves a (d, d) matrix, more elsewhere.
+FEW_PROGRAMS, MANY_PROGRAMS = 2, 8
+LARGEST_BLOCK = 128
 SMALLEST_CHUNK = 256
 INTERPRETER_CHUNK = 64
 _KEY = (
-    'chunk',
+    'BUCKET',
     'HEAD_DIM',
     'DOT',
     'PRECISION',
@@ -46,18 +54,65 @@ def autotune(kind: str) -> Callable:
         choices = (INTERPRETER_CONFIG,) if INTERPRETED else CONFIGS[kind]
         configs = [triton.Config({'BLOCK_N': n}, num_warps=w, num_stages=s) for n, w, s in choices]
         key = [name for name in _KEY if name in kernel.arg_names]
-        cached = 'cache_results' in inspect.signature(triton.autotune).parameters
-        return triton.autotune(configs, key, **({'cache_results': True} if cached else {}))(kernel)
+        options = {'prune_configs_by': {'early_config_prune': partial(_without_spills, kind)}}
+        if 'cache_results' in inspect.signature(triton.autotune).parameters:
+            options['cache_results'] = True
+        return triton.autotune(configs, key, **options)(kernel)
 
     return decorate
 
 
-def chunk_size(tokens: int, heads: int, device: torch.device) -> int:
-    """Tokens per split: a power of two such that heads times splits fill the device a few times."""
-    if INTERPRETED:
-        return INTERPRETER_CHUNK
-    programs = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(device)
-    return max(SMALLEST_CHUNK, triton.next_power_of_2(triton.cdiv(tokens * heads, programs)))
+def configurations(launch: Launch) -> list[triton.Config]:
+    """Those that tuning tries for a launch; one without parameters for a kernel that has none."""
+    prune = getattr(launch.kernel, 'early_config_prune', None)
+    if prune is None:
+        return [triton.Config({})]
+    return prune(launch.kernel.configs, {}, **launch.arguments)
+
+
+def _without_spills(kind: str, configs: list, arguments: dict, **constants: Any) -> list:
+    """Those configurations whose operands fit in registers; the lightest if none does."""
+    arguments = arguments | constants
+    width = arguments['BLOCK_D']
+    words = (
+        1 if arguments.get('DOT') == tl.bfloat16 else 2 + (arguments.get('PRECISION') == 'tf32x3')
+    )
+
+    def load(config) -> float:
+        threads = 32 * config.num_warps
+        tile = config.kwargs['BLOCK_N'] * width * words / threads / LARGEST_TILE[kind]
+        matrix = width * width * words / threads / LARGEST_MATRIX[kind]
+        return max(tile, matrix)
+
+    return [config for config in configs if load(config) <= 1] or [min(configs, key=load)]
+
+
+class Split(NamedTuple):
+    """How the tokens of every head are dealt out to programs.
+
+    Attributes:
+        chunk (int): Tokens of a split, a multiple of every ``BLOCK_N``.
+        count (int): Splits of a head.
+    """
+
+    chunk: int
+    count: int
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """What kernels take of it; the bucket is a key of their tuning."""
+        return {'chunk': self.chunk, 'BUCKET': triton.next_power_of_2(self.chunk)}
+
+
+def split_tokens(tokens: int, heads: int, device: torch.device, per_multiprocessor: int) -> Split:
+    """Fill the device about ``per_multiprocessor`` times over with heads times splits."""
+    multiple, smallest, programs = INTERPRETER_CHUNK, INTERPRETER_CHUNK, tokens * heads
+    if not INTERPRETED:
+        multiple, smallest = LARGEST_BLOCK, SMALLEST_CHUNK
+        programs = per_multiprocessor * _multiprocessors(device)
+    wanted = triton.cdiv(tokens, max(1, programs // heads))
+    chunk = max(smallest, triton.cdiv(wanted, multiple) * multiple)
+    return Split(chunk, triton.cdiv(tokens, chunk))
 
 
 @cache
@@ -73,6 +128,18 @@ class Launch(NamedTuple):
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
+
+    @property
+    def function(self) -> Any:
+        """The kernel without its tuner."""
+        return self.kernel.fn if hasattr(self.kernel, 'configs') else self.kernel
+
+    @property
+    def name(self) -> str:
+        """The kernel's name and the flags that are set."""
+        flags = ('REDUCE', 'WRITE', 'WRITE_K', 'WRITE_V')
+        active = [flag.lower() for flag in flags if self.arguments.get(flag)]
+        return ' '.join([self.function.__name__, *active])
 
 
 _record: list[Launch] | None = None

@@ -21,7 +21,7 @@ from .forward import (
     rope_table_kernel,
     state_kernel,
 )
-from .launch import INTERPRETED, chunk_size, launch
+from .launch import FEW_PROGRAMS, INTERPRETED, MANY_PROGRAMS, Split, launch, split_tokens
 
 SPLITS_AT_ONCE = 16
 
@@ -92,12 +92,12 @@ class _Plan:
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, options: Options) -> None:
         batch, self.heads, self.tokens, self.channels = q.shape
         self.rows = batch * self.heads
-        self.chunk = chunk_size(self.tokens, self.rows, q.device)
-        self.splits = triton.cdiv(self.tokens, self.chunk)
-        self.grid = (self.rows, self.splits)
+        self.few, self.many = (
+            split_tokens(self.tokens, self.rows, q.device, programs)
+            for programs in (FEW_PROGRAMS, MANY_PROGRAMS)
+        )
         self.block = max(16, triton.next_power_of_2(self.channels))
         self.options = options
-        self.sizes = dict(tokens=self.tokens, heads=self.heads, chunk=self.chunk)
         self.widths = dict(HEAD_DIM=self.channels, BLOCK_D=self.block)
         self.feature = dict(FEATURE_MAP=options.feature_map, **self.widths)
         self.score_scale = self.channels**-0.5 * math.log2(math.e)
@@ -113,9 +113,17 @@ class _Plan:
             **self.feature,
         )
 
-    def partial(self, x: Tensor, *size: int, leading: Sequence[int] = ()) -> Tensor:
-        """A row of float32 numbers for every head and split."""
-        return x.new_empty(*leading, self.rows, self.splits, *size, dtype=torch.float32)
+    def grid(self, split: Split) -> tuple[int, int]:
+        """A program for every head and split."""
+        return self.rows, split.count
+
+    def sizes(self, split: Split) -> dict[str, int]:
+        """What every kernel over the tokens takes of the plan."""
+        return dict(tokens=self.tokens, heads=self.heads, **split.arguments)
+
+    def sums(self, x: Tensor, split: Split, *size: int, leading: Sequence[int] = ()) -> Tensor:
+        """Room for what every head and split sums, in float32."""
+        return x.new_empty(*leading, self.rows, split.count, *size, dtype=torch.float32)
 
     def _rope_table(self, q: Tensor, height: int, width: int) -> Tensor:
         quarter = self.channels // 4
@@ -164,16 +172,16 @@ def _mirror(
     options = plan.options
     partial = None
     if options.variance_aware:
-        partial = plan.partial(q, 2, plan.channels, leading=(2,))
+        partial = plan.sums(q, plan.many, 2, plan.channels, leading=(2,))
         launch(
             moments_kernel,
-            (*plan.grid, 2),
+            (*plan.grid(plan.many), 2),
             q=q,
             q_strides=q.stride(),
             k=k,
             k_strides=k.stride(),
             partial=partial,
-            **plan.sizes,
+            **plan.sizes(plan.many),
             **plan.widths,
         )
     theta = theta.contiguous()
@@ -184,27 +192,29 @@ def _mirror(
         theta_q=theta,
         theta_k=theta if theta_k is None else theta_k.contiguous(),
         mirror=mirror,
-        splits=plan.splits,
+        splits=plan.many.count,
         lam=float(options.lam),
         alpha_max=float(options.alpha_max),
         VARIANCE_AWARE=options.variance_aware,
+        tokens=plan.tokens,
+        heads=plan.heads,
+        chunk=plan.many.chunk,
         BLOCK_S=SPLITS_AT_ONCE,
-        **plan.sizes,
         **plan.widths,
     )
 
 
 def _mean_query(plan: _Plan, q: Tensor, mirror: Tensor | None, mean_query: Tensor) -> None:
     """Pass 2: mean of phi(q)."""
-    partial = plan.partial(q, plan.channels)
+    partial = plan.sums(q, plan.many, plan.channels)
     launch(
         mean_query_kernel,
-        plan.grid,
+        plan.grid(plan.many),
         q=q,
         q_strides=q.stride(),
         mirror=mirror,
         partial=partial,
-        **plan.sizes,
+        **plan.sizes(plan.many),
         **plan.feature,
     )
     torch.sum(partial.unflatten(0, mean_query.shape[:2]), 2, out=mean_query)
@@ -215,10 +225,10 @@ def _state(
 ) -> None:
     """Pass 3: S and m."""
     size = plan.channels * (plan.channels + 1)
-    partial, scale = plan.partial(k, size), plan.partial(k, 2)
+    partial, scale = plan.sums(k, plan.few, size), plan.sums(k, plan.few, 2)
     launch(
         state_kernel,
-        plan.grid,
+        plan.grid(plan.few),
         k=k,
         k_strides=k.stride(),
         v=v,
@@ -229,7 +239,7 @@ def _state(
         scale=scale,
         score_scale=plan.score_scale,
         RANK_AUGMENTED=plan.options.rank_augmented,
-        **plan.sizes,
+        **plan.sizes(plan.few),
         **plan.attention,
     )
     launch(
@@ -239,7 +249,7 @@ def _state(
         scale=scale,
         state=statistics.state,
         log_sum=statistics.log_sum,
-        splits=plan.splits,
+        splits=plan.few.count,
         SIZE=size,
         BLOCK_S=SPLITS_AT_ONCE,
         BLOCK=256,
@@ -263,14 +273,14 @@ def forward(
     _state(plan, k, v, mirror_k, statistics)
     launch(
         output_kernel,
-        plan.grid,
+        plan.grid(plan.few),
         q=q,
         q_strides=q.stride(),
         mirror=mirror_q,
         state=statistics.state,
         out=out,
         out_strides=out.stride(),
-        **plan.sizes,
+        **plan.sizes(plan.few),
         **plan.attention,
     )
     return out, statistics
@@ -322,7 +332,7 @@ class _Backward:
         """Reduce if there is a ``partial`` to reduce to, write if there is a ``q_grad``."""
         launch(
             query_backward_kernel,
-            self.plan.grid,
+            self.plan.grid(self.plan.few),
             q=self.q,
             q_strides=self.q.stride(),
             grad_out=self.grad_out,
@@ -337,7 +347,7 @@ class _Backward:
             REDUCE=partial is not None,
             WRITE=q_grad is not None,
             **self.flags,
-            **self.plan.sizes,
+            **self.plan.sizes(self.plan.few),
             **self.plan.attention,
         )
 
@@ -352,7 +362,7 @@ class _Backward:
         """Reduce if there is a ``partial`` to reduce to, write what there is room for."""
         launch(
             key_backward_kernel,
-            self.plan.grid,
+            self.plan.grid(self.plan.few),
             k=self.k,
             k_strides=self.k.stride(),
             v=self.v,
@@ -373,7 +383,7 @@ class _Backward:
             WRITE_K=k_grad is not None,
             WRITE_V=v_grad is not None,
             **self.flags,
-            **self.plan.sizes,
+            **self.plan.sizes(self.plan.few),
             **self.plan.attention,
         )
 
@@ -413,11 +423,11 @@ def backward(
     q_at_once = not (options.rank_augmented or by_variance)
     k_at_once = not by_variance
 
-    partial = plan.partial(q, channels * (channels + 1) + 3 * channels // 2)
+    partial = plan.sums(q, plan.few, channels * (channels + 1) + 3 * channels // 2)
     call.query_pass(partial, q_grad if q_at_once else None)
     query_sums = partial.sum(1)
 
-    partial = plan.partial(q, 3 * channels // 2)
+    partial = plan.sums(q, plan.few, 3 * channels // 2)
     reduces = through_mean or (mirrors and (need_theta_k or (need_k and by_variance)))
     key_now = k_grad if k_at_once else None
     if reduces or key_now is not None or v_grad is not None:

@@ -43,14 +43,16 @@ def traffic(launch: Launch) -> Traffic:
         if f'{name}_strides' in arguments:
             continue
         rest += x.nbytes * _times_touched(name, launch)
-    return Traffic(launch.kernel.fn.__name__, tokens, rest)
+    return Traffic(launch.name, tokens, rest)
 
 
 def _times_touched(name: str, launch: Launch) -> int:
-    by_split = any(argument.endswith('_strides') for argument in launch.arguments)
-    if name in ('table', 'theta_q', 'theta_k') or (by_split and name in ('partial', 'scale')):
-        return 1
-    return launch.grid[1] if by_split or name == 'scale' else 2
+    over_tokens = any(argument.endswith('_strides') for argument in launch.arguments)
+    if over_tokens:  # every split reads its head's statistics and writes sums of its own
+        return 1 if name in ('partial', 'scale', 'table') else launch.grid[1]
+    if name == 'scale':  # every block of the state, the maxima twice
+        return 2 * launch.grid[1]
+    return 2 if name == 'partial' and 'scale' not in launch.arguments else 1
 
 
 def dry_run(

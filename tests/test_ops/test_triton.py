@@ -1,0 +1,144 @@
+"""The fused operator without a GPU: interpreted, compiled ahead of time, counted, refused."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirrorla_mm.ops import mirror_attention, mirror_attention_reference, use_backend
+
+NUMERICS = Path(__file__).with_name('test_triton_numerics.py')
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+
+# Bytes a thread may keep on the stack. The two small kernels with sines keep the table of their
+# argument reduction there; the others have to spill nothing.
+LARGEST_STACK = {'rope_table_kernel': 64, 'mirror_kernel': 64}
+
+
+@pytest.mark.skipif(
+    INTERPRETED or torch.cuda.is_available(), reason='the numerics run in this very process'
+)
+def test_numerics_under_the_interpreter():
+    pytest.importorskip('triton')
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(NUMERICS)],
+        env={**os.environ, 'TRITON_INTERPRET': '1'},
+        cwd=NUMERICS.parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
+
+
+def empty_qkv(head_dim, dtype=torch.bfloat16, hw_shape=(200, 320), batch=2, heads=2):
+    """q, k, v without memory, views of one projection."""
+    tokens = hw_shape[0] * hw_shape[1]
+    x = torch.empty(batch, tokens, 4, heads, head_dim, dtype=dtype, device='meta')
+    return x.permute(2, 0, 3, 1, 4).unbind(0)[:3]
+
+
+@pytest.mark.skipif(INTERPRETED, reason='interpreted kernels do not compile')
+@pytest.mark.parametrize(
+    'head_dim, dtype, capability',
+    [(64, torch.bfloat16, 90), (48, torch.float32, 80), (32, torch.float16, 89)],
+)
+def test_compiled_without_spills_within_shared_memory(head_dim, dtype, capability):
+    pytest.importorskip('triton')
+    from mirrorla_mm.ops.fused.ahead_of_time import SHARED_MEMORY, resources
+    from mirrorla_mm.ops.fused.launch import configurations
+    from mirrorla_mm.ops.fused.passes import Options
+    from mirrorla_mm.ops.fused.traffic import dry_run
+
+    qkv = empty_qkv(head_dim, dtype)
+    options = Options('mirror', True, True, 1.0, 1.5, (200, 320))
+    launches = {x.name: x for needs in (None, (True,) * 5) for x in dry_run(*qkv, options, needs)}
+    assert len(launches) == 11
+    for name, launch in launches.items():
+        largest = max(configurations(launch), key=lambda config: config.kwargs.get('BLOCK_N', 0))
+        used = resources(launch, largest, capability)
+        assert used.stack <= LARGEST_STACK.get(name, 0), used
+        assert used.shared <= SHARED_MEMORY[capability], used
+
+
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
+@pytest.mark.parametrize(
+    'rank_augmented, variance_aware', list(itertools.product((True, False), repeat=2))
+)
+def test_each_pass_moves_each_tensor_once(rank_augmented, variance_aware):
+    pytest.importorskip('triton')
+    from mirrorla_mm.ops.fused.passes import Options
+    from mirrorla_mm.ops.fused.traffic import dry_run, floor_bytes, traffic
+
+    qkv = empty_qkv(64)
+    options = Options('mirror', rank_augmented, variance_aware, 1.0, 1.5, (200, 320))
+    for needs in (None, (True,) * 5):
+        counted = [traffic(launch) for launch in dry_run(*qkv, options, needs)]
+        floor = floor_bytes(qkv[0].shape, torch.bfloat16, options, backward=needs is not None)
+        assert sum(x.tokens for x in counted) == floor
+        assert sum(x.rest for x in counted) <= 0.15 * floor
+
+
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
+def test_nothing_as_long_as_n_but_inputs_outputs_and_gradients():
+    pytest.importorskip('triton')
+    from mirrorla_mm.ops.fused.passes import Options
+    from mirrorla_mm.ops.fused.traffic import dry_run
+
+    tokens = 512 * 512
+    qkv = empty_qkv(64, hw_shape=(512, 512), batch=1, heads=1)
+    options = Options('mirror', True, True, 1.0, 1.5, (512, 512))
+    for needs, long_ones in (
+        (None, 'q k v out'),
+        ((True,) * 5, 'q k v grad_out q_grad k_grad v_grad'),
+    ):
+        seen = set()
+        for launch in dry_run(*qkv, options, needs):
+            for name, x in launch.arguments.items():
+                if isinstance(x, torch.Tensor) and tokens in x.shape:
+                    seen.add(name)
+        assert seen == set(long_ones.split())
+
+
+@pytest.mark.parametrize(
+    'change, reason',
+    [
+        ({}, 'tensors are on the cpu, not on a GPU'),
+        ({'dtype': torch.float64}, 'takes float32, float16 and bfloat16, got torch.float64'),
+        ({'channels': 15}, 'need to be even and at most 128, got 15'),
+        ({'channels': 130}, 'need to be even and at most 128, got 130'),
+        (
+            {'channels': 18, 'hw_shape': (2, 3)},
+            'RoPE needs a multiple of 4 channels per head, got 18',
+        ),
+        ({'more_keys': 2}, r'q, k and v need one shape, got \(1, 1, 6, 16\), \(1, 1, 8, 16\)'),
+    ],
+)
+def test_forcing_the_impossible_says_why(change, reason, monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    channels, hw_shape = change.get('channels', 16), change.get('hw_shape')
+    q = torch.rand(1, 1, 6, channels, dtype=change.get('dtype'))
+    k = torch.rand(1, 1, 6 + change.get('more_keys', 0), channels, dtype=change.get('dtype'))
+    forced = pytest.raises(RuntimeError, match=f"'triton' is forced but cannot run: .*{reason}")
+    with use_backend('triton'), forced:
+        mirror_attention(q, k, k, feature_map='relu', hw_shape=hw_shape)
+
+
+def test_cpu_tensors_fall_back_in_eager_and_in_one_compiled_graph():
+    q, k, v = torch.rand(3, 1, 2, 12, 8)
+    theta = torch.rand(2, 4)
+    expected = mirror_attention_reference(q, k, v, theta)
+    with use_backend(None):
+        compiled = torch.compile(mirror_attention, fullgraph=True, backend='aot_eager')
+        torch.testing.assert_close(mirror_attention(q, k, v, theta), expected)
+        torch.testing.assert_close(compiled(q, k, v, theta), expected)
+
+
+def test_importing_the_operators_does_not_import_triton():
+    code = "import sys, mirrorla_mm.ops; assert 'triton' not in sys.modules, 'imported'"
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=NUMERICS.parents[2])
