@@ -55,40 +55,20 @@ class BuildWithMim(build_py):
         fill_mim(home / 'mirrorla_mm' / '.mim', link=self.editable_mode)
 
 
-class _RootFirst:
-    """Editable install that puts this folder before site-packages on ``sys.path``."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, wheel, files, mapping) -> None:
-        line = (
-            f'import sys; root = {str(ROOT)!r}; root in sys.path or sys.path.insert(next('
-            "(i for i, p in enumerate(sys.path) if p.endswith('-packages')), len(sys.path)), root)"
-        )
-        wheel.writestr(f'__editable__.{self.name}.pth', line + '\n')
-
-    def __enter__(self) -> '_RootFirst':
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        pass
-
-
 class EditableWithMim(editable_wheel):
-    """Make pkg_resources, which openmim asks where a package lies, answer with this folder.
+    """Tell openmim where an editable install lies.
 
-    With setuptools' own editable installs it answers "site-packages", where there is no ``.mim``.
-    It takes the first it finds on ``sys.path``: an ``.egg-info`` here, and this folder first.
+    openmim joins site-packages and the first name in ``top_level.txt``. An editable install has
+    nothing under that name in site-packages, but joined with an absolute path the path is left.
     """
 
     def run(self) -> None:
+        if self.dist_info_dir is None:
+            self.run_command('dist_info')
+            self.dist_info_dir = self.get_finalized_command('dist_info').dist_info_dir
+        top_level = Path(self.dist_info_dir, 'top_level.txt')
+        top_level.write_text(f'{ROOT / "mirrorla_mm"}\nmirrorla_mm\n')
         super().run()
-        self.reinitialize_command('egg_info').egg_base = str(ROOT)
-        self.run_command('egg_info')
-
-    def _select_strategy(self, name: str, tag: str, build_lib: str) -> _RootFirst:
-        return _RootFirst(name)
 
 
 extras = {name: requirements(name) for name in EXTRAS}
