@@ -12,6 +12,7 @@ from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
+from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 from torch import nn
 
@@ -29,6 +30,7 @@ DATA_SAMPLERS = _scoped(ROOT_DATA_SAMPLERS)
 MODELS = _scoped(ROOT_MODELS)
 HOOKS = _scoped(ROOT_HOOKS)
 OPTIM_WRAPPERS = _scoped(ROOT_OPTIM_WRAPPERS)
+TRANSFORMS = _scoped(ROOT_TRANSFORMS)
 
 
 def register_model(cls: type[nn.Module]) -> type[nn.Module]:
@@ -71,6 +73,7 @@ __all__ = [
     'MODELS',
     'OPTIM_WRAPPERS',
     'SCOPE',
+    'TRANSFORMS',
     'build_attention',
     'register_attention',
     'register_model',

@@ -6,6 +6,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
+from mirrorla_mm.engine.bad_data import POLICIES, check_loading
 from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
 from mirrorla_mm.engine.data import check_data
@@ -30,6 +31,12 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         help='resume from this checkpoint, or without a value from the latest in the work dir',
+    )
+    parser.add_argument(
+        '--bad-data',
+        choices=POLICIES,
+        default='refuse',
+        help='stop at a picture or label that cannot be trusted, or leave it out and report it',
     )
     add_common_arguments(parser)
     return parser.parse_args()
@@ -72,6 +79,7 @@ def build(args: argparse.Namespace) -> Runner:
     checkpoint = resume_from(cfg, args.resume) if args.resume else None
     check_data(cfg, ('train_dataloader', 'val_dataloader', 'val_evaluator'))
     make_reproducible(cfg)
+    check_loading(cfg, args.bad_data)
     runner = build_runner(cfg)
     if checkpoint:
         runner.register_hook(CheckpointFitHook(checkpoint))

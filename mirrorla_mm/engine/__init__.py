@@ -1,6 +1,6 @@
 """What touches mmengine's runtime: checkpoints, mixed precision, and what command lines share."""
 
-from . import amp, distributed, reproducible, saving  # noqa: F401
+from . import amp, bad_data, distributed, reproducible, saving  # noqa: F401
 from .checkpoint import (
     CheckpointError,
     UnsafeCheckpointError,

@@ -1,0 +1,242 @@
+"""Pictures and labels that would teach something false are refused or skipped, and reported."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import Runner
+
+import mirrorla_mm  # noqa: F401
+from mirrorla_mm.engine.bad_data import TRANSFORM, CheckedLoading, check_loading
+from mirrorla_mm.engine.data import DataError
+
+from .test_resumed_randomness import config, draw_pictures
+
+GENERATOR = np.random.default_rng(0)
+CUT_SHORT = ('jpg', 'png')
+
+
+@pytest.fixture(autouse=True)
+def mmseg_scope():
+    import mmseg.datasets.transforms  # noqa: F401
+
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        yield
+
+
+def write(path, array) -> str:
+    cv2.imwrite(str(path), array)
+    return str(path)
+
+
+def picture(shape=(40, 60, 3), dtype=np.uint8) -> np.ndarray:
+    return GENERATOR.integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+
+
+def cut(path) -> str:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return str(path)
+
+
+def load(path, **options):
+    loader = CheckedLoading(dict(type='LoadImageFromFile'), **options)
+    return loader(dict(img_path=str(path)))
+
+
+def load_labels(path, size=(40, 60), **options):
+    loader = CheckedLoading(dict(type='LoadAnnotations'), num_classes=3, **options)
+    return loader(
+        dict(
+            img=np.zeros((*size, 3)),
+            ori_shape=size,
+            seg_map_path=str(path),
+            img_path='a.jpg',
+            reduce_zero_label=False,
+            seg_fields=[],
+            label_map=None,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ('shape', 'dtype'),
+    [
+        ((40, 60), np.uint8),
+        ((40, 60), np.uint16),
+        ((40, 60, 3), np.uint16),
+        ((40, 60, 4), np.uint8),
+        ((40, 60, 4), np.uint16),
+    ],
+)
+def test_grey_deep_and_transparent_pictures_become_8_bit_colour(tmp_path, shape, dtype):
+    loaded = load(write(tmp_path / 'a.png', picture(shape, dtype)))
+    assert loaded['img'].shape == (40, 60, 3) and loaded['img'].dtype == np.uint8
+
+
+@pytest.mark.parametrize('suffix', CUT_SHORT)
+def test_picture_cut_short_is_refused_by_name(tmp_path, suffix):
+    write(tmp_path / f'a.{suffix}', picture())
+    with pytest.raises(DataError, match=rf'a\.{suffix} is cut short'):
+        load(cut(tmp_path / f'a.{suffix}'))
+
+
+def test_data_after_the_end_of_a_picture_are_no_damage(tmp_path):
+    write(tmp_path / 'a.jpg', picture())
+    (tmp_path / 'a.jpg').write_bytes((tmp_path / 'a.jpg').read_bytes() + b'maker note')
+    assert load(tmp_path / 'a.jpg') is not None
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff', b'no picture at all', b'\xff\xd8\xff\xd9'])
+def test_files_that_are_no_picture_are_refused_by_name(tmp_path, content):
+    (tmp_path / 'a.jpg').write_bytes(content)
+    with pytest.raises(DataError, match=r'a\.jpg'):
+        load(tmp_path / 'a.jpg')
+
+
+def test_missing_picture_is_skipped_and_noted(tmp_path):
+    log = tmp_path / 'bad.jsonl'
+    assert load(tmp_path / 'none.jpg', policy='skip', log=str(log)) is None
+    assert json.loads(log.read_text())['path'].endswith('none.jpg')
+
+
+def test_picture_of_another_size_than_its_annotations_is_refused(tmp_path):
+    path = write(tmp_path / 'a.png', picture())
+    loader = CheckedLoading(dict(type='LoadImageFromFile'))
+    assert loader(dict(img_path=path, height=40, width=60)) is not None
+    with pytest.raises(DataError, match='is 60 x 40 pixels, but its annotations are for 40 x 60'):
+        loader(dict(img_path=path, height=60, width=40))
+
+
+def test_labels_of_another_size_are_refused(tmp_path):
+    path = write(tmp_path / 'l.png', np.zeros((40, 59), np.uint8))
+    with pytest.raises(DataError, match=r'l\.png is 59 x 40 pixels, but its picture is 60 x 40'):
+        load_labels(path)
+
+
+@pytest.mark.parametrize(('value', 'sound'), [(0, True), (2, True), (255, True), (3, False)])
+def test_classes_that_the_model_does_not_have_are_refused(tmp_path, value, sound):
+    path = write(tmp_path / 'l.png', np.full((40, 60), value, np.uint8))
+    if sound:
+        assert load_labels(path) is not None
+    else:
+        with pytest.raises(
+            DataError, match=r'l\.png has the classes \[3\], but the model has 0 to 2'
+        ):
+            load_labels(path)
+
+
+@pytest.mark.parametrize('suffix', CUT_SHORT)
+def test_labels_cut_short_are_refused(tmp_path, suffix):
+    write(tmp_path / f'l.{suffix}', picture((40, 60)))
+    with pytest.raises(DataError, match=rf'l\.{suffix}'):
+        load_labels(cut(tmp_path / f'l.{suffix}'))
+
+
+def test_unknown_policy_is_an_error():
+    with pytest.raises(ValueError, match="'ignore'"):
+        CheckedLoading(dict(type='LoadImageFromFile'), policy='ignore')
+
+
+def damage(data) -> None:
+    """Two of twelve samples: a picture cut short and a label with a class that is not there."""
+    cut(data / 'images' / '3.png')
+    write(data / 'labels' / '5.png', np.full((48, 48), 7, np.uint8))
+
+
+def run(data, work_dir, policy: str) -> Runner:
+    cfg = config(data, work_dir, by_epoch=True, workers=1, seed=0)
+    cfg.log_level = 'WARNING'
+    check_loading(cfg, policy)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def test_skipping_trains_on_and_reports_how_many_and_which(tmp_path):
+    draw_pictures(tmp_path / 'data')
+    damage(tmp_path / 'data')
+    runner = run(tmp_path / 'data', tmp_path / 'run', 'skip')
+    assert runner.iter == 12
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert '2 samples were skipped as bad data' in log
+    assert '3.png is cut short' in log and '5.png has the classes [7]' in log
+
+
+def test_refusing_stops_with_one_sentence_from_a_worker(tmp_path):
+    draw_pictures(tmp_path / 'data')
+    damage(tmp_path / 'data')
+    with pytest.raises(DataError) as error:
+        run(tmp_path / 'data', tmp_path / 'run', 'refuse')
+    assert '\n' not in str(error.value) and '.png' in str(error.value)
+
+
+def test_sound_data_report_nothing(tmp_path):
+    draw_pictures(tmp_path / 'data')
+    run(tmp_path / 'data', tmp_path / 'run', 'skip')
+    assert not (tmp_path / 'run' / 'bad_data.jsonl').exists()
+
+
+def coco(annotations) -> dict:
+    return dict(
+        images=[dict(id=1, file_name='a.jpg', height=50, width=50)],
+        categories=[dict(id=1, name='thing'), dict(id=2, name='other')],
+        annotations=[
+            dict(id=i, image_id=1, iscrowd=0, area=box[2] * box[3], bbox=box, category_id=category)
+            for i, (box, category) in enumerate(annotations)
+        ],
+    )
+
+
+def test_boxes_that_mmdet_leaves_out_are_counted(tmp_path):
+    pytest.importorskip('mmdet')
+    import mmdet.datasets  # noqa: F401
+
+    cfg = Config(dict(work_dir=str(tmp_path), model={}))
+    check_loading(cfg)
+    content = coco([([1, 1, 9, 9], 1), ([1, 1, 0, 9], 1), ([1, 1, 9, 9], 7), ([1, 1, 9, 9], 2)])
+    (tmp_path / 'ann.json').write_text(json.dumps(content))
+    dataset = DATASETS.build(
+        dict(
+            type='mmdet.CocoDataset',
+            ann_file=str(tmp_path / 'ann.json'),
+            data_prefix=dict(img=''),
+            pipeline=[],
+            metainfo=dict(classes=('thing',)),
+        )
+    )
+    assert len(dataset.get_data_info(0)['instances']) == 1
+    # A class that the config leaves out on purpose is not a fault of the data.
+    assert dataset.dropped_boxes == [
+        ('a.jpg', 'without an area'),
+        ('a.jpg', 'of a category that the file does not define'),
+    ]
+
+
+def test_every_loader_of_training_and_validation_is_checked_and_those_of_testing_are_bare(tmp_path):
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='mmdet.LoadAnnotations'),
+        dict(type='Pad'),
+    ]
+    nested = dict(dataset=dict(dataset=dict(pipeline=pipeline), pipeline=[dict(type='Mosaic')]))
+    cfg = Config(
+        dict(
+            work_dir=str(tmp_path),
+            train_dataloader=nested,
+            model={},
+            val_dataloader=dict(dataset=dict(pipeline=pipeline)),
+            test_dataloader=dict(dataset=dict(pipeline=pipeline)),
+        )
+    )
+    for policy in ('refuse', 'skip'):  # The second call replaces what the first one set.
+        check_loading(cfg, policy)
+    inner = cfg.train_dataloader.dataset.dataset.pipeline
+    assert [t.type for t in inner] == [TRANSFORM, TRANSFORM, 'Pad']
+    assert [t.policy for t in inner[:2]] == ['skip', 'skip']
+    assert 'policy' not in cfg.val_dataloader.dataset.pipeline[0]
+    assert cfg.test_dataloader.dataset.pipeline[0].type == 'LoadImageFromFile'
+    assert len(cfg.custom_hooks) == 1
