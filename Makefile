@@ -4,13 +4,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test lint
 
-PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3),python3)
+PYTHON ?= $(firstword $(shell command -v python3.11 || command -v python3 || command -v python))
 IN_VENV := .venv/bin/python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make the environment .venv (seconds where it is ready; the first time builds mmcv)
+	@[ -n "$(PYTHON)" ] || { echo '[setup] Python 3.11 is needed and there is none on PATH' >&2; exit 1; }
 	@$(PYTHON) tools/dev/setup_env.py
 
 quickstart: setup ## draw data, train and evaluate a detector and a segmentor, show the results
