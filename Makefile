@@ -11,7 +11,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make the environment .venv (seconds where it is ready; the first time builds mmcv)
-	@[ -n "$(PYTHON)" ] || { echo '[setup] Python 3.11 is needed and there is none on PATH' >&2; exit 1; }
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 7))' || \
+	{ echo '[setup] Python 3.11 is needed and not found on PATH' >&2; exit 1; }
 	@$(PYTHON) tools/dev/setup_env.py
 
 quickstart: setup ## draw data, train and evaluate a detector and a segmentor, show the results
