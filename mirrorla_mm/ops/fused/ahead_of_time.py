@@ -51,8 +51,8 @@ def resources(launch: Launch, config: triton.Config, capability: int) -> Resourc
     usage, assembly = _disassemble(compiled.asm['cubin'])
     return Resources(
         launch.name,
-        registers=int(re.search(r'REG:(\d+)', usage)[1]),
-        stack=int(re.search(r'STACK:(\d+)', usage)[1]),
+        registers=int(re.findall(r'REG:(\d+)', usage)[0]),
+        stack=int(re.findall(r'STACK:(\d+)', usage)[0]),
         shared=compiled.metadata.shared,
         loads=len(re.findall(r'\b(?:LDG|LDGSTS|UTMALDG)\b', assembly)),
         stores=len(re.findall(r'\b(?:STG|UTMASTG)\b', assembly)),
@@ -61,7 +61,8 @@ def resources(launch: Launch, config: triton.Config, capability: int) -> Resourc
 
 def _source(function: triton.JITFunction, arguments: dict[str, Any]) -> ASTSource:
     """Signature as the launcher would specialise it: on ones, on multiples of 16, on alignment."""
-    signature, constants, attributes = {}, {}, {}
+    signature: dict[str, object] = {}
+    constants, attributes = {}, {}
 
     def type_of(value: Any, path: tuple[int, ...], specialise: bool) -> str:
         if isinstance(value, Tensor):

@@ -22,7 +22,6 @@ from .tiles import (
     load_rotation,
     load_tile,
     load_vector,
-    pairs,
     reflect,
     rotate,
     store_matrix,
@@ -106,12 +105,11 @@ def query_backward_kernel(
     """Gradients through the output. ``f = phi(q_t)``, ``z = 1 / (f . m + 1e-6)``, ``u = S g_t``:
 
     - ``dy = -z^2 R(f) . u``, the gradient of the normaliser ``1 / z``
-    - reduced: ``dS = sum R(f)^T (z g)``, ``dm = sum dy f``, and for the mirror ``dTheta`` of the
-      part of ``df`` known here, with ``A = sum h1 [h2 > 0]`` and ``B = sum h2 [h1 > 0]``: the mean
-      query's gradient is the same for all tokens, so that they yield its part of ``dTheta``
+    - reduced: ``dS = sum R(f)^T (z g)``, ``dm = sum dy f``, and for the mirror ``dTheta`` but
+      for the part of dqbar, which is not known here
     - written: ``df = z R^T u + dy m + dqbar / N`` through phi.
 
-    ``partial``: (B*H, splits, d^2 + d + 3d/2): dS, dm, dTheta, A, B.
+    ``partial``: (B*H, splits, d^2 + d + d/2): dS, dm, dTheta.
     """
     head, split = tl.program_id(0), tl.program_id(1)
     start = split * chunk
@@ -135,8 +133,6 @@ def query_backward_kernel(
         normaliser_grad = tl.zeros((BLOCK_D,), tl.float32)
         if FEATURE_MAP == 'mirror':
             theta_grad = tl.zeros((BLOCK_D // 2,), tl.float32)
-            only_first = tl.zeros((BLOCK_D // 2,), tl.float32)
-            only_second = tl.zeros((BLOCK_D // 2,), tl.float32)
     for t0 in range(start, stop, BLOCK_N):
         h, f = load_features(
             q, q_strides, cos, sin, t0, stop, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D
@@ -155,9 +151,6 @@ def query_backward_kernel(
             normaliser_grad += tl.sum(y_grad * f, 0)
             if FEATURE_MAP == 'mirror':
                 theta_grad += angle_gradient(h, feature_gradient(h, f_grad, FEATURE_MAP))
-                first, second = pairs(h)
-                only_first += tl.sum(tl.where(second > 0, first, 0.0), 0)
-                only_second += tl.sum(tl.where(first > 0, second, 0.0), 0)
         if WRITE:
             if RANK_AUGMENTED:
                 f_grad += qbar_grad
@@ -167,7 +160,7 @@ def query_backward_kernel(
     if REDUCE:
         PAIRS: tl.constexpr = HEAD_DIM // 2
         partial += (head * tl.num_programs(1) + split).to(tl.int64) * (
-            HEAD_DIM * (HEAD_DIM + 1) + 3 * PAIRS
+            HEAD_DIM * (HEAD_DIM + 1) + PAIRS
         )
         store_matrix(partial, state_grad, HEAD_DIM, BLOCK_D)
         partial += HEAD_DIM * HEAD_DIM
@@ -175,8 +168,6 @@ def query_backward_kernel(
         if FEATURE_MAP == 'mirror':
             partial += HEAD_DIM
             store_vector(partial, theta_grad, PAIRS, BLOCK_D // 2)
-            store_vector(partial + PAIRS, only_first, PAIRS, BLOCK_D // 2)
-            store_vector(partial + 2 * PAIRS, only_second, PAIRS, BLOCK_D // 2)
 
 
 @autotune('backward')
@@ -235,7 +226,7 @@ def key_backward_kernel(
     k = head_pointer(k, k_strides, head, heads)
     v = head_pointer(v, v_strides, head, heads)
     cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
-    state_grad += wide_head * (HEAD_DIM * (HEAD_DIM + 1) + 3 * (HEAD_DIM // 2))
+    state_grad += wide_head * (HEAD_DIM * (HEAD_DIM + 1) + HEAD_DIM // 2)
     matrix = load_matrix(state_grad, HEAD_DIM, BLOCK_D)
     normaliser_grad = load_vector(state_grad + HEAD_DIM * HEAD_DIM, HEAD_DIM, BLOCK_D)
     if RANK_AUGMENTED:
@@ -244,7 +235,7 @@ def key_backward_kernel(
         delta += tl.sum(
             normaliser_grad * load_vector(state + HEAD_DIM * HEAD_DIM, HEAD_DIM, BLOCK_D)
         )
-        qbar = load_vector(mean_query + wide_head * HEAD_DIM, HEAD_DIM, BLOCK_D) * score_scale
+        qbar = load_vector(mean_query + wide_head * (2 * HEAD_DIM), HEAD_DIM, BLOCK_D) * score_scale
         log_total = tl.load(log_sum + wide_head)
     if REDUCE:
         qbar_grad = tl.zeros((BLOCK_D,), tl.float32)

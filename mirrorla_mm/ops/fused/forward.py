@@ -12,12 +12,14 @@ from .launch import autotune
 from .tiles import (
     dot,
     head_pointer,
+    interleave,
     load_features,
     load_matrix,
     load_mirror,
     load_rotation,
     load_tile,
     load_vector,
+    pairs,
     rotate,
     store_matrix,
     store_tile,
@@ -208,20 +210,32 @@ def mean_query_kernel(
     BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Per split, its share of ``qbar = 1/N sum_t phi(q_t)``. ``partial``: (B*H, splits, d)."""
+    """Per split, its share of two means over the tokens.
+
+    ``qbar = 1/N sum_t phi(q_t)``, and for the backward pass of the mirror, per block of the
+    reflected query h, those of ``h1 [h2 > 0]`` and ``h2 [h1 > 0]``: what a gradient that is the
+    same for all tokens, as that of qbar is, does to the angle. ``partial``: (B*H, splits, 2, d).
+    """
     head, split = tl.program_id(0), tl.program_id(1)
     start = split * chunk
     stop = tl.minimum(start + chunk, tokens)
     q = head_pointer(q, q_strides, head, heads)
     cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
     total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    crossed = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for t0 in range(start, stop, BLOCK_N):
-        _, f = load_features(
+        h, f = load_features(
             q, q_strides, cos, sin, t0, stop, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D
         )
         total += f
-    partial += (head * tl.num_programs(1) + split).to(tl.int64) * HEAD_DIM
+        if FEATURE_MAP == 'mirror':
+            first, second = pairs(h)
+            crossed += interleave(
+                tl.where(second > 0, first, 0.0), tl.where(first > 0, second, 0.0)
+            )
+    partial += (head * tl.num_programs(1) + split).to(tl.int64) * (2 * HEAD_DIM)
     store_vector(partial, tl.sum(total, 0) / tokens, HEAD_DIM, BLOCK_D)
+    store_vector(partial + HEAD_DIM, tl.sum(crossed, 0) / tokens, HEAD_DIM, BLOCK_D)
 
 
 @autotune('product')
@@ -268,7 +282,8 @@ def state_kernel(
     cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
     if RANK_AUGMENTED:
         qbar = (
-            load_vector(mean_query + head.to(tl.int64) * HEAD_DIM, HEAD_DIM, BLOCK_D) * score_scale
+            load_vector(mean_query + head.to(tl.int64) * (2 * HEAD_DIM), HEAD_DIM, BLOCK_D)
+            * score_scale
         )
         top = -float('inf')
     else:

@@ -96,7 +96,7 @@ class Split(NamedTuple):
     """
 
     chunk: int
-    count: int
+    count: int  # type: ignore[assignment]  # tuple has a method of that name
 
     @property
     def arguments(self) -> dict[str, int]:

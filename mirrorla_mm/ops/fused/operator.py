@@ -68,7 +68,8 @@ def mirror_attention_backward_op(
     )
     statistics = Statistics(state, log_sum, mean_query, mirror)
     gradients = passes.backward(grad_out, q, k, v, statistics, needs, options)
-    return tuple(q.new_empty(0) if x is None else x for x in gradients)
+    filled = tuple(q.new_empty(0) if x is None else x for x in gradients)
+    return filled  # type: ignore[return-value]
 
 
 @mirror_attention_backward_op.register_fake

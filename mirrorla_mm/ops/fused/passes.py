@@ -50,7 +50,8 @@ class Statistics(NamedTuple):
     Attributes:
         state (Tensor): ``S`` in the first d rows, ``m`` in the last, shape (B, H, d + 1, d).
         log_sum (Tensor): log2 of the softmax's denominator, shape (B, H).
-        mean_query (Tensor): ``qbar``, shape (B, H, d); empty without rank augmentation.
+        mean_query (Tensor): The means of :func:`~.forward.mean_query_kernel`, ``qbar`` first, shape
+            (B, H, 2, d); empty without rank augmentation.
         mirror (Tensor): ``cos 2Theta``, ``sin 2Theta``, ``dTheta/dvariance`` and the tokens' mean
             (two rows) of q and of k, shape (2, B, H, 5, d/2); empty without reflection.
     """
@@ -79,7 +80,7 @@ def empty_statistics(q: Tensor, options: Options) -> Statistics:
     return Statistics(
         state=new(batch, heads, channels + 1, channels),
         log_sum=new(batch, heads),
-        mean_query=new(batch, heads, channels) if options.rank_augmented else new(0),
+        mean_query=new(batch, heads, 2, channels) if options.rank_augmented else new(0),
         mirror=new(2, batch, heads, 5, channels // 2)
         if options.feature_map == 'mirror'
         else new(0),
@@ -206,7 +207,7 @@ def _mirror(
 
 def _mean_query(plan: _Plan, q: Tensor, mirror: Tensor | None, mean_query: Tensor) -> None:
     """Pass 2: mean of phi(q)."""
-    partial = plan.sums(q, plan.many, plan.channels)
+    partial = plan.sums(q, plan.many, 2, plan.channels)
     launch(
         mean_query_kernel,
         plan.grid(plan.many),
@@ -266,6 +267,7 @@ def forward(
     plan = _Plan(q, k, v, options)
     mirror_q = mirror_k = None
     if options.feature_map == 'mirror':
+        assert theta is not None  # the operator has refused it
         _mirror(plan, q, k, theta, theta_k, statistics.mirror)
         mirror_q, mirror_k = statistics.mirror
     if options.rank_augmented:
@@ -315,9 +317,10 @@ class _Backward:
         self.grad_out, self.q, self.k, self.v = grad_out, q, k, v
         self.statistics = statistics
         self.plan = _Plan(q, k, v, options)
-        self.mirror_q, self.mirror_k = (
-            statistics.mirror if options.feature_map == 'mirror' else (None, None)
-        )
+        self.mirror_q: Tensor | None = None
+        self.mirror_k: Tensor | None = None
+        if options.feature_map == 'mirror':
+            self.mirror_q, self.mirror_k = statistics.mirror
         self.flags = dict(
             RANK_AUGMENTED=options.rank_augmented, VARIANCE_AWARE=options.reflects_by_variance
         )
@@ -423,7 +426,7 @@ def backward(
     q_at_once = not (options.rank_augmented or by_variance)
     k_at_once = not by_variance
 
-    partial = plan.sums(q, plan.few, channels * (channels + 1) + 3 * channels // 2)
+    partial = plan.sums(q, plan.few, channels * (channels + 1) + channels // 2)
     call.query_pass(partial, q_grad if q_at_once else None)
     query_sums = partial.sum(1)
 
@@ -440,18 +443,18 @@ def backward(
 
     angle_grad_q = None
     if mirrors and (need_q or need_theta):
-        direct, only_first, only_second = (
-            query_sums[:, channels * (channels + 1) :].unflatten(1, (3, -1)).unbind(1)
-        )
-        angle_grad_q = direct.contiguous()
+        angle_grad_q = query_sums[:, channels * (channels + 1) :].contiguous()
         if options.rank_augmented:
-            first, second = mean_query_grad.unflatten(1, (-1, 2)).unbind(2)
-            angle_grad_q = direct + (second * only_first - first * only_second) * (2 / plan.tokens)
+            crossed = statistics.mean_query[:, :, 1].flatten(0, 1).unflatten(1, (-1, 2))
+            turned = mean_query_grad.unflatten(1, (-1, 2)).flip(2) * crossed
+            angle_grad_q += 2 * (turned[..., 0] - turned[..., 1])
     if q_grad is not None and not q_at_once:
         call.query_pass(None, q_grad, mean_query_grad, angle_grad_q)
 
-    def of_theta(angle_grad: Tensor | None, need: bool) -> Tensor | None:
-        return angle_grad.unflatten(0, (-1, heads)).sum(0) if need and mirrors else None
+    def of_theta(angle_grad: Tensor | None, need: object) -> Tensor | None:
+        if angle_grad is None or not (need and mirrors):
+            return None
+        return angle_grad.unflatten(0, (-1, heads)).sum(0)
 
     return Gradients(
         q_grad,
