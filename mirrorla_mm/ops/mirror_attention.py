@@ -86,6 +86,7 @@ def mirror_attention_reference(
 
     def phi(x: Tensor, angle: Tensor | None) -> Tensor:
         if feature_map == 'mirror':
+            assert angle is not None  # _check_arguments has refused it
             return mirror_feature_map(
                 x, angle, lam=lam, alpha_max=alpha_max, variance_aware=variance_aware
             )

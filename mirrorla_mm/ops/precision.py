@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,10 @@ def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
-def without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+Result = TypeVar('Result')
+
+
+def without_autocast(function: Callable[..., Result]) -> Callable[..., Result]:
     """Run ``function`` outside autocast, on the device of its first argument.
 
     Variances, angles and normalisers overflow or divide zero by zero in float16, so the operators
@@ -34,7 +38,7 @@ def without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     @wraps(function)
-    def run(x: Tensor, *args, **kwargs) -> Tensor:
+    def run(x: Tensor, *args, **kwargs) -> Result:
         if x.is_meta:  # Shapes alone, and no autocast to leave.
             return function(x, *args, **kwargs)
         with torch.autocast(x.device.type, enabled=False):

@@ -84,7 +84,7 @@ def conv_rows(
     x = x[:, :, max(start, 0) - first : min(stop, height) - first]
     if start < 0 or stop > height:
         x = F.pad(x, (0, 0, max(-start, 0), max(stop - height, 0)))
-    return F.conv2d(x, weight, bias, conv.stride, (0, conv.padding[1]), groups=conv.groups)
+    return F.conv2d(x, weight, bias, conv.stride, (0, int(conv.padding[1])), groups=conv.groups)
 
 
 def _reach(conv: torch.nn.Conv2d, rows: tuple[int, int]) -> tuple[int, int]:
@@ -115,7 +115,9 @@ class StreamedState:
 
     def add(self, k: Tensor, v: Tensor, rotation: Tensor | None) -> None:
         """Add features of keys and values, both of shape (H, n, d), turned by (n, d/2) factors."""
-        weight = k.new_ones(*k.shape[:2], 1) if self.query is None else self._weights(k)
+        weight = k.new_ones(*k.shape[:2], 1)
+        if self.query is not None:
+            weight = self._weights(k, self.query)
         self.total += weight.sum(1, keepdim=True)
         self.key.baddbmm_(weight.transpose(1, 2), k)
         turned = k if rotation is None else turn(k, rotation)
@@ -127,8 +129,8 @@ class StreamedState:
         turned = q if rotation is None else turn(q, rotation)
         return (turned @ (self.state / self.total)).div_(normaliser)
 
-    def _weights(self, k: Tensor) -> Tensor:
-        scores = k @ self.query
+    def _weights(self, k: Tensor, query: Tensor) -> Tensor:
+        scores = k @ query
         peak = torch.maximum(self.peak, scores.amax(1, keepdim=True))
         decay = torch.exp(self.peak - peak)
         for total in (self.total, self.key, self.state):
