@@ -1,0 +1,265 @@
+"""Attentions side by side in one host: size, cost, speed, memory and what their maps are like."""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..attention import Attention
+from ..registry import MODELS, build_attention
+from .flops import empty_parameters, model_complexity, total_complexity
+
+HOSTS = {
+    'ravlt': dict(type='mirrorla_mm.RAVLT', layout='linear'),
+    'nalaformer': dict(type='mirrorla_mm.NaLaFormer', layout='linear'),
+    'swin': dict(type='mirrorla_mm.LinearSwin'),
+    'pvt': dict(type='mirrorla_mm.LinearPVT'),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds and bytes of one pass: ``memory`` is the peak of what the pass itself allocated."""
+
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class MapFacts:
+    """What the maps of one attention module are like, averaged over pictures and heads.
+
+    Attributes:
+        rank (float): Numerical rank of the map.
+        entropy (float): Of the rows, over that of a uniform row: 1 is uniform, 0 one token.
+        dead (float): Share of the entries of q and k that the output does not depend on.
+    """
+
+    rank: float
+    entropy: float
+    dead: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One row of the comparison; FLOPs are multiply-accumulates, see :mod:`.flops`."""
+
+    method: str
+    params: int
+    layers: int
+    total: int
+    inference: Cost
+    training: Cost
+    maps: MapFacts
+
+
+def registered_methods() -> list[str]:
+    """Names of all attention modules there are."""
+    return sorted(
+        name
+        for name, cls in MODELS.module_dict.items()
+        if isinstance(cls, type) and issubclass(cls, Attention)
+    )
+
+
+def build_host(host: str, attn_cfg: dict, arch: str = 't') -> nn.Module:
+    """A backbone of :data:`HOSTS` with an attention in its linear stages."""
+    return MODELS.build(dict(HOSTS[host], arch=arch, attn_cfg=attn_cfg))
+
+
+def compare(
+    method: str, host: str, arch: str, picture: Tensor, repeats: int = 3, seed: int = 0
+) -> Facts:
+    """All facts about a method in a host, at the size and on the device of a picture.
+
+    Args:
+        method (str): Registered name.
+        host (str): One of :data:`HOSTS`.
+        arch (str): The host's architecture.
+        picture (Tensor): Shape (B, 3, H, W), normalised.
+        repeats (int): Passes that are timed, after one that is not; the fastest counts.
+        seed (int): Of the weights, which are at their initial values.
+    """
+    attn_cfg = dict(type=method)
+    with empty_parameters():
+        empty = build_host(host, attn_cfg, arch)
+    empty.to('meta').eval()
+    size = total_complexity(model_complexity(empty, picture.shape[-2:]))
+    torch.manual_seed(seed)
+    model = build_host(host, attn_cfg, arch).to(picture.device)
+    training = measure(lambda: _train_step(model.train(), picture), picture.device, repeats)
+    model.eval()
+    with torch.no_grad():
+        inference = measure(lambda: model(picture), picture.device, repeats)
+    maps = map_facts(*first_attention(model, picture))
+    return Facts(method, size.params, size.layers, size.total, inference, training, maps)
+
+
+def scaling(
+    method: str,
+    sides: list[int],
+    channels: int = 64,
+    heads: int = 2,
+    device: torch.device | str = 'cpu',
+    repeats: int = 3,
+) -> list[tuple[Cost, Cost]]:
+    """Inference and training cost of one module alone on square grids of tokens."""
+    costs = []
+    for side in sides:
+        torch.manual_seed(0)
+        module = build_attention(
+            dict(type=method), embed_dims=channels, num_heads=heads, grid_size=(side, side)
+        ).to(device)
+        x = torch.randn(1, side * side, channels, device=device)
+
+        def step(module: nn.Module = module, x: Tensor = x, side: int = side) -> Tensor:
+            return module(x, (side, side))
+
+        with torch.no_grad():
+            inference = measure(step, device, repeats)
+        costs.append((inference, measure(lambda step=step: _backward(step()), device, repeats)))
+    return costs
+
+
+def measure(run: Callable[[], object], device: torch.device | str, repeats: int = 3) -> Cost:
+    """Time and peak memory of ``run``; memory in a pass of its own, as watching it costs time."""
+    device = torch.device(device)
+    with peak_memory(device) as memory:
+        run()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return Cost(min(seconds), memory())
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Give a function that says how many bytes the block allocated at its peak."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) - before
+    else:
+        with StorageWatch() as watch:
+            yield lambda: watch.peak
+
+
+class StorageWatch(TorchDispatchMode):
+    """Peak of the bytes in storages made within the ``with`` block and still alive.
+
+    What kernels allocate and free within themselves is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {_address(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and _address(tensor) not in known | self._seen:
+                self._hold(tensor)
+        return out
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = _address(tensor), storage.nbytes()
+        self._seen.add(address)
+        self._live += size
+        self.peak = max(self.peak, self._live)
+        weakref.finalize(storage, self._release, address, size)
+
+    def _release(self, address: int, size: int) -> None:
+        self._seen.discard(address)
+        self._live -= size
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def first_attention(model: nn.Module, picture: Tensor) -> tuple[Attention, Tensor, tuple[int, int]]:
+    """The first attention module of a backbone, and what it gets for a picture."""
+    found: list[tuple] = []
+
+    class Reached(Exception):
+        pass
+
+    def stop(module: Attention, args: tuple) -> None:
+        found.append((module, args[0].detach(), tuple(args[1])))
+        raise Reached
+
+    module = next(m for m in model.modules() if isinstance(m, Attention))
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        model(picture)
+    except Reached:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def map_facts(module: Attention, x: Tensor, hw_shape: tuple[int, int], side: int = 14) -> MapFacts:
+    """Rank, entropy and dead entries of a module's maps on a picture's tokens.
+
+    Row ``t`` of a head's map is how its output at token ``t`` changes with the values, averaged
+    over the channels: exact for all that are linear in v.
+
+    Args:
+        module (Attention): The module.
+        x (Tensor): Its tokens, shape (B, N, C); the first picture is taken.
+        hw_shape (tuple[int, int]): Their grid.
+        side (int): Tokens are taken at regular steps, so that at most about this many a side stay.
+    """
+    steps = [max(1, n // side) for n in hw_shape]
+    x = x[:1].unflatten(1, hw_shape)[:, :: steps[0], :: steps[1]]
+    hw_shape = tuple(x.shape[1:3])
+    with torch.no_grad():
+        q, k, v, *_ = module.project(x.flatten(1, 2), hw_shape)
+    q, k, v = (
+        t.unflatten(-1, (module.num_heads, -1)).transpose(1, 2).detach().requires_grad_()
+        for t in (q, k, v)
+    )
+    with torch.enable_grad():
+        out = module.attend(q, k, v, hw_shape)
+        probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
+        reached = torch.autograd.grad(out, (q, k), probe, retain_graph=True)
+        rows = [
+            torch.autograd.grad(out[:, :, query].sum(), v, retain_graph=True)[0][0].mean(-1)
+            for query in range(out.shape[2])
+        ]
+    maps = torch.stack(rows, dim=1).double()
+    shares = maps.clamp(min=0)
+    shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
+    uniform = math.log(max(maps.shape[-1], 2))
+    return MapFacts(
+        torch.linalg.matrix_rank(maps, rtol=1e-5).double().mean().item(),
+        torch.special.entr(shares).sum(-1).mean().item() / uniform,
+        torch.cat([(grad == 0).flatten() for grad in reached]).double().mean().item(),
+    )
+
+
+def _train_step(model: nn.Module, picture: Tensor) -> None:
+    _backward(sum(out.mean() for out in model(picture)))
+
+
+def _backward(out: Tensor) -> None:
+    out.mean().backward()

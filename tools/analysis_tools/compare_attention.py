@@ -1,0 +1,147 @@
+"""Compare attentions in one host: size, FLOPs, speed, memory and what their maps are like.
+
+python tools/analysis_tools/compare_attention.py --host swin --size 224 --out attentions.png
+
+Weights are at their initial values and the picture is noise, so that nothing here is an accuracy.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mirrorla_mm.analysis.compare import HOSTS, Cost, Facts, compare, registered_methods, scaling
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Compare attentions in one host')
+    parser.add_argument('--methods', nargs='+', help='registered names (default: all)')
+    parser.add_argument('--host', choices=HOSTS, default='ravlt', help='backbone (default: ravlt)')
+    parser.add_argument('--arch', default='t', help='architecture of the host (default: t)')
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs='+',
+        default=[224],
+        help='height and width, or one number for both',
+    )
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--repeats', type=int, default=3, help='timed passes; the fastest counts')
+    parser.add_argument('--out', type=Path, help='PNG of latency and memory over the tokens')
+    parser.add_argument(
+        '--sides',
+        type=int,
+        nargs='+',
+        default=[16, 32, 64, 128],
+        help='sides of the token grids in the PNG',
+    )
+    args = parser.parse_args()
+    known = registered_methods()
+    args.methods = args.methods or known
+    for method in args.methods:
+        if method not in known:
+            parser.error(f"there is no attention '{method}'; choose from {', '.join(known)}.")
+    if len(args.size) > 2:
+        parser.error('--size takes one or two numbers: height and width.')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    height, width = args.size[0], args.size[-1]
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.randn(1, 3, height, width, generator=generator).to(args.device)
+    rows = [compare(m, args.host, args.arch, picture, args.repeats) for m in args.methods]
+    device = torch.cuda.get_device_name(args.device) if 'cuda' in args.device else 'CPU'
+    title = f'{args.host}-{args.arch} at {height}x{width}, batch 1, float32, {device}'
+    Console(width=120).print(table(rows, title))
+    if args.out:
+        costs = {
+            method: scaling(method, args.sides, device=args.device, repeats=args.repeats)
+            for method in args.methods
+        }
+        plot(costs, args.sides, f'One module, 64 channels, 2 heads, {device}', args.out)
+        print(f'wrote {args.out}')
+
+
+def table(rows: list[Facts], title: str) -> Table:
+    """One line a method."""
+    result = Table(title=title)
+    for name in (
+        'method',
+        'params\n(M)',
+        'layers\n(GMAC)',
+        'all\n(GMAC)',
+        'inference\n(ms)',
+        '\n(MiB)',
+        'training\n(ms)',
+        '\n(MiB)',
+        'rank',
+        'entropy',
+        'dead',
+    ):
+        result.add_column(name, justify='left' if name == 'method' else 'right')
+    for row in rows:
+        result.add_row(
+            row.method.removesuffix('Attention'),
+            f'{row.params / 1e6:.2f}',
+            f'{row.layers / 1e9:.2f}',
+            f'{row.total / 1e9:.2f}',
+            *_cells(row.inference),
+            *_cells(row.training),
+            f'{row.maps.rank:.0f}',
+            f'{row.maps.entropy:.3f}',
+            f'{row.maps.dead:.0%}',
+        )
+    return result
+
+
+def plot(
+    costs: dict[str, list[tuple[Cost, Cost]]], sides: list[int], title: str, out: Path
+) -> None:
+    """Latency and memory over the tokens, forwards and in training."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharex=True, layout='constrained')
+    tokens = [side**2 for side in sides]
+    styles = [(color, line) for line in ('-', '--', ':') for color in plt.cm.tab10.colors[:7]]
+    for (method, pairs), (color, line) in zip(costs.items(), styles):
+        for column, passes in enumerate(zip(*pairs)):
+            for row, values in enumerate(
+                ([1e3 * cost.seconds for cost in passes], [cost.memory / 2**20 for cost in passes])
+            ):
+                axes[row, column].plot(
+                    tokens,
+                    values,
+                    line,
+                    color=color,
+                    marker='o',
+                    markersize=3,
+                    label=method.removesuffix('Attention'),
+                )
+    for axis, name in zip(axes.flat, ('inference', 'training') * 2):
+        axis.set(xscale='log', yscale='log', xticks=tokens, xticklabels=tokens, title=name)
+        axis.set_xticks([], minor=True)
+        axis.grid(alpha=0.3)
+    for axis, label in zip(axes[:, 0], ('latency (ms)', 'peak memory (MiB)')):
+        axis.set_ylabel(label)
+    for axis in axes[1]:
+        axis.set_xlabel('tokens N')
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside right center', fontsize=9)
+    figure.suptitle(title)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def _cells(cost: Cost) -> tuple[str, str]:
+    return f'{1e3 * cost.seconds:.1f}', f'{cost.memory / 2**20:.1f}'
+
+
+if __name__ == '__main__':
+    main()
