@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ..ops import use_backend
+
 DENSE_HEADS = ('rpn_head', 'bbox_head', 'decode_head')
 
 
@@ -66,7 +68,7 @@ class MacCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        inputs = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
         is_weight = [id(x) in self._weights for x in inputs]
         if inputs and all(is_weight):
             self._weights.update((id(x), x) for x in tree_leaves(out) if isinstance(x, Tensor))
@@ -139,7 +141,8 @@ def model_complexity(
     results: dict[str, Complexity] = {}
 
     def run(name: str, module: nn.Module, *inputs: Any) -> Any:
-        with MacCounter(module) as counter:
+        # The reference, whatever algebra the machine's fastest backend saves products by.
+        with use_backend('torch'), MacCounter(module) as counter:
             out = module(*inputs)
         cost = Complexity(_params(module), counter.layers, counter.total)
         results[name] = results.get(name, Complexity()) + cost

@@ -1,0 +1,370 @@
+"""What the paper prints, for the rows that a config here can build.
+
+Numbers are the paper's own, as printed, by table. Rows of other models are left out, and so are
+Tab. 4 and 5 (super-resolution, diffusion) and Tab. 7 (Swin), which are other tasks and hosts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+BOX = ('AP b', 'AP50 b', 'AP75 b', 'APS b', 'APM b', 'APL b')
+BOX_AND_MASK = ('AP b', 'AP50 b', 'AP75 b', 'AP m', 'AP50 m', 'AP75 m')
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        method (str): Its name in the paper.
+        config (str): Config, relative to ``configs``.
+        params (float): Millions, as printed.
+        flops (float): Billions of multiply-accumulates, as printed.
+        metrics (tuple[str, ...]): Figures that need training, as printed.
+        misprints (dict): Why a cell is one, by the name of the cell.
+        options (str): ``--cfg-options`` of the row, for ablations.
+    """
+
+    method: str
+    config: str
+    params: float | None = None
+    flops: float | None = None
+    metrics: tuple[str, ...] = ()
+    misprints: dict[str, str] = field(default_factory=dict)
+    options: str = ''
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, or a part of one with inputs of one size.
+
+    Attributes:
+        title (str): Number and subject.
+        shape (tuple[int, int]): Height and width that the FLOPs are for.
+        counter (str): What the paper counted for MirrorLA: ``'layers'`` or ``'total'``, fields of
+            :class:`~mirrorla_mm.analysis.flops.Complexity`.
+        metrics (tuple[str, ...]): Names of the figures that need training.
+        gpus (int): Devices that the configs are for.
+        rows (tuple[Row, ...]): The rows.
+    """
+
+    title: str
+    shape: tuple[int, int]
+    counter: str
+    metrics: tuple[str, ...]
+    gpus: int
+    rows: tuple[Row, ...]
+
+
+def _imagenet(method: str, name: str, *cells: float, options: str = '') -> Row:
+    params, flops, accuracy = cells if len(cells) == 3 else (None, None, *cells)
+    return Row(
+        method, f'imagenet/{name}_8xb128_in1k.py', params, flops, (str(accuracy),), {}, options
+    )
+
+
+def _figures(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_REFLECTION = 'model.backbone.reflection'
+_SAME_MODEL = 'the model of the 1x schedule, for which the paper prints 219 G'
+_MASK_RCNN = 'params and FLOPs of Mask R-CNN with S, in a table of RetinaNet, whose row S has 34 M'
+
+TABLES = (
+    Table(
+        'Table 1: ImageNet-1K',
+        (224, 224),
+        'total',
+        ('top-1',),
+        8,
+        (
+            _imagenet('RAVLT-T', 'ravlt-t', 15, 2.6, 82.6),
+            _imagenet('MirrorLA-T', 'mirrorla-t', 15, 2.6, 82.8),
+            _imagenet('MirrorLA-S', 'mirrorla-s', 26, 4.9, 84.2),
+            _imagenet('RAVLT-B', 'ravlt-b', 48, 10.6, 85.1),
+            _imagenet('MirrorLA-B', 'mirrorla-b', 48, 10.6, 85.3),
+            _imagenet('RAVLT-L', 'ravlt-l', 95, 17.3, 85.5),
+            _imagenet('MirrorLA-L', 'mirrorla-l', 95, 17.3, 85.7),
+        ),
+    ),
+    Table(
+        'Table 6: architectures (XT; the others are those of Table 1)',
+        (224, 224),
+        'total',
+        ('top-1 (Table 8)',),
+        8,
+        (_imagenet('MirrorLA-XT', 'mirrorla-xt', 6, 0.6, 76.0),),
+    ),
+    Table(
+        'Table 2: RetinaNet 1x, COCO',
+        (800, 1280),
+        'layers',
+        BOX,
+        8,
+        (
+            Row(
+                'RAVLT-T',
+                'retinanet/retinanet_ravlt-t_fpn_1x_coco.py',
+                24,
+                201,
+                _figures('44.1 64.3 47.4 26.4 48.1 59.3'),
+            ),
+            Row(
+                'MirrorLA-T',
+                'retinanet/retinanet_mirrorla-t_fpn_1x_coco.py',
+                24,
+                200,
+                _figures('46.1 67.4 49.4 28.8 50.4 61.7'),
+            ),
+            Row(
+                'Swin-T',
+                'baselines/retinanet_swin-t-p4-w7_fpn_adamw-1x_coco.py',
+                38,
+                248,
+                _figures('41.7 63.1 44.3 27.0 45.3 54.7'),
+            ),
+            Row(
+                'PVTv2-B2',
+                'baselines/retinanet_pvtv2-b2_fpn_1x_coco.py',
+                35,
+                290,
+                _figures('44.6 65.6 47.6 27.4 48.8 58.6'),
+            ),
+            Row(
+                'RAVLT-T (in the block of S)',
+                'retinanet/retinanet_ravlt-s_fpn_1x_coco.py',
+                44,
+                262,
+                _figures('46.7 67.2 50.4 31.4 51.1 62.3'),
+                dict(params=_MASK_RCNN, flops=_MASK_RCNN),
+            ),
+            Row(
+                'MirrorLA-S',
+                'retinanet/retinanet_mirrorla-s_fpn_1x_coco.py',
+                34,
+                243,
+                _figures('48.5 69.8 52.2 32.2 52.9 63.7'),
+            ),
+        ),
+    ),
+    Table(
+        'Table 2: Mask R-CNN 1x, COCO',
+        (800, 1280),
+        'layers',
+        BOX_AND_MASK,
+        8,
+        (
+            Row(
+                'PVTv2-B1',
+                'baselines/mask-rcnn_pvtv2-b1_fpn_amp-1x_coco.py',
+                33,
+                243,
+                _figures('41.8 54.3 45.9 38.8 61.2 41.6'),
+            ),
+            Row(
+                'RAVLT-T',
+                'mask_rcnn/mask-rcnn_ravlt-t_fpn_amp-1x_coco.py',
+                33,
+                219,
+                _figures('47.2 69.1 51.7 42.7 66.0 46.0'),
+            ),
+            Row(
+                'MirrorLA-T',
+                'mask_rcnn/mask-rcnn_mirrorla-t_fpn_amp-1x_coco.py',
+                33,
+                219,
+                _figures('47.7 69.6 52.6 43.0 66.6 46.2'),
+            ),
+            Row(
+                'MirrorLA-S',
+                'mask_rcnn/mask-rcnn_mirrorla-s_fpn_amp-1x_coco.py',
+                44,
+                262,
+                _figures('49.9 71.6 54.7 44.5 68.4 48.1'),
+            ),
+        ),
+    ),
+    Table(
+        'Table 2: Mask R-CNN 3x, COCO',
+        (800, 1280),
+        'layers',
+        BOX_AND_MASK,
+        8,
+        (
+            Row(
+                'XCiT-T12/8',
+                'baselines/mask-rcnn_xcit-t12-p8_fpn_amp-ms-crop-3x_coco.py',
+                26,
+                266,
+                _figures('44.5 66.4 48.8 40.4 63.5 43.3'),
+            ),
+            Row(
+                'MirrorLA-T',
+                'mask_rcnn/mask-rcnn_mirrorla-t_fpn_amp-ms-crop-3x_coco.py',
+                33,
+                129,
+                _figures('49.4 70.7 54.3 44.1 67.7 47.7'),
+                dict(flops=_SAME_MODEL),
+            ),
+            Row(
+                'MirrorLA-S',
+                'mask_rcnn/mask-rcnn_mirrorla-s_fpn_amp-ms-crop-3x_coco.py',
+                44,
+                262,
+                _figures('51.3 72.3 56.4 45.4 69.6 49.0'),
+            ),
+        ),
+    ),
+    Table(
+        'Table 3: ADE20K',
+        (512, 512),
+        'layers',
+        ('mIoU',),
+        4,
+        (
+            Row(
+                'SegFormer-B1',
+                'baselines/segformer_mit-b1_8xb2-160k_ade20k-512x512.py',
+                14,
+                16,
+                ('42.2',),
+            ),
+            Row(
+                'SegNeXt-S',
+                'baselines/segnext_mscan-s_1xb16-160k_ade20k-512x512.py',
+                15,
+                16,
+                ('44.3',),
+            ),
+            Row(
+                'MirrorLA-T',
+                'efficientvit_head/mirrorla-t_efficientvit-head_4xb4-160k_ade20k-512x512.py',
+                14,
+                14,
+                ('48.8',),
+            ),
+            Row(
+                'SegNeXt-B',
+                'baselines/segnext_mscan-b_1xb16-160k_ade20k-512x512.py',
+                28,
+                35,
+                ('48.5',),
+            ),
+            Row(
+                'SegFormer-B2',
+                'baselines/segformer_mit-b2_8xb2-160k_ade20k-512x512.py',
+                28,
+                62,
+                ('46.5',),
+            ),
+            Row(
+                'MirrorLA-S',
+                'efficientvit_head/mirrorla-s_efficientvit-head_4xb4-160k_ade20k-512x512.py',
+                24,
+                25,
+                ('50.9',),
+            ),
+        ),
+    ),
+    Table(
+        'Table 3: Cityscapes',
+        (1024, 2048),
+        'layers',
+        ('mIoU',),
+        4,
+        (
+            Row(
+                'SegFormer-B1',
+                'baselines/segformer_mit-b1_8xb1-160k_cityscapes-1024x1024.py',
+                14,
+                244,
+                ('78.5',),
+            ),
+            Row(
+                'SegNeXt-S',
+                'baselines/segnext_mscan-s_4xb2-160k_cityscapes-1024x1024.py',
+                15,
+                125,
+                ('81.3',),
+            ),
+            Row(
+                'MirrorLA-T',
+                'efficientvit_head/mirrorla-t_efficientvit-head_4xb2-160k_cityscapes-1024x1024.py',
+                14,
+                110,
+                ('82.5',),
+            ),
+            Row(
+                'SegNeXt-B',
+                'baselines/segnext_mscan-b_4xb2-160k_cityscapes-1024x1024.py',
+                28,
+                276,
+                ('82.6',),
+            ),
+            Row(
+                'SegFormer-B2',
+                'baselines/segformer_mit-b2_8xb1-160k_cityscapes-1024x1024.py',
+                28,
+                711,
+                ('81.0',),
+            ),
+            Row(
+                'MirrorLA-S',
+                'efficientvit_head/mirrorla-s_efficientvit-head_4xb2-160k_cityscapes-1024x1024.py',
+                24,
+                205,
+                ('83.5',),
+            ),
+        ),
+    ),
+    Table(
+        'Table 9: Semantic FPN 80k, ADE20K',
+        (512, 2048),
+        'layers',
+        ('mIoU',),
+        4,
+        (
+            Row('VAN-B1', 'baselines/fpn_van-b1_4xb4-80k_ade20k-512x512.py', 18, 140, ('42.9',)),
+            Row(
+                'PVTv2-B1', 'baselines/fpn_pvtv2-b1_4xb4-80k_ade20k-512x512.py', 18, 136, ('42.5',)
+            ),
+            Row('RAVLT-T', 'sem_fpn/ravlt-t_fpn_4xb4-80k_ade20k-512x512.py', 18, 136, ('47.5',)),
+            Row(
+                'MirrorLA-T',
+                'sem_fpn/mirrorla-t_fpn_4xb4-80k_ade20k-512x512.py',
+                18,
+                136,
+                ('47.7',),
+            ),
+        ),
+    ),
+    Table(
+        'Table 8: ablations, XT on ImageNet-1K',
+        (224, 224),
+        'total',
+        ('top-1',),
+        8,
+        (
+            _imagenet('lambda 1, alpha_max pi/2, full, head', 'mirrorla-xt', 76.0),
+            _imagenet(
+                'without full',
+                'mirrorla-xt',
+                75.5,
+                options=f'{_REFLECTION}.variance_aware=False',
+            ),
+            _imagenet(
+                'without head', 'mirrorla-xt', 75.7, options=f'{_REFLECTION}.cross_head=False'
+            ),
+            _imagenet('lambda 0.5', 'mirrorla-xt', 75.7, options=f'{_REFLECTION}.lam=0.5'),
+            _imagenet('lambda 0.25', 'mirrorla-xt', 75.8, options=f'{_REFLECTION}.lam=0.25'),
+            _imagenet(
+                'alpha_max pi/4', 'mirrorla-xt', 75.9, options=f'{_REFLECTION}.alpha_max=0.7854'
+            ),
+            _imagenet(
+                'alpha_max pi/8', 'mirrorla-xt', 75.8, options=f'{_REFLECTION}.alpha_max=0.3927'
+            ),
+        ),
+    ),
+)

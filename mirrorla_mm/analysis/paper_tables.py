@@ -1,0 +1,248 @@
+"""The paper's tables beside what the configs give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import mmengine.config.utils as config_utils
+from mmengine.config import Config
+from torch import nn
+
+from ..backbones.ravlt import ARCHS
+from ..registry import MODELS
+from .flops import (
+    Complexity,
+    config_complexity,
+    empty_parameters,
+    model_complexity,
+    total_complexity,
+)
+from .paper_data import TABLES, Row, Table
+
+TOLERANCE = 0.01
+COUNTERS = {'layers': 'convolution + linear', 'total': 'every product'}
+OURS = ('mirrorla', 'ravlt')
+
+
+HEADER = """\
+# The paper's tables beside what the configs here give
+
+Made by `python tools/analysis_tools/paper_tables.py`; a test fails when this page is stale. P and
+F are ours / the paper's, each *reproduced* (with the deviation), a *misprint* (with the reason) or
+*different*. All else *needs training*, with the command that follows each table; no weights of
+MirrorLA are public, so none of it is reproduced here.
+
+- **F** is in billions of multiply-accumulates. The paper's Tables 1 and 6 count every product. Its
+  dense-prediction tables count MirrorLA's convolutions and linear layers alone, while they quote
+  Swin, PVTv2 and SegFormer with their attention's products: two conventions in one table. The two
+  columns after F count every product of both layouts, so that like can be compared with like.
+- **Layouts**: each row of MirrorLA has a second config, `mirrorla-X-linear`, linear in all stages.
+- **Rounding**: the paper rounds most parameters to millions and cuts others (24.60 to 24, 33.50 to
+  33), so that a deviation below one million counts as reproduced; FLOPs within 1 % or half of the
+  last digit.
+- **Differing** baselines: their authors' counters also count norms and activations, or other heads.
+
+Every dense model starts from ImageNet weights: those of the ImageNet row of the same backbone, or
+RAVLT's published ones by `tools/model_converters/ravlt.py`. Before the commands:
+
+```shell
+INIT="--cfg-options model.backbone.init_cfg.type=Pretrained
+  model.backbone.init_cfg.checkpoint=IMAGENET_CHECKPOINT.pth
+  model.backbone.init_cfg.prefix=backbone."
+```
+
+Each is then evaluated by `tools/dist_test.sh CONFIG CHECKPOINT GPUS`.
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of the paper beside ours.
+
+    Attributes:
+        paper (float): As printed.
+        ours (float): In the unit of the paper.
+        status (str): ``'reproduced'``, ``'misprint'`` or ``'differs'``.
+        note (str): The counter that gives it, or why it is a misprint.
+    """
+
+    paper: float
+    ours: float
+    status: str
+    note: str = ''
+
+    @property
+    def deviation(self) -> float:
+        """Ours over the paper's, less 1."""
+        return self.ours / self.paper - 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row, counted in both layouts; the second is None for models that have one alone."""
+
+    row: Row
+    params: Cell
+    flops: Cell
+    paper: Complexity
+    linear: Complexity | None
+
+
+def needs_training(table: Table) -> bool:
+    """Whether nothing in the table can be counted."""
+    return all(row.params is None for row in table.rows)
+
+
+def count_row(row: Row, table: Table, configs: Path) -> Result:
+    """Count a row's config, and its linear layout where it has one."""
+    paper = complexity(configs / row.config, table.shape)
+    linear = (
+        complexity(configs / row.config, table.shape, layout='linear') if is_ours(row) else None
+    )
+    params = _cell(row, 'params', dict(params=paper.params / 1e6), cut=1)
+    # Rows quoted from other papers may have been counted in either way.
+    counters = [table.counter] if is_ours(row) else list(COUNTERS)
+    flops = _cell(row, 'flops', {name: getattr(paper, name) / 1e9 for name in counters})
+    return Result(row, params, flops, paper, linear)
+
+
+def is_ours(row: Row) -> bool:
+    """Whether the row is MirrorLA's or its host's."""
+    return any(name in Path(row.config).name for name in OURS)
+
+
+def is_countable(row: Row) -> bool:
+    """Whether the config can be built without mmpretrain."""
+    return row.params is not None and not any(name in row.config for name in ('van-', 'xcit-'))
+
+
+def complexity(config: Path, shape: tuple[int, int], layout: str | None = None) -> Complexity:
+    """Of the whole model; an ImageNet model is built without mmpretrain."""
+    if config.parent.name == 'imagenet':
+        model = classifier(config, layout)
+        return total_complexity(model_complexity(model, shape))
+    cfg = Config.fromfile(config)
+    if layout:
+        cfg.model.backbone.layout = layout
+    return total_complexity(config_complexity(cfg, shape))
+
+
+def classifier(config: Path, layout: str | None = None) -> nn.Module:
+    """The model of an ImageNet config, by its name: backbone, neck and linear layer."""
+    cfg = Config.fromfile(config.parents[1] / '_base_' / 'models' / 'mirrorla_imagenet.py').model
+    method, arch = config.name.split('_')[0].split('-')[:2]
+    cfg.backbone.update(arch=arch, layout=layout or 'paper')
+    if method == 'ravlt':
+        cfg.backbone.type = 'mirrorla_mm.RAVLT'
+    cfg.neck.in_channels = ARCHS[arch]['embed_dims'][-1]
+    with empty_parameters():
+        model = nn.Module()
+        model.backbone = MODELS.build(cfg.backbone)
+        model.neck = MODELS.build(cfg.neck)
+        model.head = _LinearHead(cfg.head.in_channels, cfg.head.num_classes)
+    return model.to('meta').eval()
+
+
+class _LinearHead(nn.Linear):
+    """What mmpretrain's ``LinearClsHead`` computes."""
+
+    def forward(self, features):
+        return super().forward(features[-1])
+
+
+@contextmanager
+def quick_bases() -> Iterator[None]:
+    """Read each metafile of mmdet and mmseg once; mmengine reads all of them for every base."""
+    load = config_utils.load
+    config_utils.load = lru_cache(maxsize=None)(load)
+    try:
+        yield
+    finally:
+        config_utils.load = load
+
+
+def render(configs: Path) -> str:
+    """All tables as Markdown."""
+    with quick_bases():
+        return '\n'.join([HEADER, *(_render_table(table, configs) for table in TABLES)])
+
+
+def _cell(row: Row, name: str, ours: dict[str, float], cut: float = 0) -> Cell:
+    """Compare with the paper; of several counters the nearest.
+
+    Args:
+        row (Row): The paper's.
+        name (str): The cell's.
+        ours (dict): Numbers by counter.
+        cut (float): Size of the last digit where the paper cuts some numbers and rounds others.
+    """
+    paper = getattr(row, name)
+    counter, value = min(ours.items(), key=lambda item: abs(item[1] - paper))
+    digit = cut or (0.5 if paper == int(paper) and paper >= 10 else 0.05)
+    near = abs(value - paper) <= max(TOLERANCE * paper, digit)
+    if name in row.misprints:
+        return Cell(paper, value, 'misprint', row.misprints[name])
+    note = COUNTERS[counter] if len(ours) > 1 else ''
+    return Cell(paper, value, 'reproduced' if near else 'differs', note)
+
+
+def _render_table(table: Table, configs: Path) -> str:
+    lines = [f'## {table.title}', '']
+    if needs_training(table):
+        header = ['row', *table.metrics, 'command']
+        rows = [[row.method, *_trained(row), _command(row, table)] for row in table.rows]
+        return '\n'.join([*lines, *_markdown(header, rows), ''])
+    height, width = table.shape
+    lines += [f'FLOPs at {height}x{width} (height x width).', '']
+    header = ['row', 'P (M)', 'F (G)', 'every product (G): paper layout', 'linear', *table.metrics]
+    rows, notes = [], []
+    for row in table.rows:
+        if is_countable(row):
+            result = count_row(row, table, configs)
+            cells = [_text(result.params, notes), _text(result.flops, notes)]
+            cells += [_giga(result.paper), _giga(result.linear)]
+        else:
+            cells = [f'{row.params} needs mmpretrain', f'{row.flops} needs mmpretrain', '', '']
+        rows.append([row.method, *cells, *_trained(row)])
+    lines += [*_markdown(header, rows), '']
+    lines += [f'[{i}] {note}' + '\\' * (i < len(notes)) for i, note in enumerate(notes, 1)]
+    lines += [''] * bool(notes)
+    lines += ['```shell', *(_command(row, table) for row in table.rows), '```', '']
+    return '\n'.join(lines)
+
+
+def _text(cell: Cell, notes: list[str]) -> str:
+    text = f'{cell.ours:.4g} / {cell.paper:g} {cell.status}'
+    if cell.status == 'misprint':
+        if cell.note not in notes:
+            notes.append(cell.note)
+        return f'{text} [{notes.index(cell.note) + 1}]'
+    return f'{text} ({cell.deviation:+.1%}{", " * bool(cell.note)}{cell.note})'
+
+
+def _trained(row: Row) -> list[str]:
+    return [f'{figure} needs training' for figure in row.metrics]
+
+
+def _giga(cost: Complexity | None) -> str:
+    return '' if cost is None else f'{cost.total / 1e9:.4g}'
+
+
+def _command(row: Row, table: Table) -> str:
+    words = ['tools/dist_train.sh', f'configs/{row.config}', str(table.gpus)]
+    if row.options:
+        words += ['--cfg-options', row.options]
+    elif is_ours(row) and table.shape != (224, 224):
+        words.append('$INIT')
+    return ' '.join(words)
+
+
+def _markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    header = list(header)
+    return [
+        f'| {" | ".join(cells)} |' for cells in (header, ['---'] * len(header), *map(list, rows))
+    ]

@@ -1,0 +1,231 @@
+"""Every config loads, survives dump and fromfile, builds; every family takes a training step."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import mmengine.config.config as mmengine_config
+import pytest
+import torch
+from mmdet.testing import demo_mm_inputs
+from mmengine import load as load_yaml
+from mmengine.config import Config
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+from mirrorla_mm.analysis.flops import build_empty
+from mirrorla_mm.analysis.paper_tables import quick_bases
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+FILES = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
+)
+PRETRAIN = ('imagenet/', 'van-', 'xcit-')
+FAMILIES = {
+    'retinanet': 'retinanet/retinanet_mirrorla-t{}_fpn_1x_coco.py',
+    'mask_rcnn': 'mask_rcnn/mask-rcnn_mirrorla-t{}_fpn_amp-1x_coco.py',
+    'mask_rcnn_3x': 'mask_rcnn/mask-rcnn_mirrorla-t{}_fpn_amp-ms-crop-3x_coco.py',
+    'cascade_rcnn': (
+        'cascade_rcnn/cascade-mask-rcnn_mirrorla-s{}_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py'
+    ),
+    'sem_fpn': 'sem_fpn/mirrorla-t{}_fpn_4xb4-80k_ade20k-512x512.py',
+    'upernet': 'upernet/mirrorla-s{}_upernet_8xb2-160k_ade20k-512x512.py',
+    'efficientvit_ade': (
+        'efficientvit_head/mirrorla-t{}_efficientvit-head_4xb4-160k_ade20k-512x512.py'
+    ),
+    'efficientvit_cityscapes': (
+        'efficientvit_head/mirrorla-t{}_efficientvit-head_4xb2-160k_cityscapes-1024x1024.py'
+    ),
+    'light_ham': 'light_ham_head/mirrorla-t{}_light-ham-head_4xb4-160k_ade20k-512x512.py',
+}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def fast_loading():
+    with quick_bases():
+        yield
+
+
+def load(name: str) -> Config:
+    if any(part in name for part in PRETRAIN) and not find_spec('mmpretrain'):
+        pytest.skip('mmpretrain (optional extra "pretrain") is not installed')
+    return Config.fromfile(CONFIGS / name)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_config_survives_dump_and_builds(name, tmp_path, monkeypatch):
+    # yapf, which only makes the dump pretty, takes most of the time.
+    monkeypatch.setattr(mmengine_config, 'FormatCode', lambda text, **_: (text, True))
+    cfg = load(name)
+    cfg.dump(tmp_path / 'dumped.py')
+    assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()
+    model = build_empty(cfg)
+    assert sum(p.numel() for p in model.parameters()) > 1e5
+
+
+@pytest.mark.parametrize('name', [name for name in FILES if '-linear_' in name])
+def test_linear_layout_changes_nothing_else(name):
+    linear, paper = load(name), load(name.replace('-linear_', '_'))
+    assert linear.model.backbone.pop('layout') == 'linear'
+    assert linear.to_dict() == paper.to_dict()
+
+
+@pytest.mark.parametrize('name', [name for name in FILES if 'ravlt-' in name and '_1x' not in name])
+def test_ravlt_differs_in_the_feature_map_alone(name):
+    if name.startswith('studies/'):
+        pytest.skip('a study is no row of a table')
+    ravlt, mirror = load(name), load(name.replace('ravlt-', 'mirrorla-'))
+    assert ravlt.model.backbone.type == 'mirrorla_mm.RAVLT'
+    ravlt.model.backbone.type = mirror.model.backbone.type
+    assert ravlt.to_dict() == mirror.to_dict()
+
+
+def tiny(cfg: Config) -> Config:
+    """One block a stage of the same widths, and few regions."""
+    heads = (1, 2, 4, 8) if cfg.model.backbone.arch == 't' else (1, 2, 5, 8)
+    dims = (64, 128, 256, 512) if cfg.model.backbone.arch == 't' else (64, 128, 320, 512)
+    cfg.model.backbone.arch = dict(embed_dims=dims, depths=(1, 1, 1, 1), num_heads=heads)
+    regions = cfg.model.get('train_cfg', {}).get('rcnn', [])
+    for region in regions if isinstance(regions, list) else [regions]:
+        region.sampler.num = 16
+    return cfg
+
+
+def batch(cfg: Config) -> dict:
+    torch.manual_seed(0)
+    if cfg.default_scope == 'mmdet':
+        with_mask = cfg.model.type != 'RetinaNet'
+        return demo_mm_inputs(2, [[3, 64, 64], [3, 96, 64]], num_items=[2, 1], with_mask=with_mask)
+    classes = cfg.model.decode_head.num_classes
+    samples = []
+    for _ in range(2):
+        labels = torch.randint(classes, (1, 64, 64))
+        sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
+        sample.set_metainfo(dict(img_shape=(64, 64), ori_shape=(64, 64)))
+        samples.append(sample)
+    return dict(inputs=list(torch.randint(256, (2, 3, 64, 64))), data_samples=samples)
+
+
+@pytest.mark.parametrize(
+    ('family', 'layout'),
+    [*((family, '') for family in FAMILIES), ('retinanet', '-linear'), ('sem_fpn', '-linear')],
+)
+def test_family_takes_a_training_step(family, layout):
+    cfg = tiny(load(FAMILIES[family].format(layout)))
+    init_default_scope(cfg.default_scope)
+    if 'size' in cfg.model.data_preprocessor:
+        cfg.model.data_preprocessor.size = (64, 64)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optim_wrapper.zero_grad = lambda **_: None  # Leave the gradients to be looked at.
+    losses = model.train_step(batch(cfg), optim_wrapper)
+    assert torch.isfinite(losses['loss'])
+    # What gets no gradient would stop DistributedDataParallel on several devices.
+    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle
+    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert any('reflection.theta' in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ('family', 'lr', 'decay', 'norm_decay', 'head_lr'),
+    [
+        ('retinanet', 1e-4, 1e-4, 1e-4, 1e-4),
+        ('mask_rcnn', 1e-4, 0.05, 0.0, 1e-4),
+        ('mask_rcnn_3x', 1e-4, 0.05, 0.0, 1e-4),
+        ('cascade_rcnn', 1e-4, 0.05, 0.0, 1e-4),
+        ('sem_fpn', 1e-4, 1e-4, 1e-4, 1e-4),
+        ('upernet', 6e-5, 0.01, 0.0, 6e-5),
+        ('efficientvit_ade', 6e-5, 0.01, 0.0, 6e-4),
+        ('efficientvit_cityscapes', 6e-5, 0.01, 0.0, 6e-4),
+        ('light_ham', 6e-5, 0.01, 0.0, 6e-4),
+    ],
+)
+def test_protocol_of_the_optimizer(family, lr, decay, norm_decay, head_lr):
+    cfg = tiny(load(FAMILIES[family].format('')))
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    groups = {id(p): group for group in optimizer.param_groups for p in group['params']}
+    named = {name: groups[id(p)] for name, p in model.named_parameters()}
+
+    def settings(part: str) -> set:
+        found = {
+            (round(g['lr'], 9), g['weight_decay']) for name, g in named.items() if part in name
+        }
+        assert found
+        return found
+
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert settings('.attn.qkv.weight') == {(lr, decay)}
+    assert settings('.norm1.') == {(lr, norm_decay)}
+    assert settings('.reflection.') == {(lr, 0.0)}
+    assert {setting[0] for setting in settings('head.')} == {head_lr}
+
+
+def rates(cfg: Config, iterations: int, per_epoch: int) -> list[float]:
+    """Learning rates over a run, by the config's own schedulers."""
+    param = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([param], lr=1.0)
+    schedulers = [PARAM_SCHEDULERS.build(dict(s, optimizer=optimizer)) for s in cfg.param_scheduler]
+    lrs = []
+    for i in range(iterations):
+        lrs.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or (i + 1) % per_epoch == 0:
+                scheduler.step()
+    return lrs
+
+
+@pytest.mark.parametrize(
+    ('family', 'epochs', 'steps'),
+    [('retinanet', 12, (8, 11)), ('mask_rcnn', 12, (8, 11)), ('mask_rcnn_3x', 36, (27, 33))],
+)
+def test_schedule_of_detection(family, epochs, steps):
+    cfg = load(FAMILIES[family].format(''))
+    assert cfg.train_cfg.max_epochs == epochs
+    per_epoch = 600
+    lrs = rates(cfg, epochs * per_epoch, per_epoch)
+    assert lrs[0] == pytest.approx(1e-3)
+    assert lrs[500] == pytest.approx(1.0)
+    for epoch in range(1, epochs):
+        expected = 0.1 ** sum(epoch >= step for step in steps)
+        assert lrs[epoch * per_epoch + per_epoch // 2] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ('family', 'iterations', 'power', 'warmup'),
+    [('sem_fpn', 80000, 0.9, 0), ('upernet', 160000, 1.0, 1500), ('light_ham', 160000, 1.0, 1500)],
+)
+def test_schedule_of_segmentation(family, iterations, power, warmup):
+    cfg = load(FAMILIES[family].format(''))
+    assert cfg.train_cfg.max_iters == iterations
+    poly = cfg.param_scheduler[-1]
+    assert (poly.power, poly.begin, poly.end, poly.eta_min) == (power, warmup, iterations, 0.0)
+    assert len(cfg.param_scheduler) == 1 + bool(warmup)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_auto_scale_lr_knows_the_protocol_batch(family):
+    cfg = load(FAMILIES[family].format(''))
+    assert cfg.auto_scale_lr.base_batch_size == (8 if 'cityscapes' in family else 16)
+    name = Path(FAMILIES[family]).name
+    gpus = next((int(part[0]) for part in name.split('_') if part[1:3] == 'xb'), 8)
+    assert gpus * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size
+
+
+def test_metafiles_list_every_config_of_their_folder():
+    index = load_yaml(CONFIGS.parent / 'model-index.yml')['Import']
+    assert len(index) == len(set(index))
+    for metafile in index:
+        path = CONFIGS.parent / metafile
+        models = load_yaml(path)['Models']
+        listed = {Path(model['Config']).name for model in models}
+        assert listed == {file.name for file in path.parent.glob('*.py')}, metafile
+        assert all(model['Name'] == Path(model['Config']).stem for model in models)
+        readme = (path.parent / 'README.md').read_text(encoding='utf-8')
+        assert all(name in readme for name in listed)
