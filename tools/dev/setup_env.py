@@ -548,7 +548,10 @@ def build_mmcv(folder: Path, device: str, lock: int) -> None:
         raise SetupError(f'compiling mmcv failed: {build_failure(log)} (all of it in {log})')
     trouble = try_wheel(next((source / 'dist').glob('*.whl')), device)
     if trouble:
-        raise SetupError(f'mmcv was compiled but its ops do not run: {trouble} (log: {log})')
+        raise SetupError(
+            f'mmcv was compiled but its ops do not run: {trouble}; '
+            f'to compile it anew, remove {folder} and run this again.'
+        )
 
 
 def ensure_device(device: str, lock: int) -> None:
