@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 def enable_amp(cfg: Config) -> None:
     """Switch the config to mixed precision, with dynamic loss scaling."""
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'mirrorla_mm.AmpOptimWrapper'):
         raise UserError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {kind}.')
     cfg.optim_wrapper.type = 'mirrorla_mm.AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
