@@ -1,9 +1,9 @@
 """Drawn scenes with exact labels: the pictures that ``make quickstart`` learns from.
 
-A scene is a textured background with overlapping shapes of five classes. Colour, texture, size and
-orientation say nothing about the class: only the outline does. Every pixel belongs to the topmost
-shape that covers it, so instance masks, boxes and the label map come from one instance map and
-cannot disagree.
+A scene is a textured background with overlapping shapes of five classes. The outline makes the
+class; the colour hints at it, so that minutes of training show, and texture, size and orientation
+say nothing. Every pixel belongs to the topmost shape that covers it, so instance masks, boxes and
+the label map come from one instance map and cannot disagree.
 """
 
 import math
@@ -20,6 +20,9 @@ BACKGROUND = 'background'
 PALETTE = ((72, 76, 84), (230, 57, 70), (29, 120, 216), (244, 180, 26), (131, 56, 236),
            (36, 170, 104))  # yapf: disable
 """RGB of the background and of each class in label maps and drawn boxes."""
+
+HUES = (0, 216, 72, 288, 144)
+"""Mean hue of each class in degrees; single shapes are tens of degrees away from it."""
 
 MAX_SHAPES = 6
 RADIUS_RANGE = (0.10, 0.28)
@@ -65,7 +68,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
     """
     if size < 64:
         raise ValueError(f'a scene needs a side of at least 64 pixels, got {size}')
-    image = _texture(rng, size, saturation=(0.05, 0.35))
+    image = _texture(rng, size, hue=rng.uniform(0, 360), saturation=(0.05, 0.35))
     instances = np.zeros((size, size), np.uint8)
     labels: list[int] = []
     full_areas: list[int] = []
@@ -80,7 +83,8 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
         instances = candidate
         labels.append(label)
         full_areas.append(area)
-        image = _paste(rng, image, mask)
+        texture = _texture(rng, size, rng.normal(HUES[label], 18), saturation=(0.45, 0.95))
+        image = _paste(image, mask, texture)
     image += 5 * rng.standard_normal(image.shape, np.float32)
     return Scene(np.clip(image, 0, 255).round().astype(np.uint8), instances, tuple(labels))
 
@@ -116,27 +120,28 @@ def _shape_mask(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
     return mask.astype(bool)
 
 
-def _paste(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _paste(image: np.ndarray, mask: np.ndarray, texture: np.ndarray) -> np.ndarray:
     """Lay a textured shape with a soft edge and a soft shadow over the image."""
     size = len(mask)
     opacity = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0.6)[..., None]
     shift = np.float32([[1, 0, 2], [0, 1, 3]])
     shadow = cv2.warpAffine(mask.astype(np.float32), shift, (size, size))
     shaded = image * (1 - 0.45 * cv2.GaussianBlur(shadow, (9, 9), 2.0)[..., None])
-    return opacity * _texture(rng, size, saturation=(0.45, 0.95)) + (1 - opacity) * shaded
+    return opacity * texture + (1 - opacity) * shaded
 
 
-def _texture(rng: np.random.Generator, size: int, saturation: tuple[float, float]) -> np.ndarray:
-    """A random pattern between two random colours, (S, S, 3) float32 in 0...255."""
+def _texture(
+    rng: np.random.Generator, size: int, hue: float, saturation: tuple[float, float]
+) -> np.ndarray:
+    """A random pattern between two colours near a hue in degrees, (S, S, 3) float32 in 0...255."""
     pattern: Callable = (_noise, _stripes, _checks, _slope)[rng.integers(4)]
     weight = pattern(rng, size)[..., None]
-    hue = rng.uniform(0, 360)
     return weight * _colour(rng, hue, saturation) + (1 - weight) * _colour(rng, hue, saturation)
 
 
 def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float]) -> np.ndarray:
-    """An RGB colour in 0...255 near a hue given in degrees."""
-    hsv = [(hue + rng.normal(0, 20)) % 360, rng.uniform(*saturation), rng.uniform(0.35, 0.95)]
+    """An RGB colour in 0...255 near a hue in degrees."""
+    hsv = [rng.normal(hue, 12) % 360, rng.uniform(*saturation), rng.uniform(0.35, 0.95)]
     return 255 * cv2.cvtColor(np.float32([[hsv]]), cv2.COLOR_HSV2RGB)[0, 0]
 
 

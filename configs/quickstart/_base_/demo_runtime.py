@@ -2,7 +2,7 @@
 # an interrupted run loses less than a minute.
 custom_imports = dict(imports=['mirrorla_mm'], allow_failed_imports=False)
 
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8, val_interval=8)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=6, val_interval=6)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -17,7 +17,7 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR',
         begin=1,
-        end=8,
+        end=6,
         eta_min_ratio=0.01,
         by_epoch=True,
         convert_to_iter_based=True,
