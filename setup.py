@@ -64,8 +64,11 @@ class EditableWithMim(editable_wheel):
 
     def run(self) -> None:
         if self.dist_info_dir is None:
-            self.run_command('dist_info')
-            self.dist_info_dir = self.get_finalized_command('dist_info').dist_info_dir
+            info = self.reinitialize_command('dist_info')
+            info.output_dir = self.dist_dir
+            info.ensure_finalized()
+            info.run()
+            self.dist_info_dir = info.dist_info_dir
         top_level = Path(self.dist_info_dir, 'top_level.txt')
         top_level.write_text(f'{ROOT / "mirrorla_mm"}\nmirrorla_mm\n')
         super().run()

@@ -141,6 +141,10 @@ def test_editable_install_links_into_the_tree_where_openmim_looks(tree, tmp_path
     module = installed.get_metadata('top_level.txt').split('\n')[0]  # as openmim does
     package = Path(installed.location, module)
     assert package == checkout / 'mirrorla_mm'
+    assert {path.name for path in checkout.iterdir()} - {path.name for path in tree.iterdir()} <= {
+        'build',
+        'mirrorla_mm.egg-info',
+    }
     assert (package / '.mim' / 'tools').is_symlink()
     assert not (package / '.mim' / 'configs').readlink().is_absolute()
     assert (package / '.mim' / 'tools' / 'train.py').samefile(checkout / 'tools' / 'train.py')
