@@ -130,6 +130,21 @@ def test_family_takes_a_training_step(family, layout):
     assert any('reflection.theta' in name for name in changed)
 
 
+@pytest.mark.skipif(not find_spec('mmpretrain'), reason='mmpretrain is not installed')
+def test_classifier_takes_a_training_step():
+    from mmpretrain.structures import DataSample
+
+    cfg = tiny(load('imagenet/mirrorla-t_8xb128_in1k.py'))
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor)).train()
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    samples = [DataSample().set_gt_label(label) for label in (3, 5)]
+    data = dict(inputs=torch.randint(256, (2, 3, 64, 64)), data_samples=samples)
+    assert torch.isfinite(model.train_step(data, optim_wrapper)['loss'])
+    settings = {group['weight_decay'] for group in optim_wrapper.optimizer.param_groups}
+    assert settings == {0.0, 0.05}
+
+
 @pytest.mark.parametrize(
     ('family', 'lr', 'decay', 'norm_decay', 'head_lr'),
     [
