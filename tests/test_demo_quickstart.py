@@ -97,6 +97,16 @@ def test_trains_and_tests_both_models_and_reports_figures_and_files(quickstart, 
     assert 'epoch 2/' in output
 
 
+@pytest.mark.parametrize(('cuda', 'hidden'), [('not available', True), ('13.0', False)])
+def test_gpu_is_used_where_mmcv_s_ops_can_use_it(quickstart, monkeypatch, capsys, cuda, hidden):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
+    monkeypatch.setattr(quickstart.torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(quickstart, 'get_compiling_cuda_version', lambda: cuda)
+    assert quickstart.main([]) == 0
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == ('' if hidden else '0')
+    assert ('built without CUDA' in capsys.readouterr().out) == hidden
+
+
 def test_second_call_reuses_everything(quickstart, tools):
     quickstart.main([])
     tools.calls.clear()

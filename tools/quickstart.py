@@ -22,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+from mmcv.ops import get_compiling_cuda_version
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
@@ -135,6 +137,9 @@ class Quickstart:
     def run(self) -> bool:
         """Do everything; return whether both models reach their goals."""
         start = time.monotonic()
+        if gpu_without_ops():
+            os.environ['CUDA_VISIBLE_DEVICES'] = ''  # of the subprocesses
+            self.say('On the CPU', "mmcv's ops, which the detector needs, are built without CUDA")
         self.draw_data()
         scores = {}
         for task in TASKS:
@@ -278,6 +283,11 @@ class Quickstart:
 
     def say(self, title: str, note: str) -> None:
         self.console.print(f'\n[bold]{title}[/]  [dim]{note}[/]', highlight=False)
+
+
+def gpu_without_ops() -> bool:
+    """Whether there is a GPU that mmcv's ops (NMS, focal loss) were not compiled for."""
+    return torch.cuda.is_available() and get_compiling_cuda_version() == 'not available'
 
 
 def load_config(path: str) -> Config:

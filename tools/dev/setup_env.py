@@ -38,7 +38,7 @@ REQUIREMENTS = ('runtime', 'triton', 'export', 'tests', 'build')
 CONSTRAINTS = 'requirements/tested.txt'
 
 DISK_GB = 5  # measured: 2.5 for .venv with a CPU torch, and the build and pip's downloads beside it
-DISK_GB_CUDA = 14  # a CUDA torch unpacks to about 7, downloaded first
+DISK_GB_CUDA = 14  # an estimate: a CUDA torch brings its libraries, downloaded first
 COMPILE_CORE_MINUTES = 32  # measured: mmcv 2.1.0, CPU ops: 16 minutes on 2 cores
 JOB_MEMORY_GB = 2
 FIRST_OBJECTS = 5  # before that the speed says little about the rest
@@ -326,8 +326,8 @@ def nvcc_release(text: str | None) -> str | None:
 
 
 NO_CUDA_OPS = (
-    "mmcv's ops (NMS, RoIAlign, focal loss) are built for the CPU, so detectors train and test on "
-    'the CPU only; segmentors use the GPU'
+    "mmcv's ops (NMS, RoIAlign, focal loss) are built for the CPU, so a detector runs on the CPU "
+    'only (CUDA_VISIBLE_DEVICES= hides the GPU from it); segmentors use the GPU'
 )
 
 
