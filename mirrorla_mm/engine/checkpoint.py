@@ -92,6 +92,11 @@ def _load_stream(stream: BinaryIO, name: str, map_location: Any) -> Any:
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
+        if 'explicit pickle_module' in str(error):
+            raise CheckpointError(
+                f'The checkpoint {name} cannot be read while TORCH_FORCE_WEIGHTS_ONLY_LOAD is set: '
+                'unset it; this loader executes nothing of a file in any case.'
+            ) from error
         if 'deserialize object' in str(error):
             raise CheckpointError(
                 f'The checkpoint {name} holds tensors of a device that is not here: '

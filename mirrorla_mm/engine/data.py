@@ -13,7 +13,7 @@ from PIL import Image
 
 from .errors import UserError
 
-__all__ = ['DataError', 'check_data', 'name_damaged_files']
+__all__ = ['DataError', 'check_data', 'move_data', 'name_damaged_files']
 
 
 class DataError(UserError):
@@ -40,7 +40,11 @@ def check_data(cfg: Config, keys: Iterable[str]) -> None:
     absent = [found for key in keys for found in _absent(cfg.get(key) or {}, key)]
     if not absent:
         return
-    options = ' '.join(dict.fromkeys(f'{option}=PATH' for option, _ in absent))
+    root = cfg.get('data_root')
+    if root and all(path.startswith(root) for _, path in absent):
+        options = 'data_root=PATH'
+    else:
+        options = ' '.join(dict.fromkeys(f'{option}=PATH' for option, _ in absent))
     raise DataError(
         f'The data are not there: {absent[0][1]} does not exist. Put or link them there, or name '
         f'another place with --cfg-options {options}'
@@ -66,6 +70,21 @@ def _absent(node: Any, key: str) -> Iterator[tuple[str, str]]:
         path = os.path.join(root, value)
         if '://' not in path and not node.get('backend_args') and not os.path.exists(path):
             yield f'{key}.{"data_root" if root else name}', path
+
+
+def move_data(node: Any, old: str, new: str) -> None:
+    """Replace the leading folder of every path below a node of a config, in place.
+
+    Args:
+        node (Any): A dict or list.
+        old (str): The folder now.
+        new (str): The folder to be.
+    """
+    for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        if isinstance(value, (dict, list)):
+            move_data(value, old, new)
+        elif isinstance(value, str) and f'{value}/'.startswith(f'{old.rstrip("/")}/'):
+            node[key] = os.path.join(new, value[len(old) :].lstrip('/'))
 
 
 def name_damaged_files() -> None:

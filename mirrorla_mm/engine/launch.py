@@ -10,7 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .data import name_damaged_files
+from .data import move_data, name_damaged_files
 from .distributed import use_gloo_without_gpu
 from .errors import UserError
 
@@ -39,6 +39,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the common options.
 
+    The option ``data_root`` moves all data of the config; in OpenMMLab's configs it is a variable
+    that was already put into every data set when the options are applied.
+
     Args:
         args (argparse.Namespace): With ``config`` and what :func:`add_common_arguments` added.
 
@@ -54,7 +57,10 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UserError(f'The config {args.config} does not exist.')
     try:
         cfg = Config.fromfile(args.config)
-        cfg.merge_from_dict(args.cfg_options or {})
+        options = args.cfg_options or {}
+        if 'data_root' in options and cfg.get('data_root'):
+            move_data(list(cfg.values()), cfg.data_root, options['data_root'])
+        cfg.merge_from_dict(options)
     except Exception as error:
         raise UserError(f'The config {args.config} cannot be used: {error}') from error
     cfg.launcher = args.launcher

@@ -368,6 +368,19 @@ def test_open_file_is_read_and_named(tmp_path):
     assert load_checkpoint_file(io.BytesIO((tmp_path / 'a.pth').read_bytes())) == {'a': 1}
 
 
+def test_forced_weights_only_says_what_to_do(tmp_path, monkeypatch):
+    torch.save({'a': 1}, tmp_path / 'a.pth')
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    with pytest.raises(CheckpointError, match=r'a\.pth .*unset'):
+        load_checkpoint_file(tmp_path / 'a.pth')
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    torch.save(Call(os.mkdir, str(tmp_path / 'ran')), tmp_path / 'h.pth')
+    with pytest.raises(UnsafeCheckpointError):
+        load_checkpoint_file(tmp_path / 'h.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
 # --- mmengine's loaders ---------------------------------------------------------------------------
 
 

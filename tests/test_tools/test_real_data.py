@@ -24,7 +24,6 @@ _SMALL = [
     'train_dataloader.dataset.pipeline.2.scale=(128,128)',
     *(f'{split}_dataloader.dataset.pipeline.1.scale=(128,128)' for split in EVALUATED),
 ]
-_ANNOTATIONS = '{root}/annotations/instances_val2017.json'
 _DETECTION = [
     *_SMALL,
     'train_dataloader.batch_size=1',
@@ -32,7 +31,6 @@ _DETECTION = [
     'model.train_cfg.rpn_proposal.max_per_img=50',
     'model.train_cfg.rcnn.sampler.num=32',
     'model.test_cfg.rcnn.max_per_img=10',
-    *(f'{split}_evaluator.ann_file={_ANNOTATIONS}' for split in EVALUATED),
 ]
 _SEGMENTATION = [
     *_SMALL,
@@ -85,9 +83,13 @@ def test_train_be_killed_resume_and_test(name, picture_root, run, tmp_path):
     root = picture_root(name)
     path, options, (limit, unit) = CASES[name]
     config, work_dir = REPOSITORY / 'configs' / path, tmp_path / 'w'
-    roots = [f'{split}_dataloader.dataset.data_root={root}' for split in ('train', *EVALUATED)]
-    common = ['model.backbone.arch=xt', 'default_hooks.checkpoint.interval=1', *_LOADERS, *roots]
-    options = [*common, *(option.format(root=root) for option in options)]
+    common = [
+        'model.backbone.arch=xt',
+        'default_hooks.checkpoint.interval=1',
+        *_LOADERS,
+        f'data_root={root}',
+    ]
+    options = [*common, *options]
     arguments = [config, '--work-dir', work_dir, '--cfg-options', *options]
     tool = REPOSITORY / 'tools' / 'train.py'
     kill_after_first_checkpoint([sys.executable, tool, *arguments, f'{limit}=1000'], work_dir)

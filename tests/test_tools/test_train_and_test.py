@@ -150,8 +150,21 @@ def test_missing_data_are_named_with_the_options_to_change(task, config, sentenc
     line = sentence('train', config(task))
     lost = 'annotations/instances_train.json' if task == 'detection' else 'leftImg8bit/train'
     assert f'no/such/root/{lost} does not exist' in line
-    assert 'train_dataloader.dataset.data_root=' in line and 'val_dataloader.dataset' in line
-    assert ('val_evaluator.ann_file=' in line) == (task == 'detection')
+    assert line.endswith('--cfg-options data_root=PATH')
+    line = sentence('train', config(task), '--cfg-options', 'data_root=elsewhere')
+    assert f'elsewhere/{lost} does not exist' in line
+    option = 'train_dataloader.dataset.data_root'
+    line = sentence('train', config(task), '--cfg-options', f'{option}=/elsewhere')
+    assert f'/elsewhere/{lost} does not exist' in line and f'{option}=PATH' in line
+    assert ('val_evaluator.ann_file=PATH' in line) == (task == 'detection')
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_data_root_moves_all_data(task, config, run, drawn, monkeypatch, tmp_path):
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', 'no/such/root')
+    options = ('--cfg-options', f'data_root={drawn}', 'train_cfg.max_epochs=1')
+    run('train', config(task), '--work-dir', 'w', *options)
+    assert metrics(tmp_path / 'w')
 
 
 DAMAGES = {
