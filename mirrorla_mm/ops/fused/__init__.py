@@ -14,17 +14,20 @@ and backwards, with features, rotations and weights computed again:
 7. read k, v: write dk       (in pass 6 where the angle does not depend on the variance)
 8. read q, do: write dq      (in pass 5 where neither the variance nor qbar matters)
 
-The floor, in tensors of N x d that must cross the memory bus, since each sum is needed before the
-next pass can begin:
+The floor, in tensors of B x H x N x d numbers that have to cross the memory bus, as every sum has
+to be complete before the next pass begins:
 
 ===============================  =======  ========
-rank-augmented, variance-aware      7        11
-rank-augmented                      5         9
-plain, variance-aware               6        11
-plain                               4         7
+mode                             forward  backward
+===============================  =======  ========
+rank-augmented, variance-aware         7        11
+variance-aware                         6        11
+rank-augmented                         5         9
+plain                                  4         7
 ===============================  =======  ========
 
-(forward: ``2q + 2k + v + o`` and ``+ q`` for the mean ...). :mod:`.traffic` counts it in bytes.
+:mod:`.traffic` counts it in bytes, and what splits and statistics add. Derivation of the backward
+pass: docs/mirror_attention_backward.md.
 
 Importing this module needs torch alone; triton is imported by the first call.
 """

@@ -118,7 +118,7 @@ def query_backward_kernel(
     grad_out = head_pointer(grad_out, grad_out_strides, head, heads)
     cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
     state += head.to(tl.int64) * (HEAD_DIM * (HEAD_DIM + 1))
-    matrix = tl.trans(load_matrix(state, HEAD_DIM, BLOCK_D))
+    matrix = load_matrix(state, HEAD_DIM, BLOCK_D)
     normaliser = load_vector(state + HEAD_DIM * HEAD_DIM, HEAD_DIM, BLOCK_D)
     if WRITE:
         q_grad = head_pointer(q_grad, q_grad_strides, head, heads)
@@ -142,7 +142,7 @@ def query_backward_kernel(
             table, t0, tokens, height, width, ROPE, HEAD_DIM, BLOCK_N, BLOCK_D
         )
         turned = rotate(f, rope_cos, rope_sin, ROPE)
-        u = dot(g, matrix, DOT, PRECISION)
+        u = dot(g, tl.trans(matrix), DOT, PRECISION)
         z = 1 / (tl.sum(f * normaliser, 1) + 1e-6)[:, None]
         y_grad = -z * z * tl.sum(turned * u, 1)[:, None]
         f_grad = z * rotate(u, rope_cos, -rope_sin, ROPE) + y_grad * normaliser

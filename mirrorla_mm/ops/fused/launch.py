@@ -19,15 +19,15 @@ INTERPRETED = knobs.runtime.interpret
 # (BLOCK_N, warps, stages). Few: every new key times them all once, then the disk remembers.
 CONFIGS = {
     'light': ((32, 4, 1), (64, 4, 1), (64, 8, 1)),
-    'product': ((16, 4, 2), (32, 4, 2), (64, 4, 2), (64, 8, 2), (128, 8, 2)),
-    'backward': ((16, 4, 1), (32, 4, 1), (32, 8, 1), (64, 8, 1), (16, 16, 1), (32, 16, 1)),
+    'product': ((16, 4, 2), (32, 4, 2), (64, 4, 2), (32, 8, 2), (64, 8, 2), (128, 8, 2)),
+    'backward': ((16, 4, 1), (32, 4, 1), (16, 8, 1), (32, 8, 1), (64, 8, 1)),
 }
 INTERPRETER_CONFIG = (32, 4, 1)
 
 # Words a thread may hold of a tile and of a (d, d) matrix, both operands of products. Beyond these
 # registers spill on one architecture or another (tools/analysis_tools/kernel_report.py).
-LARGEST_TILE = {'light': 64, 'product': 48, 'backward': 16}
-LARGEST_MATRIX = {'light': math.inf, 'product': 128, 'backward': 32}
+LARGEST_TILE = {'light': 64, 'product': 32, 'backward': 16}
+LARGEST_MATRIX = {'light': math.inf, 'product': 128, 'backward': 64}
 
 # Programs per multiprocessor: few where each reads or leaves a (d, d) matrix, more elsewhere.
 FEW_PROGRAMS, MANY_PROGRAMS = 2, 8
