@@ -10,6 +10,7 @@ import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint 
 from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
 from mirrorla_mm.engine.data import check_data
+from mirrorla_mm.engine.deploy import DeployHook
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.launch import (
     add_common_arguments,
@@ -33,6 +34,9 @@ def parse_args() -> argparse.Namespace:
         '--show-dir', help='save drawn predictions to this folder in the work dir of the run'
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
+    parser.add_argument(
+        '--deploy', action='store_true', help='fold the backbone for inference before testing'
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     add_common_arguments(parser)
     return parser.parse_args()
@@ -133,6 +137,8 @@ def build(args: argparse.Namespace) -> Runner:
     if args.out and not segmentation:
         save_predictions(runner, args.out)
     runner.register_hook(CheckpointFitHook(args.checkpoint))
+    if args.deploy:
+        runner.register_hook(DeployHook())
     return runner
 
 

@@ -102,9 +102,9 @@ class FeatureMapAttention(Attention):
             self.reflection is not None
             and self.sr is None
             and x.device.type == 'cpu'
-            and x.shape[-2] >= 8 * self.embed_dims
             and forced_backend() in (None, 'lean')
             and not symbolic()
+            and x.shape[-2] >= 8 * self.embed_dims
         )
 
     def _fold_angles(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,22 @@
+"""Deploy mode in a test run."""
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..registry import HOOKS
+
+
+@HOOKS.register_module(force=True)
+class DeployHook(Hook):
+    """Fold what can be folded before testing, once the weights are loaded.
+
+    Backbones without a deploy mode stay as they are.
+    """
+
+    # After hooks that exchange the weights, such as EMA's.
+    priority = 'VERY_LOW'
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        for module in list(runner.model.modules()):
+            if hasattr(module, 'switch_to_deploy'):
+                module.switch_to_deploy()

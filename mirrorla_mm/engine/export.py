@@ -1,0 +1,136 @@
+"""Graphs of backbones, segmentors and dense detectors for other runtimes.
+
+Height, width and batch stay free. Pictures go in normalised, as the data preprocessor leaves them.
+Full detectors need box decoding and suppression in the target runtime: what is exported of a
+single-stage detector ends at the raw maps of its head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from .errors import UserError
+
+FORMATS = ('onnx', 'torch', 'aoti')
+SUFFIXES = {'onnx': '.onnx', 'torch': '.pt2', 'aoti': '.pt2'}
+# Batch, height and width are free; the exporter finds out how far.
+DYNAMIC = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
+
+
+class RawOutputs(nn.Module):
+    """From normalised pictures to tensors: what a graph can hold of an OpenMMLab model.
+
+    - a backbone: its feature maps;
+    - a segmentor: logits at the size of the picture;
+    - a single-stage detector: class scores, then box regressions, of all levels.
+
+    Args:
+        model (nn.Module): Backbone, segmentor or single-stage detector.
+
+    Raises:
+        UserError: If the model is a two-stage detector or anything else.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        if hasattr(model, 'decode_head'):
+            self.read = self._segment
+        elif hasattr(model, 'bbox_head'):
+            self.read = self._detect
+        elif hasattr(model, 'backbone'):
+            raise UserError(
+                f'{type(model).__name__} cannot be exported: its regions depend on the data. '
+                'Export its backbone (--backbone-only) or a single-stage detector.'
+            )
+        else:
+            self.read = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Normalised pictures (B, 3, H, W) to raw outputs."""
+        return self.read(x)
+
+    def _segment(self, x: Tensor) -> tuple[Tensor, ...]:
+        head = self.model.decode_head
+        logits = head(self.model.extract_feat(x))
+        corners = self.model.align_corners
+        return (F.interpolate(logits, x.shape[-2:], mode='bilinear', align_corners=corners),)
+
+    def _detect(self, x: Tensor) -> tuple[Tensor, ...]:
+        levels = self.model.bbox_head(self.model.extract_feat(x))
+        return tuple(level for kind in levels for level in kind)
+
+
+def prepare(model: nn.Module) -> RawOutputs:
+    """Evaluation mode, deploy mode where there is one, no gradients, tensors out."""
+    model = RawOutputs(model).eval().requires_grad_(False)
+    for module in list(model.modules()):
+        if hasattr(module, 'switch_to_deploy'):
+            module.switch_to_deploy()
+    return model
+
+
+def export(model: RawOutputs, file: Path, kind: str, shape: tuple[int, int] = (128, 160)) -> None:
+    """Write one graph.
+
+    Args:
+        model (RawOutputs): From :func:`prepare`.
+        file (Path): ``.onnx`` or ``.pt2``.
+        kind (str): ``'onnx'``, ``'torch'`` (torch.export) or ``'aoti'`` (AOTInductor, compiled for
+            this machine).
+        shape (tuple[int, int]): Height and width to trace at; others work as well.
+    """
+    # Sizes of 0 and 1 would be taken for constants, and a square picture for two equal sides.
+    example = (torch.rand(2, 3, *shape),)
+    program = torch.export.export(model, example, dynamic_shapes=DYNAMIC)
+    if kind == 'onnx':
+        torch.onnx.export(program, (), file, dynamo=True, external_data=False, verbose=False)
+    elif kind == 'torch':
+        torch.export.save(program, file)
+    else:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(file))
+
+
+def run(file: Path, kind: str, x: Tensor) -> list[Tensor]:
+    """Outputs of an exported file."""
+    if kind == 'onnx':
+        from onnxruntime import InferenceSession
+
+        session = InferenceSession(str(file), providers=['CPUExecutionProvider'])
+        outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        return [torch.from_numpy(y) for y in outputs]
+    if kind == 'torch':
+        program: ExportedProgram = torch.export.load(file)
+        return list(program.module()(x))
+    return list(torch._inductor.aoti_load_package(str(file))(x))
+
+
+def largest_error(
+    model: RawOutputs, file: Path, kind: str, shapes: Sequence[tuple[int, int]], batch: int = 1
+) -> float:
+    """Largest difference between the file's and the model's outputs, relative to the largest value.
+
+    Args:
+        model (RawOutputs): What was exported.
+        file (Path): What it was exported to.
+        kind (str): See :func:`export`.
+        shapes (Sequence[tuple[int, int]]): Sizes to compare at.
+        batch (int): Pictures at a time.
+
+    Returns:
+        float: Over all outputs and sizes.
+    """
+    errors = []
+    for shape in shapes:
+        x = torch.rand(batch, 3, *shape)
+        with torch.no_grad():
+            expected = model(x)
+        for y, reference in zip(run(file, kind, x), expected, strict=True):
+            errors.append(float((y - reference).abs().max() / reference.abs().max()))
+    return max(errors)

@@ -1,0 +1,95 @@
+"""Export a backbone, a segmentor or a single-stage detector, and check the file against the model.
+
+Pictures of any size and number go in, normalised; feature maps, logits or raw head maps come out.
+
+Examples:
+    python tools/export.py --arch t --layout linear --out mirrorla-t.onnx
+    python tools/export.py CONFIG --checkpoint FILE --format torch --out segmentor.pt2
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from mirrorla_mm.backbones import MirrorLA
+from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.export import FORMATS, SUFFIXES, export, largest_error, prepare
+from mirrorla_mm.registry import MODELS
+
+TOLERANCE = 1e-3
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', nargs='?', help='config file; default: the backbone')
+    parser.add_argument('--checkpoint', help='checkpoint file or URL; default: random weights')
+    parser.add_argument('--backbone-only', action='store_true', help="the config's backbone alone")
+    parser.add_argument('--arch', default='t', help='backbone, where no config is given')
+    parser.add_argument('--layout', default='linear', help='its layout')
+    parser.add_argument(
+        '--format',
+        choices=FORMATS,
+        default='onnx',
+        help='onnx, torch (torch.export) or aoti (AOTInductor, for this kind of machine)',
+    )
+    parser.add_argument('--out', type=Path, required=True, help='.onnx or .pt2 file')
+    parser.add_argument(
+        '--check',
+        nargs='*',
+        type=shape,
+        default=[(97, 131), (224, 160)],
+        metavar='HxW',
+        help='sizes to compare at',
+    )
+    return parser.parse_args()
+
+
+def shape(text: str) -> tuple[int, int]:
+    """'97x131' to (97, 131)."""
+    height, width = text.lower().split('x')
+    return int(height), int(width)
+
+
+def build(args: argparse.Namespace) -> nn.Module:
+    """The model that the command line names."""
+    if args.config is None:
+        model = MirrorLA(args.arch, args.layout)
+    else:
+        cfg = Config.fromfile(args.config)
+        init_default_scope(cfg.get('default_scope', 'mirrorla_mm'))
+        cfg.model.backbone.init_cfg = None
+        model = MODELS.build(cfg.model)
+    if args.checkpoint:
+        load_checkpoint(model, args.checkpoint, map_location='cpu')
+    return model.backbone if args.config and args.backbone_only else model
+
+
+@one_line_errors()
+def main() -> None:
+    """Export and check."""
+    args = parse_args()
+    if args.out.suffix != SUFFIXES[args.format]:
+        raise UserError(f'--format {args.format} writes {SUFFIXES[args.format]}, not {args.out}.')
+    model = prepare(build(args))
+    export(model, args.out, args.format)
+    size = args.out.stat().st_size / 2**20
+    print(f'{args.out}: {size:.1f} MiB')
+    if args.check:
+        error = largest_error(model, args.out, args.format, args.check)
+        sizes = ', '.join('{}x{}'.format(*s) for s in args.check)
+        print(f'largest relative difference at {sizes}: {error:.1e}')
+        if not error < TOLERANCE:
+            raise UserError(f'The exported graph differs from the model by more than {TOLERANCE}.')
+
+
+if __name__ == '__main__':
+    main()
