@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -292,7 +293,10 @@ def gpu_without_ops() -> bool:
 
 def load_config(path: str) -> Config:
     """A config's content; nothing that it would import is imported."""
-    return Config.fromfile(path, import_custom_modules=False)
+    with warnings.catch_warnings():
+        # mmengine looks for the base configs of mmdet with it.
+        warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+        return Config.fromfile(path, import_custom_modules=False)
 
 
 def read_metrics(directory: Path) -> dict[str, float] | None:

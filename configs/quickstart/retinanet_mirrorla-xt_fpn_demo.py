@@ -19,6 +19,7 @@ model = dict(
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
+        norm_cfg=dict(type='GN', num_groups=8),
         anchor_generator=dict(ratios=[1.0], strides=[8, 16, 32]),
     ),
 )
