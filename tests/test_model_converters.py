@@ -22,15 +22,7 @@ from mirrorla_mm.heads import ProjectionNeck
 from mirrorla_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get('MIRRORLA_TEST_DATA', ROOT.parent / 'shared')) / 'oracles'
 KINDS = {'ravlt_cls_paper': 'paper', 'ravlt_det_paper': 'paper', 'ravlt_det_linear': 'linear'}
-
-
-def oracle(name: str) -> dict:
-    file = DATA / f'{name}.pth'
-    if not file.exists():
-        pytest.skip(f"no outputs of the authors' models: {name}.pth is not in MIRRORLA_TEST_DATA")
-    return torch.load(file, weights_only=True)
 
 
 def build(converted) -> nn.ModuleDict:
@@ -54,7 +46,7 @@ def outputs(model: nn.ModuleDict, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize('name', KINDS)
-def test_converted_ravlt_gives_the_authors_outputs(name):
+def test_converted_ravlt_gives_the_authors_outputs(oracle, name):
     data = oracle(name)
     model = build(convert_ravlt(data['state_dict'], layout=KINDS[name]))
     for x, expected in zip(data['x'], data['y']):
@@ -64,7 +56,7 @@ def test_converted_ravlt_gives_the_authors_outputs(name):
 
 
 @pytest.mark.parametrize('name', KINDS)
-def test_warm_start_of_mirrorla_keeps_all_and_adds_reflections_alone(name):
+def test_warm_start_of_mirrorla_keeps_all_and_adds_reflections_alone(oracle, name):
     weights = oracle(name)['state_dict']
     plain = convert_ravlt(weights, layout=KINDS[name])
     mirror = convert_ravlt(weights, to='MirrorLA', layout=KINDS[name])
@@ -77,7 +69,7 @@ def test_warm_start_of_mirrorla_keeps_all_and_adds_reflections_alone(name):
     build(mirror)
 
 
-def test_a_detector_keeps_its_neck_and_heads():
+def test_a_detector_keeps_its_neck_and_heads(oracle):
     weights = oracle('ravlt_det_paper')['state_dict']
     detector = {f'backbone.{key}': value for key, value in weights.items()}
     detector['neck.lateral_convs.0.conv.weight'] = torch.ones(1)
@@ -103,7 +95,7 @@ def test_a_detector_keeps_its_neck_and_heads():
         (lambda w: w.clear(), 'no official RAVLT file'),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_by_name(change, message):
+def test_a_file_that_does_not_fit_is_refused_by_name(oracle, change, message):
     weights = oracle('ravlt_det_paper')['state_dict']
     change(weights)
     with pytest.raises(ConversionError, match=message):
@@ -136,7 +128,7 @@ def test_a_file_without_weights_is_refused(tmp_path):
         read_state_dict(tmp_path / 'x.pth')
 
 
-def test_a_dense_backbone_starts_from_the_written_file(tmp_path):
+def test_a_dense_backbone_starts_from_the_written_file(oracle, tmp_path):
     data = oracle('ravlt_cls_paper')
     converted = convert_ravlt(data['state_dict'], to='MirrorLA')
     write_checkpoint(converted, tmp_path / 'sub' / 'warm.pth')
@@ -152,7 +144,7 @@ def test_a_dense_backbone_starts_from_the_written_file(tmp_path):
             torch.testing.assert_close(loaded[key[len('backbone.') :]], value, rtol=0, atol=0)
 
 
-def test_command_line_writes_a_checkpoint_that_mmengine_loads(tmp_path):
+def test_command_line_writes_a_checkpoint_that_mmengine_loads(oracle, tmp_path):
     data = oracle('ravlt_det_linear')
     torch.save(dict(model=data['state_dict']), tmp_path / 'official.pth')
     command = [sys.executable, 'tools/model_converters/ravlt.py']
