@@ -113,7 +113,7 @@ def draw(picture, points, columns: dict[str, torch.Tensor], out: Path) -> None:
             axis.set_xlabel(
                 f'top 5 % of tokens: {top / weights.clamp_min(0).sum():.0%}', fontsize='small'
             )
-    figure.savefig(out, dpi=80)
+    figure.savefig(out, dpi=60)
 
 
 def main() -> None:
