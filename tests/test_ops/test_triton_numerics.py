@@ -174,6 +174,13 @@ def test_all_zero_queries_give_zero(dtype):
     assert all(not x.any() for x in nothing.values())
 
 
+def test_queries_as_small_as_the_normalisers_epsilon():
+    """Elsewhere delta vanishes: the output depends on the ratio of S and m alone."""
+    q, k, v = packed(1, 1, 40, 16, torch.float32)
+    q[:, :, ::2] *= 1e-6
+    assert_like_reference((q, k, v), angles(1, 16))
+
+
 def test_constant_tokens():
     qkv = [x[:, :, :1].expand(1, 1, 50, 16) for x in packed(1, 1, 1, 16, torch.float32)]
     assert_like_reference(qkv, angles(1, 16), hw_shape=(5, 10), smallest=1)
