@@ -146,10 +146,10 @@ def test_options_that_the_config_does_not_support(config, sentence):
 
 @pytest.mark.parametrize('task', TASKS)
 def test_missing_data_are_named_with_the_options_to_change(task, config, sentence, monkeypatch):
-    monkeypatch.setenv('MIRRORLA_DEMO_DATA', 'no/such/root')
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', 'no/such/data')
     line = sentence('train', config(task))
     lost = 'annotations/instances_train.json' if task == 'detection' else 'leftImg8bit/train'
-    assert f'no/such/root/{lost} does not exist' in line
+    assert f'no/such/data/{lost} does not exist' in line
     assert line.endswith('--cfg-options data_root=PATH')
     line = sentence('train', config(task), '--cfg-options', 'data_root=elsewhere')
     assert f'elsewhere/{lost} does not exist' in line
@@ -161,7 +161,7 @@ def test_missing_data_are_named_with_the_options_to_change(task, config, sentenc
 
 @pytest.mark.parametrize('task', TASKS)
 def test_data_root_moves_all_data(task, config, run, drawn, monkeypatch, tmp_path):
-    monkeypatch.setenv('MIRRORLA_DEMO_DATA', 'no/such/root')
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', 'no/such/data')
     options = ('--cfg-options', f'data_root={drawn}', 'train_cfg.max_epochs=1')
     run('train', config(task), '--work-dir', 'w', *options)
     assert metrics(tmp_path / 'w')
