@@ -16,7 +16,7 @@ UNSEEN = [(97, 131), (64, 90)]
 def segmentor():
     init_default_scope('mmseg')
     head = dict(
-        type='mirrorla_mm.EfficientViTSegHead',
+        type='mirrorla_mm.EfficientViTHead',
         in_channels=[16, 16, 24],
         in_index=[1, 2, 3],
         channels=8,
