@@ -24,4 +24,4 @@ lint: setup ## check style and types
 	$(IN_VENV) -m mypy
 
 test: lint ## check style and types, then run the tests
-	$(IN_VENV) -m pytest
+	$(IN_VENV) -m pytest -n auto --dist worksteal
