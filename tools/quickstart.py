@@ -157,6 +157,10 @@ class Quickstart:
     def test_dir(self, task: Task) -> Path:
         return self.work_dir / task.name / 'test'
 
+    def checkpoint(self, task: Task) -> str | None:
+        latest = find_latest_checkpoint(self.work_dir / task.name)
+        return latest and os.path.relpath(latest)
+
     def picture(self, task: Task) -> Path:
         return self.work_dir / f'{task.name}.png'
 
@@ -189,9 +193,8 @@ class Quickstart:
         stamp.write_text(current)
 
     def train(self, task: Task, epochs: int) -> None:
-        directory = self.work_dir / task.name
+        directory, checkpoint = self.work_dir / task.name, self.checkpoint(task)
         self.say(f'Train the {task.name}', f'log: {directory / "train.log"}')
-        checkpoint = find_latest_checkpoint(directory)
         if checkpoint and Path(checkpoint).stem == f'epoch_{epochs}':
             self.console.print('trained before, reused')
             return
@@ -214,13 +217,12 @@ class Quickstart:
         self.say(f'Test the {task.name}', f'log: {directory / "test.log"}')
         metrics = read_metrics(directory)
         if metrics is None:
-            checkpoint = find_latest_checkpoint(self.work_dir / task.name)
             option, value = task.results
             self.call(
                 'test.py',
                 [
                     task.config_path,
-                    checkpoint,
+                    self.checkpoint(task),
                     '--cfg-options',
                     f'test_evaluator.{option}={directory / value}',
                 ],
@@ -274,7 +276,7 @@ class Quickstart:
             figures = [f'{name} {metrics[key]:.3g}' for key, name in task.metrics.items()]
             verdict = 'learned' if metrics[goal] >= needed else 'NOT learned'
             figures.append(f'{verdict}: {task.metrics[goal]} ≥ {needed:g} needed')
-            files = (self.picture(task), find_latest_checkpoint(self.work_dir / task.name))
+            files = (self.picture(task), self.checkpoint(task))
             table.add_row(task.name, '\n'.join(figures), '\n'.join(map(str, files)))
         table.add_row(
             'data', f'{self.recipe.train} + {self.recipe.val} scenes', f'{self.data}{os.sep}'
