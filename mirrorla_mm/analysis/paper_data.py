@@ -1,7 +1,7 @@
 """What the paper prints, for the rows that a config here can build.
 
-Numbers are the paper's own, as printed, by table. Rows of other models are left out, and so are
-Tab. 4 and 5 (super-resolution, diffusion) and Tab. 7 (Swin), which are other tasks and hosts.
+Numbers are the paper's own, as printed, by table, and NaLaFormer's from its own. Rows of models
+that are not here are left out, and so are Tab. 4 and 5 (super-resolution, diffusion).
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ TABLES = (
             _imagenet('RAVLT-T', 'ravlt-t', 15, 2.6, 82.6),
             _imagenet('MirrorLA-T', 'mirrorla-t', 15, 2.6, 82.8),
             _imagenet('MirrorLA-S', 'mirrorla-s', 26, 4.9, 84.2),
+            _imagenet('Agent-Swin-T', 'agent-swin-t', 29, 4.5, 82.6),
+            _imagenet('Pola-Swin-T', 'pola-swin-t', 29, 4.5, 82.6),
             _imagenet('RAVLT-B', 'ravlt-b', 48, 10.6, 85.1),
             _imagenet('MirrorLA-B', 'mirrorla-b', 48, 10.6, 85.3),
             _imagenet('RAVLT-L', 'ravlt-l', 95, 17.3, 85.5),
@@ -96,6 +98,39 @@ TABLES = (
         ('top-1 (Table 8)',),
         8,
         (_imagenet('MirrorLA-XT', 'mirrorla-xt', 6, 0.6, 76.0),),
+    ),
+    Table(
+        'Table 7: linear attentions in Swin-T, ImageNet-1K',
+        (224, 224),
+        'total',
+        ('top-1',),
+        8,
+        (
+            _imagenet('Swin-T', 'swin-t', 28, 4.4, 81.2),
+            _imagenet('Hydra', 'hydra-swin-t', 29, 4.5, 80.7),
+            _imagenet('Efficient', 'efficient-swin-t', 29, 4.5, 81.0),
+            _imagenet('Linear Angular', 'linear-angular-swin-t', 29, 4.5, 79.4),
+            _imagenet('FLatten', 'flatten-swin-t', 29, 4.5, 82.1),
+            _imagenet('Agent', 'agent-swin-t', 29, 4.5, 82.6),
+            _imagenet('InLine', 'inline-swin-t', 30, 4.5, 82.4),
+            _imagenet('PolaFormer', 'pola-swin-t', 29, 4.5, 82.6),
+            _imagenet('ReLU+LA', 'relu-swin-t', 28, 4.6, 81.8),
+            _imagenet('ReLU+MirrorLA', 'relu-mirrorla-swin-t', 28, 4.6, 82.4),
+        ),
+    ),
+    Table(
+        "NaLaFormer's own table: ImageNet-1K",
+        (224, 224),
+        'total',
+        ('top-1',),
+        8,
+        (
+            _imagenet('NaLaFormer-XT', 'nalaformer-xt', 8, 1.0, 79.1),
+            _imagenet('NaLaFormer-T', 'nalaformer-t', 15, 2.7, 82.6),
+            _imagenet('NaLaFormer-S', 'nalaformer-s', 26, 5.1, 84.3),
+            _imagenet('NaLaFormer-B', 'nalaformer-b', 52, 12, 85.2),
+            _imagenet('NaLaFormer-L', 'nalaformer-l', 95, 18, 85.7),
+        ),
     ),
     Table(
         'Table 2: RetinaNet 1x, COCO',
@@ -164,6 +199,13 @@ TABLES = (
                 _figures('41.8 54.3 45.9 38.8 61.2 41.6'),
             ),
             Row(
+                'FL-PVT-T',
+                'mask_rcnn/mask-rcnn_flatten-pvt-t_fpn_amp-1x_coco.py',
+                32,
+                244,
+                _figures('38.2 61.6 41.9 37.0 57.6 39.0'),
+            ),
+            Row(
                 'RAVLT-T',
                 'mask_rcnn/mask-rcnn_ravlt-t_fpn_amp-1x_coco.py',
                 33,
@@ -207,6 +249,13 @@ TABLES = (
                 129,
                 _figures('49.4 70.7 54.3 44.1 67.7 47.7'),
                 dict(flops=_SAME_MODEL),
+            ),
+            Row(
+                'FL-Swin-T',
+                'mask_rcnn/mask-rcnn_flatten-swin-t_fpn_amp-ms-crop-3x_coco.py',
+                49,
+                268,
+                _figures('46.5 68.5 50.8 42.1 65.4 45.1'),
             ),
             Row(
                 'MirrorLA-S',
@@ -329,6 +378,20 @@ TABLES = (
             Row('VAN-B1', 'baselines/fpn_van-b1_4xb4-80k_ade20k-512x512.py', 18, 140, ('42.9',)),
             Row(
                 'PVTv2-B1', 'baselines/fpn_pvtv2-b1_4xb4-80k_ade20k-512x512.py', 18, 136, ('42.5',)
+            ),
+            Row(
+                'FL-PVT-T',
+                'sem_fpn/flatten-pvt-t_fpn_4xb4-80k_ade20k-512x512.py',
+                16,
+                169,
+                ('37.2',),
+            ),
+            Row(
+                'Agent-PVT-T',
+                'sem_fpn/agent-pvt-t_fpn_4xb4-80k_ade20k-512x512.py',
+                15,
+                147,
+                ('40.2',),
             ),
             Row('RAVLT-T', 'sem_fpn/ravlt-t_fpn_4xb4-80k_ade20k-512x512.py', 18, 136, ('47.5',)),
             Row(

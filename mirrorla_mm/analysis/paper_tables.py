@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,10 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import mmengine.config.utils as config_utils
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from ..backbones.ravlt import ARCHS
 from ..registry import MODELS
 from .flops import (
     Complexity,
@@ -25,7 +26,7 @@ from .paper_data import TABLES, Row, Table
 
 TOLERANCE = 0.01
 COUNTERS = {'layers': 'convolution + linear', 'total': 'every product'}
-OURS = ('mirrorla', 'ravlt')
+OURS = re.compile(r'(^|_)(mirrorla|ravlt)-')
 
 
 HEADER = """\
@@ -112,7 +113,7 @@ def count_row(row: Row, table: Table, configs: Path) -> Result:
 
 def is_ours(row: Row) -> bool:
     """Whether the row is MirrorLA's or its host's."""
-    return any(name in Path(row.config).name for name in OURS)
+    return OURS.search(Path(row.config).name) is not None
 
 
 def is_countable(row: Row) -> bool:
@@ -132,26 +133,36 @@ def complexity(config: Path, shape: tuple[int, int], layout: str | None = None) 
 
 
 def classifier(config: Path, layout: str | None = None) -> nn.Module:
-    """The model of an ImageNet config, by its name: backbone, neck and linear layer."""
-    cfg = Config.fromfile(config.parents[1] / '_base_' / 'models' / 'mirrorla_imagenet.py').model
-    method, arch = config.name.split('_')[0].split('-')[:2]
-    cfg.backbone.update(arch=arch, layout=layout or 'paper')
-    if method == 'ravlt':
-        cfg.backbone.type = 'mirrorla_mm.RAVLT'
-    cfg.neck.in_channels = ARCHS[arch]['embed_dims'][-1]
+    """The model of an ImageNet config: backbone, neck and linear layer."""
+    cfg = _own_model(config)
+    if layout:
+        cfg.backbone.layout = layout
     with empty_parameters():
         model = nn.Module()
         model.backbone = MODELS.build(cfg.backbone)
-        model.neck = MODELS.build(cfg.neck)
+        if cfg.neck.type != 'GlobalAveragePooling':  # It has neither parameters nor products.
+            model.neck = MODELS.build(cfg.neck)
         model.head = _LinearHead(cfg.head.in_channels, cfg.head.num_classes)
     return model.to('meta').eval()
 
 
+def _own_model(config: Path) -> ConfigDict:
+    """The model of a config without the bases that are in mmpretrain."""
+    settings = runpy.run_path(str(config))
+    bases = settings.get('_base_', [])
+    model = ConfigDict()
+    for base in [bases] if isinstance(bases, str) else bases:
+        if '::' not in base:
+            model = Config._merge_a_into_b(_own_model(config.parent / base), model)
+    return Config._merge_a_into_b(ConfigDict(settings.get('model', {})), model)
+
+
 class _LinearHead(nn.Linear):
-    """What mmpretrain's ``LinearClsHead`` computes."""
+    """What mmpretrain's ``LinearClsHead`` computes, on pooled features."""
 
     def forward(self, features):
-        return super().forward(features[-1])
+        features = features[-1]
+        return super().forward(features if features.ndim == 2 else features.mean((2, 3)))
 
 
 @contextmanager
