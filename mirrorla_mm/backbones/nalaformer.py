@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..attention.base import depthwise, to_map, to_tokens
+from ..attention.base import to_map, to_tokens
 from ..registry import register_model
-from .layers import Block
+from .layers import Block, ResidualDepthwise
 from .ravlt import ARCHS as RAVLT_ARCHS
 from .ravlt import RAVLT
 
@@ -32,15 +32,14 @@ class NaLaBlock(Block):
 
     def __init__(self, embed_dims: int, num_heads: int, attn_cfg: dict, **kwargs) -> None:
         super().__init__(embed_dims, num_heads, {'out_norm': True, **attn_cfg}, **kwargs)
-        self.pos2 = depthwise(embed_dims, 3)
+        self.pos2 = ResidualDepthwise(embed_dims)
 
     def _forward(self, x: Tensor) -> Tensor:
         hw_shape = x.shape[-2:]
-        x = to_tokens(x + self.pos(x))
-        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x), hw_shape))
-        x = to_map(x, hw_shape)
-        x = to_tokens(x + self.pos2(x))
-        x = x + self.drop_path(self.gamma2 * self.ffn(self.norm2(x), hw_shape))
+        x = to_tokens(self.pos(x))
+        x = self._add(x, self.attn(self.norm1(x), hw_shape), self.gamma1)
+        x = to_tokens(self.pos2(to_map(x, hw_shape)))
+        x = self._add(x, self.ffn(self.norm2(x), hw_shape), self.gamma2)
         return to_map(x, hw_shape)
 
 

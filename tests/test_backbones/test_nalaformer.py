@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mirrorla_mm.backbones import NaLaFormer
 from mirrorla_mm.converters import ConversionError, convert_nalaformer
@@ -72,12 +73,30 @@ def test_sizes_are_the_published_ones(arch, params):
     )
 
 
-def test_every_block_convolves_twice_and_gates_with_a_silu():
+def test_a_block_convolves_before_the_attention_and_before_the_hidden_layer():
+    """The authors' block, written out from its parts."""
+    block = NaLaFormer(ARCH).stages[2][0].double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=0.3)
+    x = torch.randn(2, 16, 4, 6, dtype=torch.float64)
+
+    def convolved(x, conv):
+        return x + F.conv2d(x, conv.weight, conv.bias, padding=1, groups=16)
+
+    def tokens(x):
+        return x.flatten(2).transpose(1, 2)
+
+    y = convolved(x, block.pos)
+    y = tokens(y) + block.gamma1 * block.attn(block.norm1(tokens(y)), (4, 6))
+    y = tokens(convolved(y.transpose(1, 2).reshape(x.shape), block.pos2))
+    y = y + block.gamma2 * block.ffn(block.norm2(y), (4, 6))
+    torch.testing.assert_close(tokens(block(x)), y)
+
+
+def test_softmax_stages_normalise_and_gate_too():
     model = NaLaFormer(ARCH)
-    blocks = [block for stage in model.stages for block in stage]
-    assert all(block.attn.out_norm is not None for block in blocks)
-    model(torch.rand(1, 3, 64, 96))[-1].sum().backward()
-    assert all(block.pos2.weight.grad.abs().sum() > 0 for block in blocks)
+    assert all(block.attn.out_norm is not None for stage in model.stages for block in stage)
 
 
 def test_unknown_arch_is_explained():
