@@ -37,11 +37,9 @@ def mirror_attention_lean(
     """:func:`~mirrorla_mm.ops.mirror_attention`; arguments and result are the same."""
 
     def phi(x: Tensor, theta: Tensor | None) -> Tensor:
-        if feature_map == 'elu':
-            return elu_feature_map(x)
-        if theta is None:
-            return F.relu(x)
-        return F.relu(_reflect(x, theta, lam, alpha_max, variance_aware))
+        if feature_map == 'mirror' and theta is not None:
+            return F.relu(_reflect(x, theta, lam, alpha_max, variance_aware))
+        return elu_feature_map(x) if feature_map == 'elu' else F.relu(x)
 
     dtype, tokens = v.dtype, k.shape[-2]
     q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
