@@ -44,3 +44,9 @@ def oracle() -> Callable[[str], dict]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Forget what was compiled: modules share their ``forward``, and its recompilations are capped."""
+    torch.compiler.reset()
