@@ -48,5 +48,5 @@ def _seeded() -> None:
 
 @pytest.fixture
 def fresh_compiler() -> None:
-    """Forget what was compiled: modules share their ``forward``, and its recompilations are capped."""
+    """Forget what was compiled: modules share a ``forward``, whose recompilations are capped."""
     torch.compiler.reset()

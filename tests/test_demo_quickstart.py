@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mirrorla_mm.demo.dataset import Recipe
+from mirrorla_mm.engine import launch
 
 SCRIPT = Path(__file__).parents[1] / 'tools' / 'quickstart.py'
 LEARNED = {'coco/bbox_mAP_50': 0.5, 'coco/bbox_mAP': 0.3, 'mIoU': 70.0, 'aAcc': 90.0}
@@ -100,8 +101,8 @@ def test_trains_and_tests_both_models_and_reports_figures_and_files(quickstart, 
 @pytest.mark.parametrize(('cuda', 'hidden'), [('not available', True), ('13.0', False)])
 def test_gpu_is_used_where_mmcv_s_ops_can_use_it(quickstart, monkeypatch, capsys, cuda, hidden):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '0')
-    monkeypatch.setattr(quickstart.torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(quickstart, 'get_compiling_cuda_version', lambda: cuda)
+    monkeypatch.setattr(launch.torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(launch, 'get_compiling_cuda_version', lambda: cuda)
     assert quickstart.main([]) == 0
     assert os.environ['CUDA_VISIBLE_DEVICES'] == ('' if hidden else '0')
     assert ('built without CUDA' in capsys.readouterr().out) == hidden

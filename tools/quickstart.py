@@ -23,8 +23,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from mmcv.ops import get_compiling_cuda_version
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
@@ -34,6 +32,7 @@ from rich.table import Table
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset, is_drawn, remove_dataset
 from mirrorla_mm.demo.pictures import detection_picture, segmentation_picture
 from mirrorla_mm.engine.errors import UserError
+from mirrorla_mm.engine.launch import gpu_without_ops
 from mirrorla_mm.engine.saving import find_latest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -286,11 +285,6 @@ class Quickstart:
 
     def say(self, title: str, note: str) -> None:
         self.console.print(f'\n[bold]{title}[/]  [dim]{note}[/]', highlight=False)
-
-
-def gpu_without_ops() -> bool:
-    """Whether there is a GPU that mmcv's ops (NMS, focal loss) were not compiled for."""
-    return torch.cuda.is_available() and get_compiling_cuda_version() == 'not available'
 
 
 def load_config(path: str) -> Config:

@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+import torch
+from mmcv.ops import get_compiling_cuda_version
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -14,7 +16,13 @@ from .data import move_data, name_damaged_files
 from .distributed import use_gloo_without_gpu
 from .errors import UserError
 
-__all__ = ['add_common_arguments', 'build_runner', 'is_segmentation', 'load_config']
+__all__ = [
+    'add_common_arguments',
+    'build_runner',
+    'gpu_without_ops',
+    'is_segmentation',
+    'load_config',
+]
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,10 +86,24 @@ def build_runner(cfg: Config) -> Runner:
 
     Returns:
         Runner: Its data sets will name the files that they cannot read.
+
+    Raises:
+        UserError: If a detector would run on a GPU that mmcv's ops were not compiled for.
     """
+    if gpu_without_ops() and not is_segmentation(cfg):
+        raise UserError(
+            'This mmcv was compiled without CUDA, and a detector needs its ops (NMS, RoIAlign, '
+            'focal loss) on the GPU: compile mmcv where nvcc is on PATH (make setup does), or set '
+            'CUDA_VISIBLE_DEVICES= to run on the CPU.'
+        )
     name_damaged_files()
     use_gloo_without_gpu(cfg)
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+
+
+def gpu_without_ops() -> bool:
+    """Whether there is a GPU that mmcv's ops (NMS, focal loss) were not compiled for."""
+    return torch.cuda.is_available() and get_compiling_cuda_version() == 'not available'
 
 
 def is_segmentation(cfg: Config) -> bool:
