@@ -3,6 +3,7 @@
 from .base import (
     ConversionError,
     Converted,
+    convert_file,
     fit,
     read_state_dict,
     rename_keys,
@@ -16,6 +17,7 @@ from .swin_pvt import convert_swin_pvt
 __all__ = [
     'ConversionError',
     'Converted',
+    'convert_file',
     'convert_nalaformer',
     'convert_ravlt',
     'convert_swin_pvt',

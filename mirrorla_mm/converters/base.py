@@ -2,28 +2,36 @@
 
 A converter gives its key names as regular expressions, builds the model that the file is for and
 fits it. Nothing is guessed: an entry without a place and a parameter without an entry are errors
-that name them.
+that name them. Files come from strangers: whatever is wrong with one is a :class:`ConversionError`,
+and no output is written before all of it fits.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..engine import load_checkpoint_file
+from ..engine.errors import UserError
+from ..engine.saving import AtomicLocalBackend
 
 # Where training scripts keep the weights; those averaged over training come last, as the
 # published figures are of the plain ones.
 CONTAINERS = ('state_dict', 'model', 'module', 'model_ema')
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
 NAMED = 8
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError, ValueError):
     """The file is not what the converter reads; the message names what is wrong."""
 
 
@@ -47,7 +55,7 @@ def read_state_dict(file: str | os.PathLike) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: If the file is damaged or asks to run code.
-        ConversionError: If there are no weights in it.
+        ConversionError: If there are no weights in it, or something that is not one.
     """
     content = load_checkpoint_file(file, map_location='cpu')
     for name in CONTAINERS:
@@ -58,7 +66,32 @@ def read_state_dict(file: str | os.PathLike) -> dict[str, Tensor]:
         raise ConversionError(
             f'{file} holds no weights: expected a state dict, or one under {", ".join(CONTAINERS)}.'
         )
-    return {re.sub(r'^module\.', '', key): value for key, value in content.items()}
+    for key, value in content.items():
+        problem = _problem(key, value)
+        if problem:
+            raise ConversionError(f'{file} cannot be converted: {key!r} {problem}.')
+    weights = {re.sub(r'^module\.', '', key): value.detach() for key, value in content.items()}
+    if len(weights) < len(content):
+        raise ConversionError(
+            f"{file} has entries both with and without 'module.' before the name."
+        )
+    return weights
+
+
+def _problem(key: Any, value: Any) -> str | None:
+    """Why an entry of a file is no weight, if it is none."""
+    if not isinstance(key, str):
+        return 'is no name of a parameter'
+    if not isinstance(value, Tensor):
+        return f'is no tensor, but of type {type(value).__name__}'
+    if value.layout != torch.strided or value.device.type != 'cpu' or value.dtype not in DTYPES:
+        return f'is no plain tensor ({value.dtype}, {value.layout}, {value.device})'
+    # A view with strides of 0 takes no room in the file, but would in the model.
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f'has shape {tuple(value.shape)}, which is more than the file holds'
+    if not value.isfinite().all():
+        return 'holds numbers that are not finite'
+    return None
 
 
 def rename_keys(
@@ -92,6 +125,80 @@ def rename_keys(
     return renamed
 
 
+def blames_the_file(convert: Callable[..., Converted]) -> Callable[..., Converted]:
+    """Let a converter report whatever shapes in a file that make no sense bring about.
+
+    A decorator. Errors in values, which have a message for people, stay what they are.
+    """
+
+    @functools.wraps(convert)
+    def checked(*args, **kwargs) -> Converted:
+        try:
+            return convert(*args, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConversionError(
+                f'The shapes in this file are those of no model that can be built ({reason}).'
+            ) from error
+
+    return checked
+
+
+def block_counts(
+    state_dict: dict[str, Tensor], pattern: str, kind: str, first: int = 0
+) -> tuple[int, ...]:
+    """The number of blocks of each stage.
+
+    Args:
+        state_dict (dict): The file's.
+        pattern (str): What a block's entries begin with, with groups for stage and block.
+        kind (str): Of models, for the message.
+        first (int): Number of the first stage; blocks count from 0.
+
+    Raises:
+        ConversionError: If there are no blocks, or numbers are left out.
+    """
+    matches = (re.match(pattern, key) for key in state_dict)
+    blocks = {tuple(map(int, match.groups())) for match in matches if match}
+    stages = sorted({stage for stage, _ in blocks})
+    counts = tuple(sum(stage == s for s, _ in blocks) for stage in stages)
+    if not blocks or blocks != {(first + s, b) for s, n in enumerate(counts) for b in range(n)}:
+        raise ConversionError(
+            f'This is no official {kind} file: its blocks are not numbered one after the other.'
+        )
+    return counts
+
+
+class _Unallocated(TorchFunctionMode):
+    """Parameters and indices get a shape, but no memory."""
+
+    CONSTRUCTORS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.arange)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in self.CONSTRUCTORS:
+            kwargs = {**kwargs, 'device': 'meta'}
+        return func(*args, **kwargs)
+
+
+def fit_built(
+    build: Callable[[], nn.Module], state_dict: dict[str, Tensor], new: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """:func:`fit` to a model whose sizes a file has told, and which may be any.
+
+    Args:
+        build (Callable): Builds the model; memory is taken only once all entries fit.
+        state_dict (dict): As for :func:`fit`.
+        new (Sequence[str]): As for :func:`fit`.
+    """
+    with _Unallocated():
+        unallocated = build()
+    fitted, kept = fit(unallocated, state_dict, new)
+    return fit(build(), state_dict, new) if kept else (fitted, kept)
+
+
 def fit(
     model: nn.Module, state_dict: dict[str, Tensor], new: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -108,7 +215,8 @@ def fit(
         tuple[dict, tuple[str, ...]]: The complete state dict, and the names that stayed.
 
     Raises:
-        ConversionError: If an entry is missing, has no place or another size.
+        ConversionError: If an entry is missing, has no place, another size or another kind of
+            numbers.
     """
     wanted = model.state_dict()
     kept = [key for key in wanted if key not in state_dict and any(re.search(p, key) for p in new)]
@@ -127,9 +235,48 @@ def fit(
 
 
 def write_checkpoint(converted: Converted, file: str | os.PathLike) -> None:
-    """Write a checkpoint as mmengine does, with the backbone's config in its ``meta``."""
-    os.makedirs(os.path.dirname(os.path.abspath(file)), exist_ok=True)
-    torch.save(dict(meta=dict(backbone=converted.backbone), state_dict=converted.state_dict), file)
+    """Write a checkpoint as mmengine does, with the backbone's config in its ``meta``.
+
+    Raises:
+        OSError: If it cannot be written; then there is no new file, and an old one is untouched.
+    """
+    content = io.BytesIO()
+    torch.save(
+        dict(meta=dict(backbone=converted.backbone), state_dict=converted.state_dict), content
+    )
+    AtomicLocalBackend().put(content.getvalue(), os.fspath(file))
+
+
+def convert_file(
+    convert: Callable[[dict[str, Tensor]], Converted],
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+) -> Converted:
+    """Read a file, convert and write it.
+
+    Args:
+        convert (Callable): A converter.
+        src (str | os.PathLike): Official file.
+        dst (str | os.PathLike): Checkpoint to write, only if all goes well.
+
+    Returns:
+        Converted: What was written.
+
+    Raises:
+        CheckpointError: If ``src`` is damaged or asks to run code.
+        ConversionError: If it is not what the converter reads; the message names the file.
+        OSError: If there is no such file, or ``dst`` cannot be written.
+    """
+    weights = read_state_dict(src)
+    try:
+        converted = convert(weights)
+    except ValueError as error:
+        reason = str(error)
+        raise ConversionError(
+            f'{src} cannot be converted: {reason[:1].lower()}{reason[1:]}'
+        ) from error
+    write_checkpoint(converted, dst)
+    return converted
 
 
 def report(converted: Converted, file: str | os.PathLike) -> str:
@@ -149,6 +296,10 @@ def _reshaped(key: str, value: Tensor, like: Tensor) -> Tensor:
     if [n for n in value.shape if n != 1] != [n for n in like.shape if n != 1]:
         raise ConversionError(
             f"'{key}' has shape {tuple(value.shape)} in the file, {tuple(like.shape)} in the model."
+        )
+    if value.is_floating_point() != like.is_floating_point():
+        raise ConversionError(
+            f"'{key}' holds {value.dtype} numbers in the file, {like.dtype} in the model."
         )
     return value.reshape(like.shape).to(like.dtype)
 

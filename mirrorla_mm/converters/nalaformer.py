@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..backbones.nalaformer import ARCHS
-from .base import Converted, fit, rename_keys
+from .base import Converted, blames_the_file, fit_built, rename_keys
 from .ravlt import RENAMES as RAVLT_RENAMES
 from .ravlt import ROPE, pyramid_arch, pyramid_classifier
 
@@ -19,6 +19,7 @@ RENAMES = (
 )
 
 
+@blames_the_file
 def convert_nalaformer(state_dict: dict[str, Tensor], layout: str = 'paper') -> Converted:
     """Convert the weights of a NaLaFormer classifier.
 
@@ -44,5 +45,5 @@ def convert_nalaformer(state_dict: dict[str, Tensor], layout: str = 'paper') -> 
         out_norm=False,
     )
     renamed = rename_keys(state_dict, RENAMES, computed=(ROPE,))
-    fitted, new = fit(pyramid_classifier(backbone, state_dict), renamed)
+    fitted, new = fit_built(lambda: pyramid_classifier(backbone, state_dict), renamed)
     return Converted(fitted, backbone, new)

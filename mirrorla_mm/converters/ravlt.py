@@ -7,15 +7,21 @@ same for both layouts.
 
 from __future__ import annotations
 
-import re
-
 from torch import Tensor, nn
 
 from ..backbones.ravlt import ARCH_DEFAULTS, ARCHS
 from ..heads import ProjectionNeck
 from ..registry import MODELS
-from .base import ConversionError, Converted, fit, rename_keys
+from .base import (
+    ConversionError,
+    Converted,
+    blames_the_file,
+    block_counts,
+    fit_built,
+    rename_keys,
+)
 
+KIND = 'RAVLT or NaLaFormer'
 BACKBONES = ('RAVLT', 'MirrorLA')
 RENAMES = (
     (r'^(proj|norm)\.', r'neck.\1.'),
@@ -33,6 +39,7 @@ ROPE = r'^layers\.\d+\.RoPE\.angle$'
 REFLECTION = r'\.attn\.reflection\.'
 
 
+@blames_the_file
 def convert_ravlt(
     state_dict: dict[str, Tensor], to: str = 'RAVLT', layout: str = 'paper'
 ) -> Converted:
@@ -60,13 +67,16 @@ def convert_ravlt(
     official, rest = _split_model(state_dict)
     dense = any(key.startswith('extra_norms.') for key in official)
     backbone = dict(type=f'mirrorla_mm.{to}', arch=pyramid_arch(official, ARCHS), layout=layout)
-    if dense:
-        model = nn.ModuleDict(dict(backbone=MODELS.build(backbone)))
-    else:
+    if not dense:
         backbone.update(out_indices=(3,), out_norm=False)
-        model = pyramid_classifier(backbone, official)
+
+    def build() -> nn.ModuleDict:
+        if dense:
+            return nn.ModuleDict(dict(backbone=MODELS.build(backbone)))
+        return pyramid_classifier(backbone, official)
+
     renamed = rename_keys(official, RENAMES, computed=(ROPE,))
-    fitted, new = fit(model, renamed, new=(REFLECTION,))
+    fitted, new = fit_built(build, renamed, new=(REFLECTION,))
     return Converted({**fitted, **rest}, backbone, new)
 
 
@@ -81,7 +91,7 @@ def _split_model(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 def pyramid_classifier(backbone: dict, official: dict[str, Tensor]) -> nn.ModuleDict:
     """A RAVLT-like classifier with the names of mmpretrain's ``ImageClassifier``."""
-    features, channels = _get(official, 'proj.weight').shape[:2]
+    features, channels = _get(official, 'proj.weight').flatten(1).shape
     classes = len(_get(official, 'head.weight'))
     return nn.ModuleDict(
         dict(
@@ -94,14 +104,8 @@ def pyramid_classifier(backbone: dict, official: dict[str, Tensor]) -> nn.Module
 
 def pyramid_arch(official: dict[str, Tensor], archs: dict[str, dict]) -> str | dict:
     """The architecture that the shapes tell: its name in ``archs``, or a dict for a custom one."""
-    blocks = {
-        tuple(map(int, match.groups()))
-        for match in (re.match(r'layers\.(\d+)\.blocks\.(\d+)\.', key) for key in official)
-        if match
-    }
-    stages = 1 + max((stage for stage, _ in blocks), default=0)
-    depths = [1 + max((b for s, b in blocks if s == stage), default=0) for stage in range(stages)]
-    first = [f'layers.{stage}.blocks.0' for stage in range(stages)]
+    depths = block_counts(official, r'layers\.(\d+)\.blocks\.(\d+)\.', KIND)
+    first = [f'layers.{stage}.blocks.0' for stage in range(len(depths))]
     dims = [_get(official, f'{name}.norm1.norm.weight').shape[0] for name in first]
     hidden = _get(official, f'{first[0]}.ffn.fc1.weight').shape[0]
     # The angles are repeated for rows and columns and for pairs: half a head's channels.
@@ -111,7 +115,7 @@ def pyramid_arch(official: dict[str, Tensor], archs: dict[str, dict]) -> str | d
     ]
     arch = dict(
         embed_dims=tuple(dims),
-        depths=tuple(depths),
+        depths=depths,
         num_heads=tuple(heads),
         mlp_ratio=hidden / dims[0],
     )
@@ -123,5 +127,5 @@ def pyramid_arch(official: dict[str, Tensor], archs: dict[str, dict]) -> str | d
 
 def _get(official: dict[str, Tensor], key: str) -> Tensor:
     if key not in official:
-        raise ConversionError(f"This is no official RAVLT file: '{key}' is missing.")
+        raise ConversionError(f"This is no official {KIND} file: '{key}' is missing.")
     return official[key]

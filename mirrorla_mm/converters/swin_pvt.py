@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .base import ConversionError, Converted, fit, rename_keys
+from .base import (
+    ConversionError,
+    Converted,
+    blames_the_file,
+    block_counts,
+    fit_built,
+    rename_keys,
+)
 
+KIND = 'FLatten or PolaFormer'
 ATTENTION_RENAMES = (
     (r'\.qkvg\.', '.qkv.'),
     (r'\.positional_encoding$', '.position'),
@@ -45,6 +53,7 @@ SWIN_COMPUTED = (r'\.attn_mask$',)
 PVT_COMPUTED = (r'^norm\.',)
 
 
+@blames_the_file
 def convert_swin_pvt(state_dict: dict[str, Tensor]) -> Converted:
     """Convert a FLatten-Swin, FLatten-PVT, Pola-Swin or Pola-PVT classifier.
 
@@ -74,15 +83,18 @@ def convert_swin_pvt(state_dict: dict[str, Tensor]) -> Converted:
         if key.endswith('.position'):
             side = round(value.shape[1] ** 0.5)
             renamed[key] = value[0].t().unflatten(1, (side, side))
-    classes, channels = _get(state_dict, 'head.weight').shape
-    head = nn.ModuleDict(dict(fc=nn.Linear(channels, classes)))
-    model = nn.ModuleDict(dict(backbone=MODELS.build(backbone), head=head))
-    fitted, new = fit(model, renamed)
+    classes, channels = _get(state_dict, 'head.weight').flatten(1).shape
+
+    def build() -> nn.ModuleDict:
+        head = nn.ModuleDict(dict(fc=nn.Linear(channels, classes)))
+        return nn.ModuleDict(dict(backbone=MODELS.build(backbone), head=head))
+
+    fitted, new = fit_built(build, renamed)
     return Converted(fitted, backbone, new)
 
 
 def _swin(official: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    depths = _depths(official, r'layers\.(\d+)\.blocks\.(\d+)\.')
+    depths = block_counts(official, r'layers\.(\d+)\.blocks\.(\d+)\.', KIND)
     first = [f'layers.{stage}.blocks.0' for stage in range(len(depths))]
     linear = [f'{name}.attn.positional_encoding' in official for name in first]
     channels = len(_get(official, 'patch_embed.proj.bias'))
@@ -121,7 +133,7 @@ def _swin(official: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _pvt(official: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    depths = _depths(official, r'block(\d+)\.(\d+)\.')[1:]
+    depths = block_counts(official, r'block(\d+)\.(\d+)\.', KIND, first=1)
     stages = range(1, len(depths) + 1)
     channels = [len(_get(official, f'patch_embed{stage}.proj.bias')) for stage in stages]
     head_dim = _head_dim(official, 'block1.0')
@@ -162,6 +174,8 @@ def _packed(official: dict[str, Tensor]) -> dict[str, Tensor]:
             channels = len(_get(official, re.sub(r'\.qg?\.\w+$', '.proj.bias', key)))
             queries, *gate = value.split(channels)
             keys_values = _get(official, re.sub(r'\.qg?\.', '.kv.', key))
+            if queries.dtype != keys_values.dtype:
+                raise ConversionError(f"'{key}' and its keys and values are of different types.")
             entries[re.sub(r'\.qg?\.', '.qkv.', name)] = torch.cat((queries, keys_values, *gate))
     return entries
 
@@ -176,15 +190,6 @@ def _head_dim(official: dict[str, Tensor], block: str) -> int:
     return len(_get(official, f'{block}.attn.dwc.weight'))
 
 
-def _depths(official: dict[str, Tensor], pattern: str) -> tuple[int, ...]:
-    blocks = [tuple(map(int, m.groups())) for key in official if (m := re.match(pattern, key))]
-    last = max((stage for stage, _ in blocks), default=0)
-    return tuple(
-        1 + max((block for s, block in blocks if s == stage), default=-1)
-        for stage in range(last + 1)
-    )
-
-
 def _merged_channels(value: Tensor) -> Tensor:
     """From the original's order of the channels that patch merging stacks to mmdet's.
 
@@ -195,5 +200,5 @@ def _merged_channels(value: Tensor) -> Tensor:
 
 def _get(official: dict[str, Tensor], key: str) -> Tensor:
     if key not in official:
-        raise ConversionError(f"This is no FLatten or PolaFormer file: '{key}' is missing.")
+        raise ConversionError(f"This is no official {KIND} file: '{key}' is missing.")
     return official[key]

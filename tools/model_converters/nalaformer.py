@@ -4,8 +4,10 @@ python tools/model_converters/nalaformer.py NALAFORMER_T.pth nalaformer-t.pth
 """
 
 import argparse
+import functools
 
-from mirrorla_mm.converters import convert_nalaformer, read_state_dict, report, write_checkpoint
+from mirrorla_mm.converters import convert_file, convert_nalaformer, report
+from mirrorla_mm.engine.errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,12 +22,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
-        converted = convert_nalaformer(read_state_dict(args.src), args.layout)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f'{args.src}: {error}') from None
-    write_checkpoint(converted, args.dst)
-    print(report(converted, args.dst))
+    with one_line_errors():
+        converted = convert_file(
+            functools.partial(convert_nalaformer, layout=args.layout), args.src, args.dst
+        )
+        print(report(converted, args.dst))
 
 
 if __name__ == '__main__':

@@ -4,8 +4,10 @@ python tools/model_converters/ravlt.py RAVLT_T.pth mirrorla-t.pth --to MirrorLA
 """
 
 import argparse
+import functools
 
-from mirrorla_mm.converters import convert_ravlt, read_state_dict, report, write_checkpoint
+from mirrorla_mm.converters import convert_file, convert_ravlt, report
+from mirrorla_mm.engine.errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,12 +23,11 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
-        converted = convert_ravlt(read_state_dict(args.src), args.to, args.layout)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f'{args.src}: {error}') from None
-    write_checkpoint(converted, args.dst)
-    print(report(converted, args.dst))
+    with one_line_errors():
+        converted = convert_file(
+            functools.partial(convert_ravlt, to=args.to, layout=args.layout), args.src, args.dst
+        )
+        print(report(converted, args.dst))
 
 
 if __name__ == '__main__':

@@ -5,7 +5,8 @@ python tools/model_converters/swin_pvt.py pola_swin_t.pth pola-swin-t.pth
 
 import argparse
 
-from mirrorla_mm.converters import convert_swin_pvt, read_state_dict, report, write_checkpoint
+from mirrorla_mm.converters import convert_file, convert_swin_pvt, report
+from mirrorla_mm.engine.errors import one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,12 +20,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
-        converted = convert_swin_pvt(read_state_dict(args.src))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f'{args.src}: {error}') from None
-    write_checkpoint(converted, args.dst)
-    print(report(converted, args.dst))
+    with one_line_errors():
+        converted = convert_file(convert_swin_pvt, args.src, args.dst)
+        print(report(converted, args.dst))
 
 
 if __name__ == '__main__':
