@@ -8,7 +8,7 @@ from collections import OrderedDict
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoint import CheckpointError
 
@@ -30,15 +30,32 @@ def check_fit(model: nn.Module, checkpoint: dict, name: str) -> None:
         name (str): The file, for the message.
 
     Raises:
-        CheckpointError: If a parameter is missing or of another shape.
+        CheckpointError: If a parameter is missing or of another shape; the model is then as before.
     """
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(f'The checkpoint {name} holds no weights.')
-    renamed = OrderedDict((re.sub(r'^module\.', '', key), value) for key, value in weights.items())
-    renamed._metadata = getattr(weights, '_metadata', OrderedDict())  # type: ignore[attr-defined]
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    try:
+        _load(model, weights, name)
+    except Exception:
+        model.load_state_dict(before)
+        raise
+
+
+def _load(model: nn.Module, weights: dict, name: str) -> None:
+    renamed = OrderedDict(
+        (re.sub(r'^module\.', '', str(key)), value) for key, value in weights.items()
+    )
+    renamed._metadata = getattr(weights, '_metadata', OrderedDict())  # type: ignore[attr-defined]
+    for key in model.state_dict().keys() & renamed.keys():
+        if not isinstance(renamed[key], Tensor):
+            raise CheckpointError(
+                f'The checkpoint {name} is of another model: {key} is no tensor there, but of type '
+                f'{type(renamed[key]).__name__}.'
+            )
     try:
         absent, beyond = model.load_state_dict(renamed, strict=False)
     except RuntimeError as error:

@@ -1,8 +1,10 @@
 """Random damage to checkpoints: nothing executes, nothing is half loaded, the file is named."""
 
+import io
 import pickle
 import random
 import zipfile
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mirrorla_mm.engine.checkpoint import CheckpointError, load_checkpoint_file
+from mirrorla_mm.engine.checkpoint_fit import check_fit
 
 SITE = []
 
@@ -71,10 +74,31 @@ def test_damaged_file_is_refused_by_name_or_loaded_whole(checkpoint, tmp_path_fa
     except CheckpointError as error:
         assert 'damaged.pth' in str(error)
     else:
-        # Padding and time stamps of the archive may change without harm; anything else may not go
-        # unnoticed in structure. Bits of a weight carry a checksum of their own.
-        sound = torch.load(path, weights_only=True)
-        assert values(loaded) == values(sound)
+        # Only padding and time stamps of the archive may change without harm.
+        sound = torch.load(io.BytesIO(checkpoint), weights_only=True)
+        assert values(loaded) == values(sound) and loaded['meta'] == sound['meta']
+
+
+def test_every_flipped_byte_of_a_weight_is_found(checkpoint, tmp_path):
+    weight = torch.load(io.BytesIO(checkpoint), weights_only=True)['state_dict']['0.weight']
+    start = checkpoint.index(weight.numpy().tobytes())
+    path = tmp_path / 'flipped.pth'
+    for place in range(start, start + weight.numel() * weight.element_size()):
+        flipped = bytearray(checkpoint)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match='flipped.pth'):
+            load_checkpoint_file(path)
+
+
+def test_file_saved_without_checksums_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({'a': torch.arange(9.0)}, tmp_path / 'a.pth')
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert load_checkpoint_file(tmp_path / 'a.pth')['a'].tolist() == list(range(9))
 
 
 @given(depth=st.integers(0, 4), seed=st.integers(0, 2**31), zipped=st.booleans())
@@ -104,6 +128,65 @@ def test_any_pickle_stream_in_an_archive_is_refused_or_plain(tmp_path_factory, s
     except CheckpointError as error:
         assert 'stream.pth' in str(error)
     assert not SITE
+
+
+class Sized:
+    """Pickles to a tensor of any stated size over a storage of four numbers."""
+
+    def __init__(self, size: tuple, stride: tuple, offset: int = 0) -> None:
+        self.view = offset, size, stride
+
+    def __reduce__(self):
+        storage = torch.zeros(4)._typed_storage()
+        return torch._utils._rebuild_tensor_v2, (storage, *self.view, False, OrderedDict())
+
+
+@pytest.mark.parametrize(
+    'tensor',
+    [
+        Sized((2**62,), (1,)),
+        Sized((2**40, 2**40), (1, 1)),
+        Sized((-1,), (1,)),
+        Sized((2,), (-1,)),
+        Sized((4,), (1,), offset=1),
+        Sized((4,), (1,), offset=-1),
+        Sized(('4',), (1,)),
+        Sized((4.0,), (1,)),
+        Sized((4,), (1, 1)),
+    ],
+    ids=lambda tensor: str(tensor.view),
+)
+def test_tensor_larger_than_its_storage_or_of_no_size_is_refused(tensor, tmp_path):
+    torch.save({'state_dict': {'sound': torch.ones(2), 'claimed': tensor}}, tmp_path / 'sized.pth')
+    with pytest.raises(CheckpointError, match=r'sized\.pth') as error:
+        load_checkpoint_file(tmp_path / 'sized.pth')
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'state_dict',
+    [
+        {'weight': {'nested': torch.ones(2, 2)}, 'bias': torch.ones(2)},
+        {'weight': 'text', 'bias': torch.ones(2)},
+        {'weight': None, 'bias': torch.ones(2)},
+        {'weight': torch.ones(2, 3), 'bias': torch.ones(2)},
+        {'weight': torch.zeros(1).expand(2**40), 'bias': torch.ones(2)},
+        {1: torch.ones(2, 2), 'bias': torch.ones(2)},
+        {},
+        [torch.ones(2, 2)],
+        'text',
+        torch.ones(2, 2),
+    ],
+    ids=lambda content: str(type(content).__name__),
+)
+def test_content_that_is_not_the_models_leaves_the_model_untouched(state_dict, tmp_path):
+    path = tmp_path / 'other.pth'
+    torch.save({'state_dict': state_dict}, path)
+    model = nn.Linear(2, 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r'other\.pth'):
+        check_fit(model, load_checkpoint_file(path), str(path))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_what_is_refused_would_have_run():
