@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner, set_random_seed
 
 from mirrorla_mm.analysis.study import (
     ROWS,
@@ -33,6 +34,7 @@ from mirrorla_mm.analysis.study import (
 from mirrorla_mm.engine.reproducible import make_reproducible
 
 CONFIG = 'configs/studies/ravlt-study_efficientvit-head_1xb8-200_camvid-96x96.py'
+REFERENCE = 'relu'
 TABLES = ('Tab. 7', 'Tab. 8')
 
 
@@ -51,6 +53,32 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     return parser.parse_args()
+
+
+class SameHost(Hook):
+    """Starts every row of a seed from the same weights wherever rows have them in common.
+
+    Attentions draw parameters of their own in between, and so would give the host others.
+
+    Args:
+        model (dict): Config of the row whose weights all rows start from.
+    """
+
+    def __init__(self, model: dict) -> None:
+        self.model = model
+
+    def before_train(self, runner: Runner) -> None:
+        """Copy the weights, unless the run is a resumed one."""
+        if runner.iter > 0:
+            return
+        set_random_seed(runner.seed)
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            reference = MODELS.build(self.model)
+        reference.init_weights()
+        own = runner.model.state_dict()
+        for name, value in reference.state_dict().items():
+            if name in own and own[name].shape == value.shape:
+                own[name].copy_(value)
 
 
 class Progress(Hook):
@@ -89,6 +117,7 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
 def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
     """Train and evaluate one row with one seed."""
     runner = Runner.from_cfg(run_config(args, name, seed))
+    runner.register_hook(SameHost(run_config(args, REFERENCE, seed).model))
     runner.register_hook(Progress(label))
     start = time.time()
     runner.train()
