@@ -135,6 +135,7 @@ class FeatureMapAttention(Attention):
         """Attend over the tokens of one picture (N, C) into ``out`` (N, C), strip by strip.
 
         ``projections`` holds the weight (C, C) and bias of q, k, v and, with a gate, the gate.
+        Until a strip of the output is due, ``out`` keeps its queries: one map less at the peak.
         """
         height, width = hw_shape
         heads = (-1, self.num_heads, self.head_dim)
@@ -147,18 +148,18 @@ class FeatureMapAttention(Attention):
         def turn_of(rows: tuple[int, int], like: Tensor) -> Tensor | None:
             return rotation(hw_shape, like, rows) if self.rope else None
 
-        q, v = torch.empty_like(x), torch.empty_like(x)
         for _, tokens in strips:
-            self._feature(project(x[tokens], *to_q, out=q[tokens]))
-        mean_query = q.mean(0).view(heads[1:]) if self.rank_augmented else None
+            self._feature(project(x[tokens], *to_q, out=out[tokens]))
+        mean_query = out.mean(0).view(heads[1:]) if self.rank_augmented else None
         state = StreamedState(*heads[1:], mean_query, x)
+        v = torch.empty_like(x)
         for rows, tokens in strips:
             k = self._feature(project(x[tokens], *to_k)).view(heads).transpose(0, 1)
             values = project(x[tokens], *to_v, out=v[tokens]).view(heads).transpose(0, 1)
             state.add(k, values, turn_of(rows, k))
         v = to_map(v.unsqueeze(0), hw_shape)
         for rows, tokens in strips:
-            queries = q[tokens].view(heads).transpose(0, 1)
+            queries = out[tokens].view(heads).transpose(0, 1)
             attended = state.read(queries, turn_of(rows, queries)).transpose(0, 1)
             if self.lepe is None:
                 attended = attended.flatten(1)
