@@ -28,7 +28,7 @@ class Backend(NamedTuple):
     """One implementation of :func:`~mirrorla_mm.ops.mirror_attention`.
 
     Attributes:
-        run: Takes the operator's arguments.
+        run: Takes q, k, v, theta, theta_k and the :class:`~.options.Options`.
         why_not: Takes the same; None where the backend can run, else the reason in a few words.
     """
 
@@ -79,8 +79,8 @@ def forced_backend() -> str | None:
     return name
 
 
-def select_backend(*args, **kwargs) -> Backend:
-    """Choose the implementation for these arguments of the operator.
+def select_backend(*arguments) -> Backend:
+    """Choose the implementation for the arguments of :attr:`Backend.run`.
 
     Raises:
         RuntimeError: If a backend is forced that cannot take them.
@@ -88,12 +88,12 @@ def select_backend(*args, **kwargs) -> Backend:
     """
     name = forced_backend()
     if name is not None:
-        reason = _backends[name].why_not(*args, **kwargs)
+        reason = _backends[name].why_not(*arguments)
         if reason:
             raise RuntimeError(f"The backend '{name}' is forced but cannot run: {reason}.")
         return _backends[name]
     for candidate, backend in reversed(_backends.items()):
-        reason = backend.why_not(*args, **kwargs)
+        reason = backend.why_not(*arguments)
         if reason is None:
             return backend
         if not torch.compiler.is_compiling():  # a log line would break the graph

@@ -6,14 +6,13 @@ multiplication each, and what weighs or normalises tokens is a product with a ve
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import Backend, register_backend
-from .linear_attention import NORMALISER_EPS, elu_feature_map, token_weights
+from .features import features
+from .linear_attention import NORMALISER_EPS, token_weights
+from .options import Options
 from .precision import at_least_float32, saturate, without_autocast
 from .reflection import variance_aware_angle
 from .rotation import rotate, symbolic
@@ -24,27 +23,16 @@ def mirror_attention_lean(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    theta: Tensor | None = None,
-    *,
-    theta_k: Tensor | None = None,
-    feature_map: str = 'mirror',
-    rank_augmented: bool = True,
-    variance_aware: bool = True,
-    lam: float = 1.0,
-    alpha_max: float = math.pi / 2,
-    hw_shape: tuple[int, int] | None = None,
+    theta: Tensor | None,
+    theta_k: Tensor | None,
+    options: Options,
 ) -> Tensor:
-    """:func:`~mirrorla_mm.ops.mirror_attention`; arguments and result are the same."""
-
-    def phi(x: Tensor, theta: Tensor | None) -> Tensor:
-        if feature_map == 'mirror' and theta is not None:
-            return F.relu(_reflect(x, theta, lam, alpha_max, variance_aware))
-        return elu_feature_map(x) if feature_map == 'elu' else F.relu(x)
-
+    """:func:`~mirrorla_mm.ops.mirror_attention`."""
     dtype, tokens = v.dtype, k.shape[-2]
     q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
-    q, k = phi(q, theta), phi(k, theta if theta_k is None else theta_k)
-    if rank_augmented:
+    q = features(q, theta, options, _reflect)
+    k = features(k, theta if theta_k is None else theta_k, options, _reflect)
+    if options.rank_augmented:
         weight = token_weights(q, k)
         v = v * weight.unsqueeze(-1)
     else:
@@ -52,8 +40,8 @@ def mirror_attention_lean(
         v = v / tokens
     key = (weight.unsqueeze(-2) @ k).transpose(-2, -1)
     scale = (q @ key + NORMALISER_EPS).reciprocal()
-    if hw_shape is not None:
-        q, k = rotate(q, hw_shape), rotate(k, hw_shape)
+    if options.hw_shape:
+        q, k = rotate(q, options.hw_shape), rotate(k, options.hw_shape)
     return saturate(q @ (k.transpose(-2, -1) @ v) * scale, dtype)
 
 
@@ -71,7 +59,7 @@ def _reflect(
     return torch.view_as_real(torch.conj_physical(pairs * factor)).flatten(-2)
 
 
-def _why_not(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> str | None:
+def _why_not(q: Tensor, k: Tensor, *_: object) -> str | None:
     if symbolic():
         return 'a compiler or exporter fuses the plain form itself'
     if not (_has_pairs(q) and _has_pairs(k)):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import Backend, register_backend, select_backend
-from .linear_attention import elu_feature_map, linear_attention, token_weights
+from .features import features
+from .linear_attention import linear_attention, token_weights
+from .options import FEATURE_MAPS, Options
 from .precision import at_least_float32, saturate, without_autocast
-from .reflection import mirror_feature_map
 from .rope import rope_2d
-
-FEATURE_MAPS = ('mirror', 'elu', 'relu')
 
 
 def mirror_attention(
@@ -50,24 +48,16 @@ def mirror_attention(
         Tensor: Shape (B, H, N, d), dtype of ``v``.
 
     Raises:
-        ValueError: If the feature map is unknown, ``theta`` is missing or of the wrong shape, or
-            ``hw_shape`` does not hold N tokens.
+        ValueError: If the feature map is unknown, ``theta`` is missing, angles have the wrong
+            shape, or ``hw_shape`` does not hold N tokens.
         RuntimeError: If a backend is forced that cannot take these inputs.
     """
-    _check_arguments(q, theta, feature_map, hw_shape)
-    options = dict(
-        theta_k=theta_k,
-        feature_map=feature_map,
-        rank_augmented=rank_augmented,
-        variance_aware=variance_aware,
-        lam=lam,
-        alpha_max=alpha_max,
-        hw_shape=hw_shape,
-    )
-    return select_backend(q, k, v, theta, **options).run(q, k, v, theta, **options)
+    options = Options(feature_map, rank_augmented, variance_aware, lam, alpha_max, hw_shape)
+    _check_arguments(q, theta, theta_k, options)
+    arguments = (q, k, v, theta, theta_k, options)
+    return select_backend(*arguments).run(*arguments)
 
 
-@without_autocast
 def mirror_attention_reference(
     q: Tensor,
     k: Tensor,
@@ -75,49 +65,54 @@ def mirror_attention_reference(
     theta: Tensor | None = None,
     *,
     theta_k: Tensor | None = None,
-    feature_map: str = 'mirror',
-    rank_augmented: bool = True,
-    variance_aware: bool = True,
-    lam: float = 1.0,
-    alpha_max: float = math.pi / 2,
-    hw_shape: tuple[int, int] | None = None,
+    **options,
 ) -> Tensor:
     """:func:`mirror_attention` composed of the plain operators, for any device and float dtype."""
+    return _reference(q, k, v, theta, theta_k, Options(**options))
 
-    def phi(x: Tensor, angle: Tensor | None) -> Tensor:
-        if feature_map == 'mirror':
-            assert angle is not None  # _check_arguments has refused it
-            return mirror_feature_map(
-                x, angle, lam=lam, alpha_max=alpha_max, variance_aware=variance_aware
-            )
-        return elu_feature_map(x) if feature_map == 'elu' else F.relu(x)
 
+@without_autocast
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor | None,
+    theta_k: Tensor | None,
+    options: Options,
+) -> Tensor:
     dtype = v.dtype
     q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
-    q, k = phi(q, theta), phi(k, theta if theta_k is None else theta_k)
-    rope = (
-        None if hw_shape is None else rope_2d(hw_shape, q.shape[-1], device=q.device, dtype=v.dtype)
-    )
-    weight = token_weights(q, k) if rank_augmented else None
+    q, k = features(q, theta, options), features(k, theta if theta_k is None else theta_k, options)
+    rope = None
+    if options.hw_shape:
+        rope = rope_2d(options.hw_shape, q.shape[-1], device=q.device, dtype=v.dtype)
+    weight = token_weights(q, k) if options.rank_augmented else None
     return saturate(linear_attention(q, k, v, rope, weight), dtype)
 
 
 def _check_arguments(
-    q: Tensor, theta: Tensor | None, feature_map: str, hw_shape: tuple[int, int] | None
+    q: Tensor, theta: Tensor | None, theta_k: Tensor | None, options: Options
 ) -> None:
-    if feature_map not in FEATURE_MAPS:
+    if options.feature_map not in FEATURE_MAPS:
         raise ValueError(
-            f"Unknown feature map '{feature_map}'; choose from {', '.join(FEATURE_MAPS)}."
+            f"Unknown feature map '{options.feature_map}'; choose from {', '.join(FEATURE_MAPS)}."
         )
     heads, tokens, head_dim = q.shape[1:]
-    if feature_map == 'mirror' and (theta is None or theta.shape != (heads, head_dim // 2)):
-        given = 'none' if theta is None else tuple(theta.shape)
+    if options.mirrors:
+        _check_angles(theta, 'theta', heads, head_dim)
+        if theta_k is not None:
+            _check_angles(theta_k, 'theta_k', heads, head_dim)
+    if options.hw_shape and math.prod(options.hw_shape) != tokens:
+        raise ValueError(f'hw_shape {tuple(options.hw_shape)} does not hold {tokens} tokens.')
+
+
+def _check_angles(angles: Tensor | None, name: str, heads: int, head_dim: int) -> None:
+    if angles is None or angles.shape != (heads, head_dim // 2):
+        given = 'none' if angles is None else tuple(angles.shape)
         raise ValueError(
-            f'The mirror map of {heads} heads of {head_dim} channels needs theta of shape '
+            f'The mirror map of {heads} heads of {head_dim} channels needs {name} of shape '
             f'({heads}, {head_dim // 2}), got {given}.'
         )
-    if hw_shape is not None and hw_shape[0] * hw_shape[1] != tokens:
-        raise ValueError(f'hw_shape {tuple(hw_shape)} does not hold {tokens} tokens.')
 
 
-register_backend('torch', Backend(mirror_attention_reference, lambda *args, **kwargs: None))
+register_backend('torch', Backend(_reference, lambda *_: None))

@@ -155,5 +155,7 @@ def test_mistakes_are_explained():
         mirror_attention(q, k, v, feature_map='gelu')
     with pytest.raises(ValueError, match=r'needs theta of shape \(2, 4\), got none'):
         mirror_attention(q, k, v)
+    with pytest.raises(ValueError, match=r'needs theta_k of shape \(2, 4\), got \(2, 3\)'):
+        mirror_attention(q, k, v, torch.zeros(2, 4), theta_k=torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r'hw_shape \(3, 5\) does not hold 12 tokens'):
         mirror_attention(q, k, v, feature_map='elu', hw_shape=(3, 5))

@@ -41,6 +41,7 @@ import torch
 from torch import Tensor
 
 from ..backend import Backend, forced_backend, register_backend
+from ..options import Options
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEAD_DIM = 128
@@ -48,14 +49,19 @@ OLDEST_CAPABILITY = 8
 HAS_TRITON = find_spec('triton') is not None
 
 
-def _run(*args, **kwargs) -> Tensor:
+def _run(*arguments) -> Tensor:
     from .operator import mirror_attention_fused
 
-    return mirror_attention_fused(*args, **kwargs)
+    return mirror_attention_fused(*arguments)
 
 
 def _why_not(
-    q: Tensor, k: Tensor, v: Tensor, *_, hw_shape: tuple[int, int] | None = None, **__
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor | None,
+    theta_k: Tensor | None,
+    options: Options,
 ) -> str | None:
     channels = q.shape[-1]
     if not q.shape == k.shape == v.shape:
@@ -67,7 +73,7 @@ def _why_not(
         return (
             f'the channels of a head need to be even and at most {LARGEST_HEAD_DIM}, got {channels}'
         )
-    if hw_shape is not None and channels % 4:
+    if options.hw_shape and channels % 4:
         return f'RoPE needs a multiple of 4 channels per head, got {channels}'
     if not HAS_TRITON:
         return 'triton is not installed'

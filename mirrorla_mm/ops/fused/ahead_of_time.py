@@ -32,6 +32,7 @@ class Resources(NamedTuple):
         shared (int): Bytes per block.
         loads (int): Global load instructions, asynchronous copies included.
         stores (int): Global store instructions.
+        loop (int): Instructions of the longest loop, for kernels over the tokens those of a tile.
     """
 
     kernel: str
@@ -40,6 +41,7 @@ class Resources(NamedTuple):
     shared: int
     loads: int
     stores: int
+    loop: int
 
 
 def resources(launch: Launch, config: triton.Config, capability: int) -> Resources:
@@ -56,7 +58,20 @@ def resources(launch: Launch, config: triton.Config, capability: int) -> Resourc
         shared=compiled.metadata.shared,
         loads=len(re.findall(r'\b(?:LDG|LDGSTS|UTMALDG)\b', assembly)),
         stores=len(re.findall(r'\b(?:STG|UTMASTG)\b', assembly)),
+        loop=_longest_loop(assembly),
     )
+
+
+def _longest_loop(assembly: str) -> int:
+    """Instructions between a branch backwards and its target."""
+    code = re.findall(r'/\*([0-9a-f]{4,})\*/\s+(.*?);', assembly)
+    places = {int(address, 16): index for index, (address, _) in enumerate(code)}
+    longest = 0
+    for index, (_, instruction) in enumerate(code):
+        target = re.search(r'\bBRA\b.*?0x([0-9a-f]+)', instruction)
+        if target:
+            longest = max(longest, index + 1 - places.get(int(target[1], 16), index + 1))
+    return longest
 
 
 def _source(function: triton.JITFunction, arguments: dict[str, Any]) -> ASTSource:

@@ -16,12 +16,13 @@ from .tiles import (
     feature_gradient,
     head_pointer,
     interleave,
-    load_features,
     load_matrix,
     load_mirror,
-    load_rotation,
     load_tile,
+    load_turned,
     load_vector,
+    own_row,
+    own_tokens,
     reflect,
     rotate,
     store_matrix,
@@ -102,18 +103,16 @@ def query_backward_kernel(
     BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Gradients through the output. ``f = phi(q_t)``, ``z = 1 / (f . m + 1e-6)``, ``u = S g_t``:
+    """Gradients through the output. ``f = phi(q_t)``, ``z = 1 / (f . m + 1e-6)``, ``u = R^T S g``:
 
-    - ``dy = -z^2 R(f) . u``, the gradient of the normaliser ``1 / z``
+    - ``dy = -z^2 f . u``, the gradient of the normaliser ``1 / z``
     - reduced: ``dS = sum R(f)^T (z g)``, ``dm = sum dy f``, and for the mirror ``dTheta`` but
       for the part of dqbar, which is not known here
-    - written: ``df = z R^T u + dy m + dqbar / N`` through phi.
+    - written: ``df = z u + dy m + dqbar / N`` through phi.
 
     ``partial``: (B*H, splits, d^2 + d + d/2): dS, dm, dTheta.
     """
-    head, split = tl.program_id(0), tl.program_id(1)
-    start = split * chunk
-    stop = tl.minimum(start + chunk, tokens)
+    head, start, stop = own_tokens(tokens, chunk)
     q = head_pointer(q, q_strides, head, heads)
     grad_out = head_pointer(grad_out, grad_out_strides, head, heads)
     cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
@@ -130,25 +129,23 @@ def query_backward_kernel(
             )
     if REDUCE:
         state_grad = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
-        normaliser_grad = tl.zeros((BLOCK_D,), tl.float32)
-        if FEATURE_MAP == 'mirror':
-            theta_grad = tl.zeros((BLOCK_D // 2,), tl.float32)
+        normaliser_grad = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+        theta_grad = tl.zeros((BLOCK_N, BLOCK_D // 2), tl.float32)
     for t0 in range(start, stop, BLOCK_N):
-        h, f = load_features(
-            q, q_strides, cos, sin, t0, stop, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D
-        )
         g = load_tile(grad_out, grad_out_strides, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
-        rope_cos, rope_sin = load_rotation(
-            table, t0, tokens, height, width, ROPE, HEAD_DIM, BLOCK_N, BLOCK_D
-        )
-        turned = rotate(f, rope_cos, rope_sin, ROPE)
-        u = dot(g, tl.trans(matrix), DOT, PRECISION)
+        h, f, turned, rope_cos, rope_sin = load_turned(
+            q, q_strides, cos, sin, table, t0, stop, tokens, height, width,
+            ROPE, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
         z = 1 / (tl.sum(f * normaliser, 1) + 1e-6)[:, None]
-        y_grad = -z * z * tl.sum(turned * u, 1)[:, None]
-        f_grad = z * rotate(u, rope_cos, -rope_sin, ROPE) + y_grad * normaliser
         if REDUCE:
-            state_grad += dot(tl.trans(turned), g * z, DOT, PRECISION)
-            normaliser_grad += tl.sum(y_grad * f, 0)
+            # z goes with the features, so that g is an operand as it was loaded.
+            state_grad += dot(tl.trans(turned * z), g, DOT, PRECISION)
+        u = rotate(dot(g, tl.trans(matrix), DOT, PRECISION), rope_cos, -rope_sin, ROPE)
+        y_grad = -z * z * tl.sum(f * u, 1)[:, None]
+        f_grad = z * u + y_grad * normaliser
+        if REDUCE:
+            normaliser_grad += y_grad * f
             if FEATURE_MAP == 'mirror':
                 theta_grad += angle_gradient(h, feature_gradient(h, f_grad, FEATURE_MAP))
         if WRITE:
@@ -159,15 +156,11 @@ def query_backward_kernel(
             store_tile(q_grad, q_grad_strides, value, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
     if REDUCE:
         PAIRS: tl.constexpr = HEAD_DIM // 2
-        partial += (head * tl.num_programs(1) + split).to(tl.int64) * (
-            HEAD_DIM * (HEAD_DIM + 1) + PAIRS
-        )
+        partial = own_row(partial, HEAD_DIM * (HEAD_DIM + 1) + PAIRS)
         store_matrix(partial, state_grad, HEAD_DIM, BLOCK_D)
         partial += HEAD_DIM * HEAD_DIM
-        store_vector(partial, normaliser_grad, HEAD_DIM, BLOCK_D)
-        if FEATURE_MAP == 'mirror':
-            partial += HEAD_DIM
-            store_vector(partial, theta_grad, PAIRS, BLOCK_D // 2)
+        store_vector(partial, tl.sum(normaliser_grad, 0), HEAD_DIM, BLOCK_D)
+        store_vector(partial + HEAD_DIM, tl.sum(theta_grad, 0), PAIRS, BLOCK_D // 2)
 
 
 @autotune('backward')
@@ -209,20 +202,18 @@ def key_backward_kernel(
     BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Gradients through the state. With ``f = phi(k_t)``, the weight w, ``u = dS v_t``:
+    """Gradients through the state. With ``f = phi(k_t)``, the weight w, ``u = R^T dS v_t + dm``:
 
-    - written: ``dv = w R(f) dS``, ``df = w (R^T u + dm) + ds qbar / sqrt(d)`` through phi
-    - ``ds = w (R(f) . u + f . dm - delta)``, ``delta = <dS, S> + <dm, m>`` (softmax), 0 for plain
+    - written: ``dv = w R(f) dS``, ``df = w u + ds qbar / sqrt(d)`` through phi
+    - ``ds = w (f . u - delta)``, ``delta = <dS, S> + <dm, m>`` (softmax), 0 for plain
     - reduced: ``dqbar = sum ds f / sqrt(d)``, and ``dTheta`` for the mirror.
 
     ``state_grad``: rows of which d^2 + d numbers are dS and dm. ``partial``: (B*H, splits, 3d/2):
     dqbar, dTheta.
     """
     LN2: tl.constexpr = 0.6931471805599453
-    head, split = tl.program_id(0), tl.program_id(1)
+    head, start, stop = own_tokens(tokens, chunk)
     wide_head = head.to(tl.int64)
-    start = split * chunk
-    stop = tl.minimum(start + chunk, tokens)
     k = head_pointer(k, k_strides, head, heads)
     v = head_pointer(v, v_strides, head, heads)
     cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
@@ -238,22 +229,19 @@ def key_backward_kernel(
         qbar = load_vector(mean_query + wide_head * (2 * HEAD_DIM), HEAD_DIM, BLOCK_D) * score_scale
         log_total = tl.load(log_sum + wide_head)
     if REDUCE:
-        qbar_grad = tl.zeros((BLOCK_D,), tl.float32)
-        theta_grad = tl.zeros((BLOCK_D // 2,), tl.float32)
+        qbar_grad = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+        theta_grad = tl.zeros((BLOCK_N, BLOCK_D // 2), tl.float32)
     if WRITE_K:
         k_grad = head_pointer(k_grad, k_grad_strides, head, heads)
         pull, mean = load_pull(mirror, angle_grad, head, tokens, VARIANCE_AWARE, HEAD_DIM, BLOCK_D)
     if WRITE_V:
         v_grad = head_pointer(v_grad, v_grad_strides, head, heads)
     for t0 in range(start, stop, BLOCK_N):
-        h, f = load_features(
-            k, k_strides, cos, sin, t0, stop, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D
-        )
         value = load_tile(v, v_strides, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
-        rope_cos, rope_sin = load_rotation(
-            table, t0, tokens, height, width, ROPE, HEAD_DIM, BLOCK_N, BLOCK_D
-        )
-        turned = rotate(f, rope_cos, rope_sin, ROPE)
+        h, f, turned, rope_cos, rope_sin = load_turned(
+            k, k_strides, cos, sin, table, t0, stop, tokens, height, width,
+            ROPE, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
         if RANK_AUGMENTED:
             weight = tl.exp2(tl.sum(f * qbar, 1) - log_total)[:, None]
         else:
@@ -263,13 +251,13 @@ def key_backward_kernel(
             store_tile(v_grad, v_grad_strides, v_value, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
         if REDUCE or WRITE_K:
             u = dot(value, tl.trans(matrix), DOT, PRECISION)
-            f_grad = weight * (rotate(u, rope_cos, -rope_sin, ROPE) + normaliser_grad)
+            u = rotate(u, rope_cos, -rope_sin, ROPE) + normaliser_grad
+            f_grad = weight * u
             if RANK_AUGMENTED:
-                s_grad = tl.sum(turned * u + f * normaliser_grad, 1)[:, None]
-                s_grad = weight * (s_grad - delta) * LN2
+                s_grad = weight * (tl.sum(f * u, 1)[:, None] - delta) * LN2
                 f_grad += s_grad * qbar
                 if REDUCE:
-                    qbar_grad += tl.sum(s_grad * f, 0)
+                    qbar_grad += s_grad * f
             h_grad = feature_gradient(h, f_grad, FEATURE_MAP)
             if REDUCE and FEATURE_MAP == 'mirror':
                 theta_grad += angle_gradient(h, h_grad)
@@ -280,6 +268,6 @@ def key_backward_kernel(
                 store_tile(k_grad, k_grad_strides, k_value, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
     if REDUCE:
         PAIRS: tl.constexpr = HEAD_DIM // 2
-        partial += (head * tl.num_programs(1) + split).to(tl.int64) * (3 * PAIRS)
-        store_vector(partial, qbar_grad * score_scale, HEAD_DIM, BLOCK_D)
-        store_vector(partial + HEAD_DIM, theta_grad, PAIRS, BLOCK_D // 2)
+        partial = own_row(partial, 3 * PAIRS)
+        store_vector(partial, tl.sum(qbar_grad, 0) * score_scale, HEAD_DIM, BLOCK_D)
+        store_vector(partial + HEAD_DIM, tl.sum(theta_grad, 0), PAIRS, BLOCK_D // 2)

@@ -18,7 +18,10 @@ from .tiles import (
     load_mirror,
     load_rotation,
     load_tile,
+    load_turned,
     load_vector,
+    own_row,
+    own_tokens,
     pairs,
     rotate,
     store_matrix,
@@ -70,7 +73,7 @@ def chunk_moments(
         value = load_tile(x, strides, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
         mask = tile_mask(t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
         change = tl.where(mask, value - mean, 0.0)
-        mean += change / seen
+        mean += change * (1 / seen)
         squares += change * (value - mean)
     rows = tl.arange(0, BLOCK_N)
     count = tl.maximum((stop - start - rows + BLOCK_N - 1) // BLOCK_N, 0).to(tl.float32)[:, None]
@@ -99,31 +102,14 @@ def moments_kernel(
 
     ``partial``: (2, B*H, splits, 2, d).
     """
-    head, split = tl.program_id(0), tl.program_id(1)
-    start = split * chunk
-    stop = tl.minimum(start + chunk, tokens)
+    head, start, stop = own_tokens(tokens, chunk)
     if tl.program_id(2) == 0:
-        mean, squares = chunk_moments(
-            head_pointer(q, q_strides, head, heads),
-            q_strides,
-            start,
-            stop,
-            HEAD_DIM,
-            BLOCK_N,
-            BLOCK_D,
-        )
+        x = head_pointer(q, q_strides, head, heads)
+        mean, squares = chunk_moments(x, q_strides, start, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
     else:
-        mean, squares = chunk_moments(
-            head_pointer(k, k_strides, head, heads),
-            k_strides,
-            start,
-            stop,
-            HEAD_DIM,
-            BLOCK_N,
-            BLOCK_D,
-        )
-    row = (tl.program_id(2) * tl.num_programs(0) + head) * tl.num_programs(1) + split
-    partial += row.to(tl.int64) * (2 * HEAD_DIM)
+        x = head_pointer(k, k_strides, head, heads)
+        mean, squares = chunk_moments(x, k_strides, start, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
+    partial = own_row(partial, 2 * HEAD_DIM)
     store_vector(partial, mean, HEAD_DIM, BLOCK_D)
     store_vector(partial + HEAD_DIM, squares, HEAD_DIM, BLOCK_D)
 
@@ -216,9 +202,7 @@ def mean_query_kernel(
     reflected query h, those of ``h1 [h2 > 0]`` and ``h2 [h1 > 0]``: what a gradient that is the
     same for all tokens, as that of qbar is, does to the angle. ``partial``: (B*H, splits, 2, d).
     """
-    head, split = tl.program_id(0), tl.program_id(1)
-    start = split * chunk
-    stop = tl.minimum(start + chunk, tokens)
+    head, start, stop = own_tokens(tokens, chunk)
     q = head_pointer(q, q_strides, head, heads)
     cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
     total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
@@ -233,7 +217,7 @@ def mean_query_kernel(
             crossed += interleave(
                 tl.where(second > 0, first, 0.0), tl.where(first > 0, second, 0.0)
             )
-    partial += (head * tl.num_programs(1) + split).to(tl.int64) * (2 * HEAD_DIM)
+    partial = own_row(partial, 2 * HEAD_DIM)
     store_vector(partial, tl.sum(total, 0) / tokens, HEAD_DIM, BLOCK_D)
     store_vector(partial + HEAD_DIM, tl.sum(crossed, 0) / tokens, HEAD_DIM, BLOCK_D)
 
@@ -274,9 +258,7 @@ def state_kernel(
     ``partial``: (B*H, splits, d + 1, d), the last row m. ``scale``: (B*H, splits, 2), the maximum
     and ``sum_t p_t``.
     """
-    head, split = tl.program_id(0), tl.program_id(1)
-    start = split * chunk
-    stop = tl.minimum(start + chunk, tokens)
+    head, start, stop = own_tokens(tokens, chunk)
     k = head_pointer(k, k_strides, head, heads)
     v = head_pointer(v, v_strides, head, heads)
     cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
@@ -288,38 +270,38 @@ def state_kernel(
         top = -float('inf')
     else:
         top = 0.0
-    total = 0.0
+    # What is summed over tokens alone stays apart for the rows of a tile until the end.
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    normaliser = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     state = tl.zeros((BLOCK_D, BLOCK_D), tl.float32)
-    normaliser = tl.zeros((BLOCK_D,), tl.float32)
     for t0 in range(start, stop, BLOCK_N):
+        value = load_tile(v, v_strides, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
         _, f = load_features(
             k, k_strides, cos, sin, t0, stop, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D
         )
-        value = load_tile(v, v_strides, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
         rope_cos, rope_sin = load_rotation(
             table, t0, tokens, height, width, ROPE, HEAD_DIM, BLOCK_N, BLOCK_D
         )
-        valid = t0 + tl.arange(0, BLOCK_N) < stop
+        p = (t0 + tl.arange(0, BLOCK_N) < stop).to(tl.float32)
         if RANK_AUGMENTED:
-            score = tl.where(valid, tl.sum(f * qbar, 1), -float('inf'))
+            score = tl.where(p > 0, tl.sum(f * qbar, 1), -float('inf'))
             new_top = tl.maximum(top, tl.max(score, 0))
             p = tl.exp2(score - new_top)
             decay = tl.exp2(top - new_top)
             top = new_top
-            total = total * decay + tl.sum(p, 0)
+            total *= decay
             normaliser *= decay
             state *= decay
             f *= p[:, None]
-        else:
-            total += tl.sum(valid.to(tl.float32), 0)
-        normaliser += tl.sum(f, 0)
+        total += p
+        normaliser += f
         state += dot(tl.trans(rotate(f, rope_cos, rope_sin, ROPE)), value, DOT, PRECISION)
-    row = (head * tl.num_programs(1) + split).to(tl.int64)
-    partial += row * (HEAD_DIM * (HEAD_DIM + 1))
+    partial = own_row(partial, HEAD_DIM * (HEAD_DIM + 1))
     store_matrix(partial, state, HEAD_DIM, BLOCK_D)
-    store_vector(partial + HEAD_DIM * HEAD_DIM, normaliser, HEAD_DIM, BLOCK_D)
-    tl.store(scale + row * 2, top)
-    tl.store(scale + row * 2 + 1, total)
+    store_vector(partial + HEAD_DIM * HEAD_DIM, tl.sum(normaliser, 0), HEAD_DIM, BLOCK_D)
+    scale = own_row(scale, 2)
+    tl.store(scale, top)
+    tl.store(scale + 1, tl.sum(total, 0))
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -390,9 +372,7 @@ def output_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """``o_t = R(phi(q_t)) S / (phi(q_t) . m + 1e-6)``; the normaliser knows no rotation."""
-    head, split = tl.program_id(0), tl.program_id(1)
-    start = split * chunk
-    stop = tl.minimum(start + chunk, tokens)
+    head, start, stop = own_tokens(tokens, chunk)
     q = head_pointer(q, q_strides, head, heads)
     out = head_pointer(out, out_strides, head, heads)
     cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
@@ -400,15 +380,15 @@ def output_kernel(
     matrix = load_matrix(state, HEAD_DIM, BLOCK_D)
     normaliser = load_vector(state + HEAD_DIM * HEAD_DIM, HEAD_DIM, BLOCK_D)
     for t0 in range(start, stop, BLOCK_N):
-        _, f = load_features(
-            q, q_strides, cos, sin, t0, stop, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D
-        )
-        rope_cos, rope_sin = load_rotation(
-            table, t0, tokens, height, width, ROPE, HEAD_DIM, BLOCK_N, BLOCK_D
-        )
-        numerator = dot(rotate(f, rope_cos, rope_sin, ROPE), matrix, DOT, PRECISION)
-        value = numerator / (tl.sum(f * normaliser, 1) + 1e-6)[:, None]
+        _, f, turned, _, _ = load_turned(
+            q, q_strides, cos, sin, table, t0, stop, tokens, height, width,
+            ROPE, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+        scale = 1 / (tl.sum(f * normaliser, 1) + 1e-6)
+        value = dot(turned, matrix, DOT, PRECISION) * scale[:, None]
         if out.dtype.element_ty == tl.float16:
             # A nearly dead query divides by almost nothing: float16's largest number, not infinity.
-            value = tl.clamp(value, -65504.0, 65504.0)
+            # Comparisons keep a NaN, which minimum and maximum on a GPU would hide.
+            value = tl.where(value > 65504.0, 65504.0, value)
+            value = tl.where(value < -65504.0, -65504.0, value)
         store_tile(out, out_strides, value, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)

@@ -19,8 +19,8 @@ INTERPRETED = knobs.runtime.interpret
 # (BLOCK_N, warps, stages). Few: every new key times them all once, then the disk remembers.
 CONFIGS = {
     'light': ((32, 4, 1), (64, 4, 1), (64, 8, 1)),
-    'product': ((16, 4, 2), (32, 4, 2), (64, 4, 2), (32, 8, 2), (64, 8, 2), (128, 8, 2)),
-    'backward': ((16, 4, 1), (32, 4, 1), (16, 8, 1), (32, 8, 1), (64, 8, 1)),
+    'product': ((32, 4, 2), (64, 4, 2), (32, 8, 2), (64, 8, 2), (128, 8, 2)),
+    'backward': ((16, 4, 2), (32, 4, 2), (16, 8, 2), (32, 8, 2)),
 }
 INTERPRETER_CONFIG = (32, 4, 1)
 
@@ -29,8 +29,8 @@ INTERPRETER_CONFIG = (32, 4, 1)
 LARGEST_TILE = {'light': 64, 'product': 32, 'backward': 16}
 LARGEST_MATRIX = {'light': math.inf, 'product': 128, 'backward': 64}
 
-# Programs per multiprocessor: few where each reads or leaves a (d, d) matrix, more elsewhere.
-FEW_PROGRAMS, MANY_PROGRAMS = 2, 8
+# Programs per multiprocessor, where none of them reads or leaves a (d, d) matrix.
+MANY_PROGRAMS = 8
 LARGEST_BLOCK = 128
 SMALLEST_CHUNK = 256
 INTERPRETER_CHUNK = 64
@@ -102,6 +102,14 @@ class Split(NamedTuple):
     def arguments(self) -> dict[str, int]:
         """What kernels take of it; the bucket is a key of their tuning."""
         return {'chunk': self.chunk, 'BUCKET': triton.next_power_of_2(self.chunk)}
+
+
+def few_programs(width: int) -> int:
+    """Programs per multiprocessor where each reads or leaves a matrix of ``width`` squared numbers.
+
+    As many as keep those small beside its tokens, two at least to hide each other's waiting.
+    """
+    return max(2, 128 // width)
 
 
 def split_tokens(tokens: int, heads: int, device: torch.device, per_multiprocessor: int) -> Split:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..options import Options
 from . import passes
-from .passes import Options, Statistics
+from .passes import Statistics
 
 LIBRARY = 'mirrorla_mm'
 
@@ -33,17 +34,15 @@ def mirror_attention_op(
     hw_shape: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output and :class:`~.passes.Statistics`; ``hw_shape`` is empty without RoPE."""
-    options = Options(feature_map, rank_augmented, variance_aware, lam, alpha_max, tuple(hw_shape))
+    grid: tuple = tuple(hw_shape)
+    options = Options(feature_map, rank_augmented, variance_aware, lam, alpha_max, grid)
     out, statistics = passes.forward(q, k, v, theta, theta_k, options)
     return out, *statistics
 
 
 @mirror_attention_op.register_fake
-def _(
-    q, k, v, theta, theta_k, feature_map, rank_augmented, variance_aware, lam, alpha_max, hw_shape
-):
-    options = Options(feature_map, rank_augmented, variance_aware, lam, alpha_max, tuple(hw_shape))
-    return passes.empty_out(v), *passes.empty_statistics(q, options)
+def _(q, k, v, theta, theta_k, *options):
+    return passes.empty_out(v), *passes.empty_statistics(q, Options(*options))
 
 
 @torch.library.custom_op(f'{LIBRARY}::mirror_attention_backward', mutates_args=())
@@ -63,9 +62,8 @@ def mirror_attention_backward_op(
     hw_shape: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and of the angles of q and of k; empty where ``needs`` is False."""
-    options = Options(
-        feature_map, rank_augmented, variance_aware, math.nan, math.nan, tuple(hw_shape)
-    )
+    grid: tuple = tuple(hw_shape)
+    options = Options(feature_map, rank_augmented, variance_aware, math.nan, math.nan, grid)
     statistics = Statistics(state, log_sum, mean_query, mirror)
     gradients = passes.backward(grad_out, q, k, v, statistics, needs, options)
     filled = tuple(q.new_empty(0) if x is None else x for x in gradients)
@@ -135,29 +133,12 @@ def mirror_attention_fused(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    theta: Tensor | None = None,
-    *,
-    theta_k: Tensor | None = None,
-    feature_map: str = 'mirror',
-    rank_augmented: bool = True,
-    variance_aware: bool = True,
-    lam: float = 1.0,
-    alpha_max: float = math.pi / 2,
-    hw_shape: tuple[int, int] | None = None,
+    theta: Tensor | None,
+    theta_k: Tensor | None,
+    options: Options,
 ) -> Tensor:
     """:func:`~mirrorla_mm.ops.mirror_attention` by the fused kernels."""
-    if feature_map != 'mirror':
+    if not options.mirrors:
         theta = theta_k = None
-    return mirror_attention_op(
-        q,
-        k,
-        v,
-        theta,
-        theta_k,
-        feature_map,
-        rank_augmented,
-        variance_aware,
-        lam,
-        alpha_max,
-        hw_shape or (),
-    )[0]
+    *flags, hw_shape = options
+    return mirror_attention_op(q, k, v, theta, theta_k, *flags, hw_shape or ())[0]

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..options import Options
 from .backward import key_backward_kernel, query_backward_kernel
 from .forward import (
     mean_query_kernel,
@@ -21,27 +22,9 @@ from .forward import (
     rope_table_kernel,
     state_kernel,
 )
-from .launch import FEW_PROGRAMS, INTERPRETED, MANY_PROGRAMS, Split, launch, split_tokens
+from .launch import INTERPRETED, MANY_PROGRAMS, Split, few_programs, launch, split_tokens
 
 SPLITS_AT_ONCE = 16
-
-
-class Options(NamedTuple):
-    """What the operator computes; see :func:`~mirrorla_mm.ops.mirror_attention`.
-
-    ``hw_shape`` is empty without RoPE.
-    """
-
-    feature_map: str
-    rank_augmented: bool
-    variance_aware: bool
-    lam: float
-    alpha_max: float
-    hw_shape: tuple[int, ...]
-
-    @property
-    def reflects_by_variance(self) -> bool:
-        return self.variance_aware and self.feature_map == 'mirror'
 
 
 class Statistics(NamedTuple):
@@ -81,9 +64,7 @@ def empty_statistics(q: Tensor, options: Options) -> Statistics:
         state=new(batch, heads, channels + 1, channels),
         log_sum=new(batch, heads),
         mean_query=new(batch, heads, 2, channels) if options.rank_augmented else new(0),
-        mirror=new(2, batch, heads, 5, channels // 2)
-        if options.feature_map == 'mirror'
-        else new(0),
+        mirror=new(2, batch, heads, 5, channels // 2) if options.mirrors else new(0),
     )
 
 
@@ -93,11 +74,11 @@ class _Plan:
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, options: Options) -> None:
         batch, self.heads, self.tokens, self.channels = q.shape
         self.rows = batch * self.heads
+        self.block = max(16, triton.next_power_of_2(self.channels))
         self.few, self.many = (
             split_tokens(self.tokens, self.rows, q.device, programs)
-            for programs in (FEW_PROGRAMS, MANY_PROGRAMS)
+            for programs in (few_programs(self.block), MANY_PROGRAMS)
         )
-        self.block = max(16, triton.next_power_of_2(self.channels))
         self.options = options
         self.widths = dict(HEAD_DIM=self.channels, BLOCK_D=self.block)
         self.feature = dict(FEATURE_MAP=options.feature_map, **self.widths)
@@ -266,7 +247,7 @@ def forward(
         return out, statistics
     plan = _Plan(q, k, v, options)
     mirror_q = mirror_k = None
-    if options.feature_map == 'mirror':
+    if options.mirrors:
         assert theta is not None  # the operator has refused it
         _mirror(plan, q, k, theta, theta_k, statistics.mirror)
         mirror_q, mirror_k = statistics.mirror
@@ -319,7 +300,7 @@ class _Backward:
         self.plan = _Plan(q, k, v, options)
         self.mirror_q: Tensor | None = None
         self.mirror_k: Tensor | None = None
-        if options.feature_map == 'mirror':
+        if options.mirrors:
             self.mirror_q, self.mirror_k = statistics.mirror
         self.flags = dict(
             RANK_AUGMENTED=options.rank_augmented, VARIANCE_AWARE=options.reflects_by_variance
@@ -421,7 +402,7 @@ def backward(
         return Gradients(q_grad, k_grad, v_grad, *angle_grads)
     call = _Backward(grad_out, q, k, v, statistics, options)
     plan = call.plan
-    mirrors, by_variance = options.feature_map == 'mirror', options.reflects_by_variance
+    mirrors, by_variance = options.mirrors, options.reflects_by_variance
     through_mean = options.rank_augmented and (need_q or need_theta)
     q_at_once = not (options.rank_augmented or by_variance)
     k_at_once = not by_variance

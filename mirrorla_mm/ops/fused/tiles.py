@@ -24,6 +24,20 @@ def interleave(first, second):
 
 
 @triton.jit
+def own_tokens(tokens, chunk):
+    """Head, first token and the token after the last of a program of the grid (B*H, splits)."""
+    start = tl.program_id(1) * chunk
+    return tl.program_id(0), start, tl.minimum(start + chunk, tokens)
+
+
+@triton.jit
+def own_row(partial, SIZE: tl.constexpr):
+    """Where a program's ``SIZE`` sums go: a row for every program, the third grid index first."""
+    row = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    return partial + (row * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * SIZE
+
+
+@triton.jit
 def head_pointer(x, strides, head, heads):
     """Where a head of a (B, H, N, d) tensor begins; ``head`` counts over B*H."""
     image = (head // heads).to(tl.int64)
@@ -32,17 +46,23 @@ def head_pointer(x, strides, head, heads):
 
 @triton.jit
 def tile_pointers(x, strides, start, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Addresses of a tile in a head. Offsets may exceed 2^31, so they are summed in int64."""
-    token = (start + tl.arange(0, BLOCK_N)).to(tl.int64)
-    channel = tl.arange(0, BLOCK_D).to(tl.int64)
-    return x + (token * strides[2])[:, None] + (channel * strides[3])[None, :]
+    """Addresses of a tile in a head, in int64: strides of 2^31 and more are ordinary.
+
+    Offsets in the tile do not depend on ``start``, so a loop over tiles adds them up but once.
+    """
+    token = tl.arange(0, BLOCK_N).to(tl.int64) * strides[2]
+    channel = tl.arange(0, BLOCK_D).to(tl.int64) * strides[3]
+    return x + tl.cast(start, tl.int64) * strides[2] + (token[:, None] + channel[None, :])
 
 
 @triton.jit
 def tile_mask(start, stop, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
     """True at the tokens before ``stop`` and the channels that exist."""
-    token, channel = start + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    return (token < stop)[:, None] & (channel < HEAD_DIM)[None, :]
+    token = (start + tl.arange(0, BLOCK_N) < stop)[:, None]
+    if HEAD_DIM == BLOCK_D:
+        return tl.broadcast_to(token, (BLOCK_N, BLOCK_D))
+    else:
+        return token & (tl.arange(0, BLOCK_D) < HEAD_DIM)[None, :]
 
 
 @triton.jit
@@ -148,9 +168,9 @@ def reflect(x, cos, sin, FEATURE_MAP: tl.constexpr):
 def feature(h, mask, FEATURE_MAP: tl.constexpr):
     """phi of reflected channels, zero outside the mask; a NaN stays one."""
     if FEATURE_MAP == 'elu':
-        return tl.where(mask, tl.where(h > 0, h + 1, tl.exp(tl.minimum(h, 0))), 0.0)
+        return tl.where(mask, tl.where(h < 0, tl.exp(tl.minimum(h, 0)), h + 1), 0.0)
     else:
-        return tl.where(h < 0, 0.0, h)
+        return tl.maximum(h, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -183,14 +203,40 @@ def load_features(
 
 
 @triton.jit
+def load_turned(
+    x,
+    strides,
+    cos,
+    sin,
+    table,
+    start,
+    stop,
+    tokens,
+    height,
+    width,
+    ROPE: tl.constexpr,
+    FEATURE_MAP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A tile's reflected channels h, features f and R(f), and the rotation's cos and sin."""
+    h, f = load_features(x, strides, cos, sin, start, stop, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D)
+    rope_cos, rope_sin = load_rotation(
+        table, start, tokens, height, width, ROPE, HEAD_DIM, BLOCK_N, BLOCK_D
+    )
+    return h, f, rotate(f, rope_cos, rope_sin, ROPE), rope_cos, rope_sin
+
+
+@triton.jit
 def angle_gradient(h, grad):
-    """Gradient of Theta summed over a tile, (d/2,), given reflected channels and their gradient.
+    """Gradient of Theta from each token, (n, d/2), given reflected channels and their gradient.
 
     d(h1, h2)/dTheta = 2 (-h2, h1).
     """
     first, second = pairs(h)
     grad_first, grad_second = pairs(grad)
-    return 2 * tl.sum(first * grad_second - second * grad_first, 0)
+    return 2 * (first * grad_second - second * grad_first)
 
 
 @triton.jit

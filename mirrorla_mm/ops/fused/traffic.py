@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..options import Options
 from . import passes
 from .launch import Launch, record_launches
-from .passes import Options
 
 
 class Traffic(NamedTuple):
