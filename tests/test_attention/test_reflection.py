@@ -52,3 +52,20 @@ def test_odd_head_dimension_is_refused():
         ValueError, match='head dimension needs to be even, got 5 .15 channels in 3 heads'
     ):
         Reflection(15, 3)
+
+
+def test_training_never_reflects_tokens_across_heads(monkeypatch):
+    """The cross-head reflection is folded into weight and bias: C^2 instead of N C."""
+    from mirrorla_mm.attention import MirrorAttention, reflection
+
+    seen = []
+    original = reflection.cross_head_reflection
+    monkeypatch.setattr(
+        reflection,
+        'cross_head_reflection',
+        lambda x, u: seen.append(x.shape) or original(x, u),
+    )
+    attention = MirrorAttention(16, 2, rope=True).train()
+    attention(torch.randn(2, 35, 16), (5, 7)).square().sum().backward()
+    assert set(seen) == {(16,)}
+    assert attention.reflection.u.grad.abs().sum() > 0

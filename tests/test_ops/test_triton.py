@@ -26,6 +26,7 @@ LARGEST_STACK = {'rope_table_kernel': 64, 'mirror_kernel': 64}
 )
 def test_numerics_under_the_interpreter():
     pytest.importorskip('triton')
+    pytest.importorskip('numpy')  # the interpreter's arrays
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(NUMERICS)],
         env={**os.environ, 'TRITON_INTERPRET': '1'},
@@ -58,8 +59,8 @@ def test_compiled_within_registers_and_shared_memory(head_dim, dtype, capability
     pytest.importorskip('triton')
     from mirrorla_mm.ops.fused.ahead_of_time import SHARED_MEMORY, resources
     from mirrorla_mm.ops.fused.launch import configurations
-    from mirrorla_mm.ops.fused.passes import Options
     from mirrorla_mm.ops.fused.traffic import dry_run
+    from mirrorla_mm.ops.options import Options
 
     qkv = empty_qkv(head_dim, dtype)
     options = Options('mirror', True, True, 1.0, 1.5, (200, 320))
@@ -77,8 +78,8 @@ def test_compiled_within_registers_and_shared_memory(head_dim, dtype, capability
 )
 def test_each_pass_moves_each_tensor_once(rank_augmented, variance_aware):
     pytest.importorskip('triton')
-    from mirrorla_mm.ops.fused.passes import Options
     from mirrorla_mm.ops.fused.traffic import dry_run, floor_bytes, traffic
+    from mirrorla_mm.ops.options import Options
 
     qkv = empty_qkv(64)
     options = Options('mirror', rank_augmented, variance_aware, 1.0, 1.5, (200, 320))
@@ -92,8 +93,8 @@ def test_each_pass_moves_each_tensor_once(rank_augmented, variance_aware):
 @pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
 def test_nothing_as_long_as_n_but_inputs_outputs_and_gradients():
     pytest.importorskip('triton')
-    from mirrorla_mm.ops.fused.passes import Options
     from mirrorla_mm.ops.fused.traffic import dry_run
+    from mirrorla_mm.ops.options import Options
 
     tokens = 512 * 512
     qkv = empty_qkv(64, hw_shape=(512, 512), batch=1, heads=1)
@@ -108,6 +109,21 @@ def test_nothing_as_long_as_n_but_inputs_outputs_and_gradients():
                 if isinstance(x, torch.Tensor) and tokens in x.shape:
                     seen.add(name)
         assert seen == set(long_ones.split())
+
+
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
+@pytest.mark.parametrize('batch, hw_shape', [(100_000, (2, 3)), (1, (500, 600))])
+def test_grids_are_within_the_limits_of_cuda(batch, hw_shape):
+    pytest.importorskip('triton')
+    from mirrorla_mm.ops.fused.traffic import dry_run
+    from mirrorla_mm.ops.options import Options
+
+    qkv = empty_qkv(32, hw_shape=hw_shape, batch=batch)
+    options = Options(hw_shape=hw_shape)
+    for needs in (None, (True,) * 5):
+        for launch in dry_run(*qkv, options, needs):
+            x, *others = launch.grid
+            assert x < 2**31 and max(others, default=1) < 2**16, launch.name
 
 
 @pytest.mark.parametrize(

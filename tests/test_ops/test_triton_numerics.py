@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +27,14 @@ DEVICE = 'cuda' if GPU else 'cpu'
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
 HW = (7, 11)  # 77 tokens: two splits and three tiles, none of them full at the end
 NAMES = ('q', 'k', 'v', 'theta', 'theta_k')
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """What nobody has written is NaN in torch's deterministic mode, so that reading it shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def packed(batch, heads, tokens, channels, dtype):
@@ -217,10 +228,40 @@ def test_float16_products_do_not_overflow():
     assert_like_reference((30 * q, 30 * k, v), angles(1, 16), hw_shape=(8, 5))
 
 
-def test_a_nan_is_not_hidden():
-    q, k, v = packed(1, 1, 20, 16, torch.float32)
+@pytest.mark.parametrize(
+    'feature_map, dtype',
+    [('relu', torch.float32), ('relu', torch.float16), ('elu', torch.float32)],
+)
+def test_a_nan_is_not_hidden(feature_map, dtype):
+    q, k, v = packed(1, 1, 20, 16, dtype)
     q[0, 0, 3, 4] = math.nan
-    assert fused(q, k, v, feature_map='relu', rank_augmented=False)[0, 0, 3].isnan().all()
+    assert fused(q, k, v, feature_map=feature_map, rank_augmented=False)[0, 0, 3].isnan().all()
+
+
+@pytest.mark.parametrize('feature_map', ['mirror', 'elu'])
+def test_neighbours_in_memory_are_not_read(feature_map):
+    around = torch.full((4, 1, 2, 40, 32), math.nan, device=DEVICE)
+    inside = around[..., :35, :20].normal_()
+    *qkv, grad = inside.unbind(0)
+    thetas = angles(2, 20) if feature_map == 'mirror' else ()
+    assert_like_reference(qkv, thetas, grad=grad, feature_map=feature_map, hw_shape=(5, 7))
+    assert around[..., 35:, :].isnan().all() and around[..., 20:].isnan().all()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason='reserves gigabytes of memory that it does not touch')
+@pytest.mark.parametrize('large', ['head', 'token', 'channel'])
+def test_offsets_of_any_stride(large):
+    """Of the last head, token or channel; on a GPU they go beyond 2^31 with many tokens."""
+    shape = (1, 2, 5, 16)
+    strides = [0, 80, 16, 1]
+    dimension = {'head': 1, 'token': 2, 'channel': 3}[large]
+    strides[dimension] = 2**31 // (shape[dimension] - 1) + 1000
+    last = sum(s * (n - 1) for s, n in zip(strides, shape))
+    storage = torch.UntypedStorage(2 * (last + 1))
+    q = torch.empty(0, dtype=torch.float16).set_(storage, 0, shape, strides)
+    q.copy_(torch.randn(shape))
+    k, v = (torch.randn(shape).half() for _ in range(2))
+    assert_like_reference((q, k, v), angles(2, 16))
 
 
 def test_same_bits_twice():
@@ -275,6 +316,55 @@ def test_activation_checkpointing():
     assert all(torch.equal(plain[name], again[name]) for name in plain)
 
 
+class Layer(torch.nn.Module):
+    """A projection to q, k, v, and the operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = torch.nn.Linear(8, 48)
+        self.theta = torch.nn.Parameter(torch.randn(1, 8))
+
+    def forward(self, x):
+        return fused(*self.qkv(x).unsqueeze(1).chunk(3, -1), self.theta, hw_shape=(2, 3))
+
+
+def seeded_layer_and_inputs(rank):
+    torch.manual_seed(0)
+    layer = Layer().to(DEVICE)
+    return layer, torch.randn(2, 2, 6, 8, device=DEVICE)[rank]
+
+
+def train_data_parallel(rank, folder):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2
+    )
+    layer, x = seeded_layer_and_inputs(rank)
+    parallel = torch.nn.parallel.DistributedDataParallel(layer)
+    parallel(x).square().sum().backward()
+    torch.save([p.grad for p in layer.parameters()], f'{folder}/{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+def test_data_parallel_gradients_are_means(tmp_path):
+    here = Path(__file__)
+    code = f'from {here.stem} import *; train_data_parallel(%d, {str(tmp_path)!r})'
+    env = {**os.environ, 'PYTHONPATH': f'{here.parents[2]}{os.pathsep}{here.parent}'}
+    ranks = [subprocess.Popen([sys.executable, '-c', code % rank], env=env) for rank in range(2)]
+    try:
+        assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    gradients = []
+    for rank in range(2):
+        layer, x = seeded_layer_and_inputs(rank)
+        layer(x).square().sum().backward()
+        gradients.append([p.grad for p in layer.parameters()])
+    expected = [(a + b) / 2 for a, b in zip(*gradients)]
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f'{rank}.pth'), expected)
+
+
 def test_autocast_leaves_precision_to_the_operator():
     q, k, v = packed(1, 1, 17, 16, torch.float32)
     theta = angles(1, 16)[0]
@@ -296,7 +386,7 @@ def test_traffic_model_counts_what_is_moved(rank_augmented, monkeypatch):
     from triton.runtime.interpreter import InterpreterBuilder
 
     from mirrorla_mm.ops.fused import launch, passes, traffic
-    from mirrorla_mm.ops.fused.passes import Options
+    from mirrorla_mm.ops.options import Options
 
     q, k, v = packed(1, 2, 77, 16, torch.float32)
     options = Options('mirror', rank_augmented, True, 1.0, 1.5, ())
@@ -359,3 +449,24 @@ def test_offsets_beyond_32_bits():
         *(t[:, -1:].double() for t in (q, k, v)), theta[-1:].double(), hw_shape=(500, 600)
     )
     assert relative_error(out, expected) <= 5e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason='needs a GPU')
+def test_captured_in_a_cuda_graph():
+    inputs = (*packed(2, 2, 1000, 32, torch.bfloat16), *angles(2, 32))
+    fused(*inputs)  # tuning may not happen during a capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = fused(*inputs)
+    inputs[0].normal_()
+    graph.replay()
+    assert torch.equal(out, fused(*inputs))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU or torch.cuda.device_count() < 2, reason='needs two GPUs')
+def test_on_another_gpu_than_the_current_one():
+    qkv = [x.to('cuda:1') for x in packed(1, 2, 100, 32, torch.float32)]
+    thetas = [x.to('cuda:1') for x in angles(2, 32)]
+    assert_like_reference(qkv, thetas, hw_shape=(10, 10))
