@@ -3,7 +3,9 @@
     python tools/analysis_tools/benchmark_ops.py
 
 Needs torch and triton alone (matplotlib for the plot). Every result is checked against the float64
-reference before anything is timed. Writes a table, JSON and a plot into ``docs/benchmarks``.
+reference before anything is timed. The two entries, the mirror in the operator or folded into the
+projection before it, are timed from the layer's input on, and the faster is named for every size.
+Writes a table, JSON and a plot into ``docs/benchmarks``.
 Without a GPU, ``--toy`` runs the check alone, on tiny tensors under triton's interpreter.
 """
 
@@ -26,8 +28,9 @@ from torch import Tensor
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEADS = 4
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
-TF32_TOLERANCE = 1e-3
+ENTRY_TOLERANCE = 1e-3
 SLOW_SDPA_TOKENS = 2**17
+IN_OPERATOR, IN_PROJECTION = 'layer, mirror in the operator', 'layer, mirror in the projection'
 BARS = (
     'Bars, bf16, N >= 16 k: forward >= 5x eager and >= 1.5x compiled; forward + backward >= 3x and '
     '>= 1.3x; >= 60 % of the copy bandwidth; peak memory of training <= 1/4 of eager; '
@@ -115,6 +118,39 @@ def methods(case: Case) -> dict[str, Callable[..., Tensor]]:
     return found
 
 
+def layer_inputs(case: Case, device: str) -> list[Tensor]:
+    """A layer's input x (B, N, C), the weight (3C, C) of its projection to q, k, v, and theta."""
+    generator = torch.Generator(device).manual_seed(0)
+    batch, heads, tokens, channels = case.shape
+    width = heads * channels
+    shapes = ((batch, tokens, width), (3 * width, width), (heads, channels // 2))
+    x, weight, theta = (torch.randn(s, device=device, generator=generator) for s in shapes)
+    return [x.to(case.dtype), (weight * width**-0.5).to(case.dtype), theta]
+
+
+def layers(case: Case) -> dict[str, Callable[..., Tensor]]:
+    """The two entries; both functions take what :func:`layer_inputs` makes."""
+    from mirrorla_mm.ops import mirror_attention, use_backend
+    from mirrorla_mm.ops.folding import fold_block_reflection, token_covariance
+
+    def attend(*qkv, theta=None, **options):
+        heads = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in qkv)
+        with use_backend('triton'):
+            return mirror_attention(*heads, theta, hw_shape=(case.side, case.side), **options)
+
+    def in_operator(x, weight, theta):
+        return attend(*F.linear(x, weight).chunk(3, -1), theta=theta)
+
+    def in_projection(x, weight, theta):
+        *qk, v = weight.chunk(3)
+        angles = torch.cat((theta, theta))
+        folded, shift = fold_block_reflection(torch.cat(qk), None, angles, token_covariance(x))
+        q, k = torch.baddbmm(shift, x, folded).chunk(2, -1)
+        return attend(q, k, F.linear(x, v), feature_map='relu')
+
+    return {IN_OPERATOR: in_operator, IN_PROJECTION: in_projection}
+
+
 def check(case: Case, device: str) -> None:
     """Compare output and gradients of the fused operator with the float64 reference.
 
@@ -133,9 +169,16 @@ def check(case: Case, device: str) -> None:
         out = function(*args)
         results.append((out.detach(), *torch.autograd.grad(out, args, g)))
     for name, actual, expected in zip(('out', 'q', 'k', 'v', 'theta'), *results):
-        error = ((actual.double() - expected).norm() / expected.norm()).item()
-        if not error <= TOLERANCE[case.dtype]:
-            sys.exit(f'{case}: {name} is off by {error:.1e}, more than {TOLERANCE[case.dtype]}.')
+        _compare(f'{case}: {name}', actual, expected, TOLERANCE[case.dtype])
+    if case.dtype == torch.float32:
+        entries = [layer(*layer_inputs(case, device)) for layer in layers(case).values()]
+        _compare(f'{case}: the mirror in the projection', *entries, ENTRY_TOLERANCE)
+
+
+def _compare(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    error = ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+    if not error <= tolerance:
+        sys.exit(f'{name} is off by {error:.1e}, more than {tolerance}.')
 
 
 def time_cuda(function: Callable[[], object], repeats: int = 30) -> tuple[float, float]:
@@ -171,8 +214,8 @@ def copy_bandwidth() -> float:
 
 def measure(case: Case, copy: float) -> Iterator[Row]:
     """Time every method forwards, then forwards and backwards."""
-    from mirrorla_mm.ops.fused.passes import Options
     from mirrorla_mm.ops.fused.traffic import floor_bytes
+    from mirrorla_mm.ops.options import Options
 
     qkv, theta, grad = inputs(case, 'cuda')
     floors = {
@@ -180,15 +223,16 @@ def measure(case: Case, copy: float) -> Iterator[Row]:
         'fused, reflection folded': Options('relu', True, False, 1.0, 1.0, ()),
         'fused, plain ReLU': Options('relu', False, False, 1.0, 1.0, ()),
     }
-    for name, function in methods(case).items():
+    runs = [(name, function, (*qkv, theta)) for name, function in methods(case).items()]
+    runs += [(name, layer, layer_inputs(case, 'cuda')) for name, layer in layers(case).items()]
+    for name, function, given in runs:
         for backward in (False, True):
-            args = [x.detach().requires_grad_(backward) for x in (*qkv, theta)]
+            args = [x.detach().requires_grad_(backward) for x in given]
 
-            def run(function=function, args=args, backward=backward, name=name):
+            def run(function=function, args=args, backward=backward):
                 out = function(*args)
                 if backward:
-                    with_theta = name in ('fused', 'eager', 'compiled')
-                    torch.autograd.grad(out, args if with_theta else args[:3], grad)
+                    torch.autograd.grad(out, args, grad, allow_unused=True)
 
             try:
                 milliseconds, peak = time_cuda(run)
@@ -227,6 +271,25 @@ def table(rows: list[Row]) -> str:
             f'{row.share:.0%}' if row.share else '',
         )
         lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
+    return '\n'.join(lines)
+
+
+def recommendations(rows: list[Row]) -> str:
+    """Which entry is faster, size by size."""
+    milliseconds = {(*row[:4], row.backward, row.method): row.milliseconds for row in rows}
+    lines = []
+    for *size, method in milliseconds:
+        there = milliseconds.get((*size, IN_PROJECTION))
+        if method != IN_OPERATOR or there is None:
+            continue
+        here = milliseconds[(*size, method)]
+        tokens, batch, head_dim, dtype, backward = size
+        lines.append(
+            f'- N {tokens}, batch {batch}, d {head_dim}, {dtype}, '
+            f'{"forward + backward" if backward else "forward"}: mirror in the '
+            f'{"operator" if here <= there else "projection"} '
+            f'({here:.3f} ms in the operator, {there:.3f} ms in the projection)'
+        )
     return '\n'.join(lines)
 
 
@@ -291,7 +354,8 @@ def main() -> None:
     copy, rows = copy_bandwidth(), []
     for case in cases(args):
         rows += measure(case, copy)
-        print('\n'.join(table(rows).splitlines()[-12:]), flush=True)
+        print('\n'.join(table(rows).splitlines()[-16:]), flush=True)
+    print(recommendations(rows))
     import triton
 
     about = {
@@ -305,7 +369,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     title = f'{about["device"]}, {about["date"]}'
     text = '\n'.join(f'- {name}: {value}' for name, value in about.items())
-    (args.out / 'ops.md').write_text(f'# Operators\n\n{text}\n\n{BARS}\n\n{table(rows)}\n')
+    (args.out / 'ops.md').write_text(
+        f'# Operators\n\n{text}\n\n{BARS}\n\n{table(rows)}\n\n'
+        f'## Where the mirror belongs\n\n{recommendations(rows)}\n'
+    )
     (args.out / 'ops.json').write_text(
         json.dumps({**about, 'rows': [row._asdict() for row in rows]}, indent=1)
     )

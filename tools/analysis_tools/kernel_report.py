@@ -1,31 +1,41 @@
-"""Registers, spills, shared memory, global loads and stores of the fused kernels, without a GPU.
+"""Registers, spills, shared memory and instructions of the fused kernels, without a GPU.
 
     python tools/analysis_tools/kernel_report.py --head-dims 32 64 --dtypes bfloat16 \\
         --capabilities 80 90 --markdown report.md
 
-Every configuration that tuning would try is compiled, for tokens of a packed projection and, with
-``--channels-first``, for those of a convolution.
+Every configuration that tuning would try is compiled, for tokens of a packed projection or, with
+``--channels-first``, for those of a convolution. The last two columns are the instructions of the
+loop over tiles, and what its warps issue for a token of a head. A multiprocessor issues four of
+them a cycle at most: a pass is bound by memory only where that takes less than moving its bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import itertools
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import triton
 
 from mirrorla_mm.ops.fused.ahead_of_time import SHARED_MEMORY, Resources, resources
 from mirrorla_mm.ops.fused.launch import Launch, configurations
-from mirrorla_mm.ops.fused.passes import Options
-from mirrorla_mm.ops.fused.traffic import dry_run
+from mirrorla_mm.ops.fused.traffic import dry_run, traffic
+from mirrorla_mm.ops.options import Options
 
 HW_SHAPE = (200, 320)
+HEADS = 2
 HEADER = (
     'kernel',
     'd',
     'dtype',
     'sm',
+    'moved',
     'block',
     'warps',
     'regs',
@@ -33,6 +43,8 @@ HEADER = (
     'shared',
     'loads',
     'stores',
+    'loop',
+    'per token',
 )
 
 
@@ -47,14 +59,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--capabilities', nargs='+', type=int, default=[80, 89, 90], metavar='SM')
     parser.add_argument('--kernels', default='', help='only those with this in their name')
     parser.add_argument('--channels-first', action='store_true', help='tokens are contiguous')
-    parser.add_argument('--markdown', type=Path, help='write the table here too')
+    parser.add_argument('--markdown', type=Path, help='write a summary here')
     return parser.parse_args()
 
 
 def launches(head_dim: int, dtype: torch.dtype, channels_first: bool) -> list[Launch]:
     """Launches of the whole operator, forwards and backwards, each kernel and flags once."""
-    tokens, heads = HW_SHAPE[0] * HW_SHAPE[1], 2
-    shape = (1, 3, heads, head_dim, tokens) if channels_first else (1, tokens, 3, heads, head_dim)
+    tokens = HW_SHAPE[0] * HW_SHAPE[1]
+    shape = (1, 3, HEADS, head_dim, tokens) if channels_first else (1, tokens, 3, HEADS, head_dim)
     order = (1, 0, 2, 4, 3) if channels_first else (2, 0, 3, 1, 4)
     q, k, v = torch.empty(shape, dtype=dtype, device='meta').permute(order).unbind(0)
     options = Options('mirror', True, True, 1.0, 1.0, HW_SHAPE)
@@ -62,34 +74,94 @@ def launches(head_dim: int, dtype: torch.dtype, channels_first: bool) -> list[La
     return list({x.name: x for x in found}.values())
 
 
-def report(args: argparse.Namespace) -> Iterator[tuple[tuple, Resources, int]]:
-    """Rows of the table, as they are compiled."""
-    for head_dim in args.head_dims:
-        for dtype in args.dtypes:
-            for launch in launches(head_dim, getattr(torch, dtype), args.channels_first):
-                if args.kernels not in launch.name:
-                    continue
-                for config in configurations(launch):
-                    for capability in args.capabilities:
-                        used = resources(launch, config, capability)
-                        block = config.kwargs.get('BLOCK_N', '')
-                        about = (head_dim, dtype, capability, block, config.num_warps)
-                        yield (used.kernel, *about, *used[1:]), used, capability
+class Compiled(NamedTuple):
+    """One kernel in one configuration.
+
+    Attributes:
+        head_dim (int): Channels d of a head.
+        dtype (str): Of q, k and v.
+        capability (int): 90 for sm_90.
+        moved (int): Bytes read and written for a token of a head, at the least.
+        block (int, optional): Tokens of a tile; None where the loop is not over tokens.
+        warps (int): Warps of a program.
+        per_token (int, optional): Instructions issued for a token of a head, of all warps.
+        used (Resources): What the compiler made of it.
+    """
+
+    head_dim: int
+    dtype: str
+    capability: int
+    moved: int
+    block: int | None
+    warps: int
+    per_token: int | None
+    used: Resources
+
+    @property
+    def cells(self) -> tuple:
+        kernel, *used = self.used
+        return kernel, *self[:4], self.block or '', self.warps, *used, self.per_token or ''
+
+
+def report(args: argparse.Namespace) -> Iterator[Compiled]:
+    """Everything that tuning would try, as it is compiled."""
+    for head_dim, dtype in itertools.product(args.head_dims, args.dtypes):
+        for launch in launches(head_dim, getattr(torch, dtype), args.channels_first):
+            if args.kernels not in launch.name:
+                continue
+            moved = traffic(launch).tokens // (HEADS * HW_SHAPE[0] * HW_SHAPE[1])
+            for config, capability in itertools.product(configurations(launch), args.capabilities):
+                used = resources(launch, config, capability)
+                block = config.kwargs.get('BLOCK_N')
+                tensors = math.prod(launch.grid[2:])  # of the moments: q, then k
+                issued = block and round(used.loop * config.num_warps / block * tensors)
+                about = (head_dim, dtype, capability, moved, block, config.num_warps)
+                yield Compiled(*about, issued, used)
+
+
+def line(cells: Iterable[object]) -> str:
+    return '| ' + ' | '.join(map(str, cells)) + ' |'
+
+
+def summary(compiled: list[Compiled]) -> str:
+    """Markdown with the range over the configurations of each kernel."""
+
+    def key(one: Compiled) -> tuple:
+        return one.used.kernel, *one[:4]
+
+    def span(values: Iterable[int | None]) -> str:
+        found = sorted({x for x in values if x is not None})
+        return '–'.join(map(str, dict.fromkeys((found[0], found[-1])))) if found else ''
+
+    fields = ('registers', 'stack', 'shared', 'loads', 'stores')
+    header = (
+        *('kernel', 'd', 'dtype', 'sm', 'bytes per token', 'configurations'),
+        *fields,
+        'instructions per token',
+    )
+    lines = [line(header), line(['---'] * len(header))]
+    for name, group in itertools.groupby(sorted(compiled, key=key), key):
+        found = list(group)
+        spans = (span(getattr(one.used, field) for one in found) for field in fields)
+        lines.append(line((*name, len(found), *spans, span(one.per_token for one in found))))
+    return '\n'.join(lines)
 
 
 def main() -> None:
     args = parse_args()
-    lines = ['| ' + ' | '.join(HEADER) + ' |', '|' + ' --- |' * len(HEADER)]
-    print('\n'.join(lines))
-    spilling = over = 0
-    for row, used, capability in report(args):
-        lines.append('| ' + ' | '.join(map(str, row)) + ' |')
-        print(lines[-1], flush=True)
-        spilling += used.stack > 0
-        over += used.shared > SHARED_MEMORY[capability]
-    print(f'{len(lines) - 2} compiled: {spilling} use the stack, {over} too much shared memory.')
+    print(line(HEADER), line(['---'] * len(HEADER)), sep='\n')
+    compiled = []
+    for one in report(args):
+        compiled.append(one)
+        print(line(one.cells), flush=True)
+    spilling = sum(one.used.stack > 0 for one in compiled)
+    over = sum(one.used.shared > SHARED_MEMORY[one.capability] for one in compiled)
+    found = f'{len(compiled)} compiled: {spilling} use the stack, {over} too much shared memory.'
+    print(found)
     if args.markdown:
-        args.markdown.write_text('\n'.join(lines) + '\n')
+        about = f'triton {triton.__version__}, {date.today()}, `python {" ".join(sys.argv)}`.'
+        text = f'# Kernels, compiled ahead of time\n\n{about} {found}\n\n{summary(compiled)}\n'
+        args.markdown.write_text(text, encoding='utf-8')
 
 
 if __name__ == '__main__':
