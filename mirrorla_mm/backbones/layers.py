@@ -42,7 +42,7 @@ class ConvChain(nn.Sequential):
             return super().forward(x)
         folded = [fold_batch_norm(conv, norm) for conv, norm in zip(convs, norms)]
         if streams(x):
-            return torch.cat([_stream_chain(convs, folded, picture) for picture in x.split(1)])
+            return _stream_chain(convs, folded, x)
         for i, (conv, (weight, bias)) in enumerate(zip(convs, folded)):
             x = F.gelu(x) if i else x
             x = F.conv2d(x, weight, bias, conv.stride, conv.padding)
@@ -84,20 +84,23 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _stream_chain(convs: list[nn.Conv2d], folded: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
     """Convolutions with GELU between, in strips of output rows."""
-    heights = [x.shape[2]]
+    sizes = [x.shape[2:]]
     for conv in convs:
-        heights.append((heights[-1] - 1) // conv.stride[0] + 1)
-    strips = []
-    for rows in row_strips(heights[-1], x[:, :, 0].nbytes * 8 * (heights[0] // heights[-1])):
-        spans = [rows]
-        for conv, height in zip(reversed(convs), reversed(heights[:-1])):
-            spans.insert(0, input_rows(conv, spans[0], height))
-        strip = x[:, :, slice(*spans[0])]
-        for i, (conv, weights) in enumerate(zip(convs, folded)):
-            strip = torch.ops.aten.gelu_(strip) if i else strip
-            strip = conv_rows(strip, conv, *weights, spans[i + 1], spans[i][0], heights[i])
-        strips.append(strip)
-    return torch.cat(strips, dim=2)
+        sizes.append(torch.Size((n - 1) // conv.stride[0] + 1 for n in sizes[-1]))
+    heights = [height for height, _ in sizes]
+    out = x.new_empty(len(x), *sizes[-1], convs[-1].out_channels).permute(0, 3, 1, 2)
+    row_bytes = x[:1, :, 0].nbytes * 8 * (heights[0] // heights[-1])
+    for picture, result in zip(x.split(1), out.split(1)):
+        for rows in row_strips(heights[-1], row_bytes):
+            spans = [rows]
+            for conv, height in zip(reversed(convs), reversed(heights[:-1])):
+                spans.insert(0, input_rows(conv, spans[0], height))
+            strip = picture[:, :, slice(*spans[0])]
+            for i, (conv, weights) in enumerate(zip(convs, folded)):
+                strip = torch.ops.aten.gelu_(strip) if i else strip
+                strip = conv_rows(strip, conv, *weights, spans[i + 1], spans[i][0], heights[i])
+            result[:, :, slice(*rows)] = strip
+    return out
 
 
 class ResidualDepthwise(nn.Conv2d):
