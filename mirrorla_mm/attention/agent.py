@@ -98,6 +98,8 @@ class AgentBias(BaseModule):
 
     def forward(self, hw_shape: tuple[int, int], pool_size: int) -> Tensor:
         """The biases of a grid of tokens and agents, interpolated: (H, pool_size^2, N)."""
-        bias = resize_map(self.map, hw_shape) + resize_map(self.row + self.column, hw_shape)
+        height, width = hw_shape
+        bias = resize_map(self.map, hw_shape) + resize_map(self.row, (height, 1))
+        bias = bias + resize_map(self.column, (1, width))
         by_token = bias.flatten(2).transpose(1, 2).unflatten(2, (self.agents, self.agents))
         return resize_map(by_token, (pool_size, pool_size)).flatten(2).transpose(1, 2)

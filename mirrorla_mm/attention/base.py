@@ -94,7 +94,8 @@ class Attention(BaseModule):
         q, k, v, *gate = self.project(x, hw_shape)
         heads = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         out = self.attend(*heads, hw_shape).transpose(1, 2).flatten(2)
-        return self.proj(self.modulate(self.enhance(out, x, v, hw_shape), *gate))
+        local = self.local(x, v, hw_shape)
+        return self.proj(self.modulate(out if local is None else out + local, *gate))
 
     def project(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple[Tensor, ...]:
         """Project to q, k, v and, with a gate, the gate.
@@ -124,11 +125,9 @@ class Attention(BaseModule):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """The method itself: q of shape (B, H, N, d), k and v of (B, H, M, d) to (B, H, N, d)."""
 
-    def enhance(self, out: Tensor, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Add the local enhancement of v (B, M, C) to the attended values (B, N, C)."""
-        if self.lepe is None:
-            return out
-        return out + to_tokens(self.lepe(self.full_map(v, hw_shape)))
+    def local(self, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor | None:
+        """The local enhancement (B, N, C), if any, of the values v (B, M, C) of the tokens x."""
+        return None if self.lepe is None else to_tokens(self.lepe(self.full_map(v, hw_shape)))
 
     def modulate(self, out: Tensor, gate: Tensor | None = None) -> Tensor:
         """Normalise and gate the attended values: (B, N, C) to the same shape."""

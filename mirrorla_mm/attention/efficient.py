@@ -1,13 +1,14 @@
+import torch
 from torch import Tensor
 
 from ..ops import apply_rope
 from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..registry import register_attention
-from .base import Attention
+from .state import State, StateAttention
 
 
 @register_attention
-class EfficientAttention(Attention):
+class EfficientAttention(StateAttention):
     """Softmax of the queries over channels and of the keys over tokens.
 
     ``out = softmax_d(q) (softmax_N(k)^T v)`` (Shen et al., "Efficient Attention: Attention with
@@ -18,24 +19,55 @@ class EfficientAttention(Attention):
     :class:`~mirrorla_mm.attention.base.Attention`.
     """
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        return efficient_attention(q, k, v, self.rope_angles(q, hw_shape))
+    def gather(self, k: Tensor, v: Tensor, place: Tensor | None, tokens: int) -> State:
+        return softmax_state(k, v, place)
+
+    def merge(self, first: State, second: State) -> State:
+        peak = torch.maximum(first[0], second[0])
+        parts = [
+            (total * shrink, state * shrink.transpose(-2, -1))
+            for old, total, state in (first, second)
+            for shrink in [(old - peak).exp()]
+        ]
+        return peak, *super().merge(*parts)
+
+    def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
+        return read_softmax_state(q, *state, place)
+
+    def strips(self, x: Tensor) -> bool:
+        # RoPE turns pairs of channels, which have different normalisers until all is summed.
+        return not self.rope and super().strips(x)
 
 
 @without_autocast
-def efficient_attention(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None = None) -> Tensor:
-    """The core of :class:`EfficientAttention`, in float32 at least.
+def softmax_state(k: Tensor, v: Tensor, rope: Tensor | None) -> State:
+    """What the softmax of the keys over the tokens makes of the values.
 
     Args:
-        q (Tensor): Shape (B, H, N, d).
         k (Tensor): Shape (B, H, M, d).
         v (Tensor): Shape (B, H, M, d).
-        rope (Tensor, optional): Angles from :func:`~mirrorla_mm.ops.rope_2d`, shape (N, d/2).
+        rope (Tensor, optional): Angles from :func:`~mirrorla_mm.ops.rope_2d`, shape (M, d/2).
 
     Returns:
-        Tensor: Shape (B, H, N, d), dtype of ``v``.
+        tuple[Tensor, Tensor, Tensor]: The largest keys and the sums of the exponentials relative to
+        them, both of shape (B, H, 1, d), and ``exp(k)^T v``, relative as well, of shape
+        (B, H, d, d), in float32 at least. With ``rope`` the sums are 1 and the last is normalised.
     """
-    q, k = at_least_float32(q).softmax(dim=-1), at_least_float32(k).softmax(dim=-2)
+    k = at_least_float32(k)
+    peak = k.detach().amax(dim=-2, keepdim=True)
+    k = (k - peak).exp()
+    total = k.sum(dim=-2, keepdim=True)
     if rope is not None:
-        q, k = apply_rope(q, rope), apply_rope(k, rope)
-    return saturate(q @ (k.transpose(-2, -1) @ at_least_float32(v)), v.dtype)
+        k, total = apply_rope(k / total, rope), torch.ones_like(total)
+    return peak, total, k.transpose(-2, -1) @ at_least_float32(v)
+
+
+@without_autocast
+def read_softmax_state(
+    q: Tensor, peak: Tensor, total: Tensor, state: Tensor, rope: Tensor | None
+) -> Tensor:
+    """``softmax_d(q) state / total`` of shape (B, H, N, d), dtype of ``q``."""
+    features = at_least_float32(q).softmax(dim=-1)
+    if rope is not None:
+        features = apply_rope(features, rope)
+    return saturate(features @ (state / total.transpose(-2, -1)), q.dtype)

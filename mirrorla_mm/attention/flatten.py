@@ -2,15 +2,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import linear_attention
-from ..ops.precision import at_least_float32, without_autocast
+from ..ops.linear_attention import linear_state, read_linear_state
+from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..registry import register_attention
-from .base import Attention, depthwise, resize_map, to_map, to_tokens
+from .base import depthwise, resize_map, to_map, to_tokens
 from .reflection import Reflection
+from .state import State, StateAttention
 
 
 @register_attention
-class FLattenAttention(Attention):
+class FLattenAttention(StateAttention):
     """Focused linear attention.
 
     ``phi(x) = f(relu(x) / s)`` with ``f(x) = |x| / |x^p| x^p``, which turns a vector towards its
@@ -54,28 +55,46 @@ class FLattenAttention(Attention):
             None if reflection is None else Reflection(embed_dims, num_heads, **reflection)
         )
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        k = self.locate(k, hw_shape)
+    def place(self, q: Tensor, hw_shape: tuple[int, int]) -> Tensor | None:
+        """The angles of the host's RoPE, else the position table of the keys, (M, C)."""
+        if self.position is None:
+            return super().place(q, hw_shape)
+        return to_tokens(resize_map(self.position.unsqueeze(0), self.kv_shape(hw_shape)))[0]
+
+    def gather(self, k: Tensor, v: Tensor, place: Tensor | None, tokens: int) -> State:
+        rope = place
+        if self.position is not None:
+            k, rope = k + place.unflatten(-1, (self.num_heads, -1)).transpose(0, 1), None
+        k = self.features(k, key=True)
+        return tuple(total / tokens for total in linear_state(k, v, rope))
+
+    def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
+        rope = place if self.position is None else None
+        out = self.divide(self.features(q), *state, rope)
+        return saturate(out, q.dtype)
+
+    def strips(self, x: Tensor) -> bool:
+        # The angles of the reflections depend on all tokens.
+        return self.reflection is None and super().strips(x)
+
+    def features(self, x: Tensor, key: bool = False) -> Tensor:
+        """The feature map of queries, or with ``key`` of keys, (B, H, N, d), reflected before."""
         if self.reflection is not None:
-            q, k = self.reflection.reflect_all(q, k)
-        q, k = (focused_feature_map(x, self.head_scale(), self.focusing_factor) for x in (q, k))
-        return linear_attention(q, k, v, self.rope_angles(q, hw_shape))
+            x = self.reflection.reflect_all(x, key)
+        return focused_feature_map(x, self.head_scale(), self.focusing_factor)
+
+    def divide(self, q: Tensor, products: Tensor, key: Tensor, rope: Tensor | None) -> Tensor:
+        """Attend from features of queries, given the means of the keys' features and products."""
+        return read_linear_state(q, products, key, rope)
 
     def head_scale(self) -> Tensor:
         """The learned scale, > 0, shape (H, 1, d)."""
         return F.softplus(self.scale).view(self.num_heads, 1, self.head_dim)
 
-    def locate(self, k: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Add the position table to the keys, shape (B, H, M, d)."""
-        if self.position is None:
-            return k
-        table = resize_map(self.position.unsqueeze(0), self.kv_shape(hw_shape))
-        return k + to_tokens(table).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-    def enhance(self, out: Tensor, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    def local(self, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         if self.sr_ratio > 1:
             # The authors interpolate reduced values along the row-major sequence, not on the map.
-            v = F.interpolate(v.transpose(1, 2), size=out.shape[1], mode='linear').transpose(1, 2)
+            v = F.interpolate(v.transpose(1, 2), size=x.shape[1], mode='linear').transpose(1, 2)
         local = F.conv2d(
             to_map(v, hw_shape),
             self.dwc.weight.repeat(self.num_heads, 1, 1, 1),
@@ -83,7 +102,7 @@ class FLattenAttention(Attention):
             padding=self.dwc.padding,
             groups=self.embed_dims,
         )
-        return out + to_tokens(local)
+        return to_tokens(local)
 
 
 @without_autocast

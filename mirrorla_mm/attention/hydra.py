@@ -4,11 +4,11 @@ from torch import Tensor
 from ..ops import apply_rope
 from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..registry import register_attention
-from .base import Attention
+from .state import State, StateAttention
 
 
 @register_attention
-class HydraAttention(Attention):
+class HydraAttention(StateAttention):
     """Attention with as many heads as channels and the cosine similarity as kernel.
 
     ``out = q/|q| * sum_t k_t/|k_t| * v_t``, channel by channel, with norms over all C channels
@@ -19,24 +19,25 @@ class HydraAttention(Attention):
     Complexity O(N C) in all. Shapes are those of :class:`~mirrorla_mm.attention.base.Attention`.
     """
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        return hydra_attention(q, k, v, self.rope_angles(q, hw_shape))
+    def gather(self, k: Tensor, v: Tensor, place: Tensor | None, tokens: int) -> State:
+        return (hydra_state(k, v, place),)
+
+    def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
+        return read_hydra_state(q, *state, place)
 
 
 @without_autocast
-def hydra_attention(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None = None) -> Tensor:
-    """The core of :class:`HydraAttention`, in float32 at least.
+def hydra_state(k: Tensor, v: Tensor, rope: Tensor | None) -> Tensor:
+    """``sum_t k_t/|k_t| * v_t``: (B, H, 1, d) from (B, H, M, d), in float32 at least."""
+    return (_unit(k, rope) * at_least_float32(v)).sum(dim=-2, keepdim=True)
 
-    Args:
-        q (Tensor): Shape (B, H, N, d).
-        k (Tensor): Shape (B, H, M, d).
-        v (Tensor): Shape (B, H, M, d).
-        rope (Tensor, optional): Angles from :func:`~mirrorla_mm.ops.rope_2d`, shape (N, d/2).
 
-    Returns:
-        Tensor: Shape (B, H, N, d), dtype of ``v``.
-    """
-    q, k = (F.normalize(at_least_float32(t), dim=(1, 3)) for t in (q, k))
-    if rope is not None:
-        q, k = apply_rope(q, rope), apply_rope(k, rope)
-    return saturate(q * (k * at_least_float32(v)).sum(dim=-2, keepdim=True), v.dtype)
+@without_autocast
+def read_hydra_state(q: Tensor, state: Tensor, rope: Tensor | None) -> Tensor:
+    """``q/|q| * state`` of shape (B, H, N, d), dtype of ``q``."""
+    return saturate(_unit(q, rope) * state, q.dtype)
+
+
+def _unit(x: Tensor, rope: Tensor | None) -> Tensor:
+    x = F.normalize(at_least_float32(x), dim=(1, 3))
+    return x if rope is None else apply_rope(x, rope)

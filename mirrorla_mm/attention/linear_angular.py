@@ -6,11 +6,12 @@ from torch import Tensor, nn
 from ..ops import apply_rope
 from ..ops.precision import at_least_float32, without_autocast
 from ..registry import register_attention
-from .base import Attention, to_tokens
+from .base import to_tokens
+from .state import State, StateAttention
 
 
 @register_attention
-class LinearAngularAttention(Attention):
+class LinearAngularAttention(StateAttention):
     """The linear part of Castling-ViT's angular kernel.
 
     The angular kernel ``1 - angle(q, k) / pi`` is ``1/2 + arcsin(cos(q, k)) / pi``; its first-order
@@ -45,37 +46,48 @@ class LinearAngularAttention(Attention):
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        own = self._every_token(v.transpose(1, 2).flatten(2), hw_shape)
-        return linear_angular_attention(q, k, v, own, self.rope_angles(q, hw_shape))
+        own = self.full_map(v.transpose(1, 2).flatten(2), hw_shape)
+        own = to_tokens(own).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        place = self.place(q, hw_shape)
+        return self.read(q, self.gather(k, v, place, k.shape[-2]), place, own)
 
-    def enhance(self, out: Tensor, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        local = self.dwc(self._every_token(v, hw_shape))
-        return out + local.transpose(1, 2).flatten(2)
+    def gather(self, k: Tensor, v: Tensor, place: Tensor | None, tokens: int) -> State:
+        return (angular_state(k, v, place),)
 
-    def _every_token(self, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Values (B, M, C), interpolated to the N tokens of the queries, as heads (B, H, N, d)."""
-        v = to_tokens(self.full_map(v, hw_shape))
-        return v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
+        return read_angular_state(q, *state, own, place)
+
+    def local(self, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        sequence = to_tokens(self.full_map(v, hw_shape)).transpose(1, 2).unsqueeze(-1)
+        # The taps of a head, for each of its channels: a depth-wise convolution of contiguous rows.
+        weight = self.dwc.weight.repeat_interleave(self.head_dim, dim=0)
+        local = F.conv2d(sequence, weight, padding=self.dwc.padding, groups=self.embed_dims)
+        return to_tokens(local)
 
 
 @without_autocast
-def linear_angular_attention(
-    q: Tensor, k: Tensor, v: Tensor, own: Tensor, rope: Tensor | None = None
-) -> Tensor:
-    """The core of :class:`LinearAngularAttention`, in float32 at least.
+def angular_state(k: Tensor, v: Tensor, rope: Tensor | None) -> Tensor:
+    """``sum_t k_t/|k_t|^T v_t``: (B, H, d, d) from (B, H, M, d), in float32 at least."""
+    return _unit(k, rope).transpose(-2, -1) @ at_least_float32(v)
+
+
+@without_autocast
+def read_angular_state(q: Tensor, state: Tensor, own: Tensor, rope: Tensor | None) -> Tensor:
+    """``1/2 own + 1/pi q/|q| state``, scaled to length 1 in each head (0 where all values are 0).
 
     Args:
         q (Tensor): Shape (B, H, N, d).
-        k (Tensor): Shape (B, H, M, d).
-        v (Tensor): Shape (B, H, M, d).
+        state (Tensor): From :func:`angular_state`.
         own (Tensor): The value of each query's own token, shape (B, H, N, d).
         rope (Tensor, optional): Angles from :func:`~mirrorla_mm.ops.rope_2d`, shape (N, d/2).
 
     Returns:
-        Tensor: Vectors of length 1 (0 where all values are 0), shape (B, H, N, d), dtype of ``v``.
+        Tensor: Shape (B, H, N, d), dtype of ``q``.
     """
-    q, k = (F.normalize(at_least_float32(t), dim=-1) for t in (q, k))
-    if rope is not None:
-        q, k = apply_rope(q, rope), apply_rope(k, rope)
-    state = k.transpose(-2, -1) @ at_least_float32(v)
-    return F.normalize(0.5 * at_least_float32(own) + q @ state / math.pi, dim=-1).to(v.dtype)
+    attended = 0.5 * at_least_float32(own) + _unit(q, rope) @ (state / math.pi)
+    return F.normalize(attended, dim=-1).to(q.dtype)
+
+
+def _unit(x: Tensor, rope: Tensor | None) -> Tensor:
+    x = F.normalize(at_least_float32(x), dim=-1)
+    return x if rope is None else apply_rope(x, rope)

@@ -2,14 +2,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import linear_attention
-from ..ops.precision import at_least_float32, without_autocast
+from ..ops.linear_attention import linear_state, read_linear_state
+from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..registry import register_attention
-from .base import Attention
+from .state import State, StateAttention
 
 
 @register_attention
-class NaLaAttention(Attention):
+class NaLaAttention(StateAttention):
     """Norm-aware linear attention.
 
     The direction of a query is raised to a power that grows with its norm, which the normaliser
@@ -28,11 +28,15 @@ class NaLaAttention(Attention):
         own = dict(gate=True, lepe_kernel=5, out_norm=True)
         super().__init__(embed_dims, num_heads, **{**kwargs, **own})
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    def place(self, q: Tensor, hw_shape: tuple[int, int]) -> Tensor | None:
         rope = self.rope_angles(q, hw_shape)
-        if rope is not None:
-            rope = torch.cat((rope, rope), dim=-1)
-        return linear_attention(norm_aware_queries(q), cubed_keys(k), v, rope)
+        return None if rope is None else torch.cat((rope, rope), dim=-1)
+
+    def gather(self, k: Tensor, v: Tensor, place: Tensor | None, tokens: int) -> State:
+        return tuple(total / tokens for total in linear_state(cubed_keys(k), v, place))
+
+    def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
+        return saturate(read_linear_state(norm_aware_queries(q), *state, place), q.dtype)
 
 
 @without_autocast

@@ -1,8 +1,7 @@
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import linear_attention
+from ..ops.linear_attention import read_linear_state
 from ..ops.precision import at_least_float32, without_autocast
 from ..registry import register_attention
 from .flatten import FLattenAttention
@@ -40,40 +39,38 @@ class PolaAttention(FLattenAttention):
         self.alpha = alpha
         self.power = nn.Parameter(torch.zeros(num_heads, 1, self.head_dim))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        scale = self.head_scale()
-        q, k = q / scale, self.locate(k, hw_shape) / scale
+    def place(self, q: Tensor, hw_shape: tuple[int, int]) -> Tensor | None:
+        place = super().place(q, hw_shape)
+        if place is None or self.position is not None:
+            return place
+        return torch.cat((place, place), dim=-1)
+
+    def features(self, x: Tensor, key: bool = False) -> Tensor:
+        """Powers of the positive and of the negative parts, (B, H, N, 2d)."""
+        x = x / self.head_scale()
         if self.reflection is not None:
-            q, k = self.reflection.reflect_all(q, k)
-        power = 1 + self.alpha * self.power.sigmoid()
-        rope = self.rope_angles(q, hw_shape)
-        return polarity_attention(q, k, v, power, rope)
+            x = self.reflection.reflect_all(x, key)
+        return signed_powers(x, 1 + self.alpha * self.power.sigmoid())
+
+    def divide(self, q: Tensor, products: Tensor, key: Tensor, rope: Tensor | None) -> Tensor:
+        # Queries of the opposite sign see the keys' halves exchanged.
+        same, opposite = products.chunk(2, dim=-1)
+        products = torch.cat((same, opposite.roll(self.head_dim, dims=-2)), dim=-1)
+        key = torch.cat((key, key.roll(self.head_dim, dims=-2)), dim=-1)
+        return read_linear_state(q, products, key, rope)
 
 
 @without_autocast
-def polarity_attention(
-    q: Tensor, k: Tensor, v: Tensor, power: Tensor, rope: Tensor | None = None
-) -> Tensor:
-    """The core of :class:`PolaAttention`, in float32 at least.
+def signed_powers(x: Tensor, power: Tensor) -> Tensor:
+    """``[relu(x)^p, relu(-x)^p]``.
 
     Args:
-        q (Tensor): Shape (B, H, N, d).
-        k (Tensor): Shape (B, H, M, d).
-        v (Tensor): Shape (B, H, M, d).
+        x (Tensor): Queries or keys, shape (B, H, N, d).
         power (Tensor): Exponents >= 1, shape (H, 1, d).
-        rope (Tensor, optional): Angles from :func:`~mirrorla_mm.ops.rope_2d`, shape (N, d/2).
 
     Returns:
-        Tensor: Shape (B, H, N, d), dtype of ``v``.
+        Tensor: >= 0, shape (B, H, N, 2d), float32 at least.
     """
-    (q_pos, q_neg), (k_pos, k_neg) = (
-        (F.relu(x) ** power, F.relu(-x) ** power) for x in map(at_least_float32, (q, k))
-    )
-    if rope is not None:
-        rope = torch.cat((rope, rope), dim=-1)
-    keys = torch.cat((k_pos, k_neg), dim=-1)
-    same_sign, opposite_sign = (
-        linear_attention(torch.cat(queries, dim=-1), keys, half, rope)
-        for queries, half in zip(((q_pos, q_neg), (q_neg, q_pos)), v.chunk(2, dim=-1))
-    )
-    return torch.cat((same_sign, opposite_sign), dim=-1)
+    x = at_least_float32(x)
+    powers = x.abs() ** power
+    return torch.cat((powers.where(x > 0, 0), powers.where(x < 0, 0)), dim=-1)

@@ -98,18 +98,16 @@ class Reflection(BaseModule):
         theta = torch.cat((self.theta, self.theta if self.theta_k is None else self.theta_k))
         return fold_block_reflection(weight, bias, theta, token_covariance(x), **self.options)
 
-    def reflect_all(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Both reflections of q and k (B, H, N, d), where something stands before the reflection
-        that cannot be folded with it, such as a position table or a scale of the channels."""
-        if self.u is not None:
-            u_k = self.u if self.u_k is None else self.u_k
-            q, k = (
-                cross_head_reflection(x.transpose(1, 2).flatten(2), u)
-                .unflatten(-1, (x.shape[1], -1))
-                .transpose(1, 2)
-                for x, u in ((q, self.u), (k, u_k))
-            )
-        return self(q, k)
+    def reflect_all(self, x: Tensor, key: bool = False) -> Tensor:
+        """Both reflections of queries, or with ``key`` of keys, of shape (B, H, N, d), where
+        something stands before the reflection that cannot be folded with it, such as a position
+        table or a scale of the channels."""
+        u = self.u_k if key and self.u_k is not None else self.u
+        theta = self.theta_k if key and self.theta_k is not None else self.theta
+        if u is not None:
+            flat = cross_head_reflection(x.transpose(1, 2).flatten(2), u)
+            x = flat.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
+        return reflect(x, theta, **self.options)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Block-reflect q and k of shape (B, H, N, d); no feature map is applied."""

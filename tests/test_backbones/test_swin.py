@@ -130,3 +130,16 @@ def test_stages_freeze_and_mode_returns_the_model():
     assert not any(p.requires_grad for p in model.stages[1].parameters())
     assert all(p.requires_grad for p in model.stages[2].parameters())
     assert model.eval() is model
+
+
+def test_each_stage_has_the_method_it_asks_for():
+    names = ('FLattenAttention', 'AgentAttention', 'PolaAttention')
+    model = LinearSwin(
+        embed_dims=8,
+        depths=(2, 1, 1, 1),
+        num_heads=(1, 2, 2, 4),
+        attn_cfg=[*(dict(type=name) for name in names), None],
+        layout=('linear', 'linear', 'linear', 'softmax'),
+    )
+    found = [{type(block.attn.w_msa).__name__ for block in stage.blocks} for stage in model.stages]
+    assert found == [*({name} for name in names), {'WindowMSA'}]
