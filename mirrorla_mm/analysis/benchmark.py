@@ -94,13 +94,14 @@ def measure_latency(
 ) -> list[Timing]:
     """Time variants in turn, after two rounds of warm-up; the first is what ratios refer to."""
     torch.set_num_threads(subject.threads)
-    steps = [build_step(subject, variant, shape) for variant in variants]
+    steps = [build_step(subject, variant) for variant in variants]
+    inputs = pictures(subject, shape)
     for step in steps * 2:
-        step()
+        step(inputs)
     latencies: list[list[float]] = [[] for _ in steps]
     for _ in range(rounds):
         for step, times in zip(steps, latencies):
-            times.append(_seconds(step, subject))
+            times.append(_seconds(step, inputs, subject))
     return [
         Timing(variant, shape, times, [t / first for t, first in zip(times, latencies[0])])
         for variant, times in zip(variants, latencies)
@@ -121,18 +122,18 @@ def measure_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tu
 
 def _peak_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tuple[float, float]:
     torch.set_num_threads(subject.threads)
-    step = build_step(subject, variant, shape)
-    build_step(subject, variant, (64, 64))()  # What libraries allocate once.
+    step, inputs = build_step(subject, variant), pictures(subject, shape)
+    step(pictures(subject, (64, 64)))  # What libraries allocate once.
     if subject.device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step()
+        step(inputs)
         peak = torch.cuda.max_memory_allocated()
     else:
         # Linux: reset the high-water mark of the resident set.
         Path('/proc/self/clear_refs').write_text('5')
         before = _resident_bytes('VmRSS')
-        step()
+        step(inputs)
         peak = _resident_bytes('VmHWM')
     return (peak - before) / 2**20, peak / 2**20
 
@@ -144,17 +145,22 @@ def _resident_bytes(field: str) -> int:
     raise RuntimeError(f'/proc/self/status lacks {field}: memory is measured on Linux only.')
 
 
-def _seconds(step: Callable[[], object], subject: Subject) -> float:
+def _seconds(step: Callable[[Tensor], object], inputs: Tensor, subject: Subject) -> float:
     clock = time.process_time if subject.cpu_time else time.perf_counter
     start = clock()
-    step()
+    step(inputs)
     if subject.device == 'cuda':
         torch.cuda.synchronize()
     return clock() - start
 
 
-def build_step(subject: Subject, variant: str, shape: tuple[int, int]) -> Callable[[], object]:
-    """A function without arguments that runs one variant once."""
+def pictures(subject: Subject, shape: tuple[int, int]) -> Tensor:
+    """A batch of noise."""
+    return torch.rand(subject.batch, 3, *shape, device=subject.device)
+
+
+def build_step(subject: Subject, variant: str) -> Callable[[Tensor], object]:
+    """A function of a batch of pictures that runs one variant once."""
     words = parse_variant(variant)
     torch.manual_seed(0)
     model = build_model(subject, words).to(subject.device).train(subject.train)
@@ -163,21 +169,19 @@ def build_step(subject: Subject, variant: str, shape: tuple[int, int]) -> Callab
             if isinstance(module, RAVLT):
                 module.switch_to_deploy()
     run = torch.compile(model) if 'compile' in words else model
-    pictures = torch.rand(subject.batch, 3, *shape, device=subject.device)
-    arguments = (pictures,)
-    if subject.config and not subject.backbone_only:
-        arguments = (pictures, _samples(model, pictures), 'predict')
+    whole = subject.config is not None and not subject.backbone_only
     autocast = torch.autocast(subject.device, torch.bfloat16, enabled='amp' in words)
 
-    def infer() -> object:
+    def infer(inputs: Tensor) -> object:
+        more = (_samples(model, inputs), 'predict') if whole else ()
         with torch.inference_mode(), autocast:
-            return run(*arguments)
+            return run(inputs, *more)
 
-    def train() -> None:
-        model.zero_grad()
+    def train(inputs: Tensor) -> None:
         with autocast:
-            loss = sum(y.float().square().mean() for y in run(*arguments))
+            loss = sum(y.float().square().mean() for y in run(inputs))
         loss.backward()
+        model.zero_grad()  # Gradients are the step's memory, not the next one's start.
 
     return train if subject.train else infer
 

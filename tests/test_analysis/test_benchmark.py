@@ -1,0 +1,75 @@
+"""The yardstick computes what its authors' host computes, and ratios and memory mean what they say.
+
+The yardstick is written apart from the package's own host, which reproduces the authors' outputs
+(tests/test_model_converters.py): each is a test of the other.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from mirrorla_mm.analysis.benchmark import (
+    Subject,
+    build_step,
+    measure_latency,
+    measure_memory,
+    parse_variant,
+    pictures,
+    reference_backbone,
+)
+from mirrorla_mm.converters import convert_ravlt
+from mirrorla_mm.registry import MODELS
+
+SMALL = dict(embed_dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize('layout', ['paper', 'linear'])
+def test_the_yardstick_is_ravlt_under_its_published_names(layout):
+    yardstick = reference_backbone(SMALL, layout).eval()
+    for name, parameter in yardstick.named_parameters():
+        if 'gamma' in name or 'norm' in name:
+            nn.init.normal_(parameter, 0.8, 0.3)
+    converted = convert_ravlt(yardstick.state_dict(), layout=layout)
+    model = nn.ModuleDict(dict(backbone=MODELS.build(converted.backbone))).eval()
+    model.load_state_dict(converted.state_dict)
+    x = torch.rand(2, 3, 75, 97)
+    with torch.no_grad():
+        for ours, theirs in zip(model['backbone'](x), yardstick(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_variants_take_turns_and_ratios_refer_to_the_first():
+    subject = Subject(arch=SMALL, threads=1)
+    first, second = measure_latency(subject, ['reference', 'deploy'], (32, 48), rounds=3)
+    assert (first.variant, second.variant) == ('reference', 'deploy')
+    assert first.ratios == [1.0] * 3
+    assert second.ratios == [b / a for a, b in zip(first.latencies, second.latencies)]
+
+
+def test_memory_of_a_training_step_is_at_least_its_gradients_and_activations():
+    subject = Subject(arch=SMALL, train=True, threads=1)
+    shape = (256, 256)
+    activations = 10 * 16 * 64 * 64 * 4  # ten maps of stage 1, of the many that backward needs
+    step, process = measure_memory(subject, 'eager', shape)
+    assert step > activations / 2**20
+    assert process > step
+
+
+def test_gradients_do_not_outlive_the_step():
+    subject = Subject(arch=SMALL, train=True, threads=1)
+    seen = []
+    handle = nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _: seen.extend(p.grad is None for p in module.parameters(recurse=False))
+    )
+    try:
+        step = build_step(subject, 'eager')
+        for _ in range(2):
+            step(pictures(subject, (64, 64)))
+    finally:
+        handle.remove()
+    assert seen and all(seen)
+
+
+def test_unknown_variants_are_refused():
+    with pytest.raises(ValueError, match="Unknown variant 'deploy\\+int8'"):
+        parse_variant('deploy+int8')
