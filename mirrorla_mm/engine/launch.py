@@ -51,7 +51,9 @@ def load_config(args: argparse.Namespace) -> Config:
     that was already put into every data set when the options are applied.
 
     Args:
-        args (argparse.Namespace): With ``config`` and what :func:`add_common_arguments` added.
+        args (argparse.Namespace): With ``config``, a file or as in a ``_base_`` one that a package
+            brings along (``mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py``), and with what
+            :func:`add_common_arguments` added.
 
     Returns:
         Config: With ``launcher`` and ``work_dir`` set; the latter by the option, else by the
@@ -61,10 +63,14 @@ def load_config(args: argparse.Namespace) -> Config:
         UserError: If there is no such config or it cannot be read.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
+    of_a_package = '::' in args.config
+    if not of_a_package and not Path(args.config).is_file():
         raise UserError(f'The config {args.config} does not exist.')
     try:
-        cfg = Config.fromfile(args.config)
+        if of_a_package:
+            cfg = Config.fromstring(f'_base_ = {args.config!r}', '.py')
+        else:
+            cfg = Config.fromfile(args.config)
         options = args.cfg_options or {}
         if 'data_root' in options and cfg.get('data_root'):
             move_data(list(cfg.values()), cfg.data_root, options['data_root'])

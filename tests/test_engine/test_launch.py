@@ -1,5 +1,7 @@
 """What the command lines for training and testing share."""
 
+import argparse
+
 import pytest
 from mmengine.config import Config
 
@@ -33,3 +35,23 @@ def test_detector_runs_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(launch.torch.cuda, 'is_available', lambda: False)
     monkeypatch.setattr(launch, 'Runner', type('Runner', (), {'from_cfg': staticmethod(dict)}))
     assert launch.build_runner(config('mmdet.CocoMetric'))
+
+
+def command_line(config: str, **options) -> argparse.Namespace:
+    return argparse.Namespace(
+        config=config, cfg_options=options, work_dir=None, launcher='none', local_rank=0
+    )
+
+
+def test_a_config_of_another_package_takes_an_attention_by_options():
+    name = 'mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py'
+    options = {'model.backbone.type': 'mirrorla_mm.LinearPVT'}
+    cfg = launch.load_config(command_line(name, **options))
+    assert cfg.model.backbone.type == 'mirrorla_mm.LinearPVT'
+    assert cfg.model.backbone.num_layers == [2, 2, 2, 2]
+    assert cfg.work_dir.endswith('retinanet_pvt-t_fpn_1x_coco')
+
+
+def test_a_config_that_the_package_does_not_have_is_named():
+    with pytest.raises(UserError, match='mmdet::pvt/no-such.py cannot be used'):
+        launch.load_config(command_line('mmdet::pvt/no-such.py'))
