@@ -12,6 +12,7 @@ from torch import nn
 
 from mirrorla_mm.converters import (
     ConversionError,
+    convert_backbone,
     convert_ravlt,
     fit,
     read_state_dict,
@@ -174,3 +175,42 @@ def test_command_line_writes_a_checkpoint_that_mmengine_loads(oracle, tmp_path):
     assert done.returncode == 1
     assert 'no official RAVLT' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+TOY = dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2))
+DENSE = dict(
+    type='mirrorla_mm.MirrorLA', arch=TOY, layout=('linear', 'softmax'), out_indices=(0, 1)
+)
+
+
+def classifier(**options) -> dict[str, torch.Tensor]:
+    """Weights of a classifier as mmpretrain names them."""
+    backbone = MODELS.build({**DENSE, 'out_indices': (1,), 'out_norm': False, **options})
+    model = nn.ModuleDict(dict(backbone=backbone, head=nn.Linear(16, 3)))
+    return model.state_dict()
+
+
+def test_classifier_becomes_the_backbone_of_a_dense_config():
+    weights = classifier()
+    converted = convert_backbone(weights, DENSE)
+    kept = {key: value for key, value in weights.items() if key.startswith('backbone.')}
+    assert set(converted.new) == {
+        f'backbone.norms.{i}.{name}' for i in (0, 1) for name in ('weight', 'bias')
+    }
+    assert converted.state_dict.keys() == kept.keys() | set(converted.new)
+    assert all(torch.equal(converted.state_dict[key], value) for key, value in kept.items())
+
+
+@pytest.mark.parametrize(
+    ('weights', 'message'),
+    [
+        (dict(head=torch.ones(1)), 'no backbone in it'),
+        (classifier(layout=('linear', 'linear')), 'does not fit the model'),
+        (classifier(arch=dict(TOY, depths=(1, 2))), 'unexpected .*stages.1.1'),
+        (classifier(arch=dict(TOY, embed_dims=(8, 12), num_heads=(1, 1))), 'has shape'),
+    ],
+    ids=('none', 'layout', 'depth', 'width'),
+)
+def test_backbone_of_another_config_is_refused(weights, message):
+    with pytest.raises(ConversionError, match=message):
+        convert_backbone(weights, DENSE)

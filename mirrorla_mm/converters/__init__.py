@@ -1,5 +1,6 @@
-"""From published checkpoints of other repositories to models of this package."""
+"""From checkpoints, published elsewhere or trained here, to models of this package."""
 
+from .backbone import convert_backbone
 from .base import (
     ConversionError,
     Converted,
@@ -17,6 +18,7 @@ from .swin_pvt import convert_swin_pvt
 __all__ = [
     'ConversionError',
     'Converted',
+    'convert_backbone',
     'convert_file',
     'convert_nalaformer',
     'convert_ravlt',
