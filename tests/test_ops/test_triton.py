@@ -150,6 +150,15 @@ def test_forcing_the_impossible_says_why(change, reason, monkeypatch):
         mirror_attention(q, k, k, feature_map='relu', hw_shape=hw_shape)
 
 
+def test_an_old_triton_is_left_alone(monkeypatch):
+    from mirrorla_mm.ops import fused
+
+    pytest.importorskip('triton')
+    assert fused._triton_reason() is None
+    monkeypatch.setattr(fused, 'version', lambda name: '3.2.0')
+    assert fused._triton_reason() == 'triton needs to be 3.6 or newer, got 3.2.0'
+
+
 def test_cpu_tensors_fall_back_in_eager_and_in_one_compiled_graph():
     q, k, v = torch.rand(3, 1, 2, 12, 8)
     theta = torch.rand(2, 4)

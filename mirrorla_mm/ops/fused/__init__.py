@@ -35,6 +35,7 @@ Importing this module needs torch alone; triton is imported by the first call.
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
@@ -46,7 +47,22 @@ from ..options import Options
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEAD_DIM = 128
 OLDEST_CAPABILITY = 8
-HAS_TRITON = find_spec('triton') is not None
+OLDEST_TRITON = (3, 6)  # of those that the tests were run with
+
+
+def _triton_reason() -> str | None:
+    if find_spec('triton') is None:
+        return 'triton is not installed'
+    try:
+        found = version('triton')
+    except PackageNotFoundError:  # a nightly build goes by another name
+        return None
+    if tuple(map(int, found.split('.')[:2])) < OLDEST_TRITON:
+        return f'triton needs to be {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]} or newer, got {found}'
+    return None
+
+
+TRITON_REASON = _triton_reason()
 
 
 def _run(*arguments) -> Tensor:
@@ -75,8 +91,8 @@ def _why_not(
         )
     if options.hw_shape and channels % 4:
         return f'RoPE needs a multiple of 4 channels per head, got {channels}'
-    if not HAS_TRITON:
-        return 'triton is not installed'
+    if TRITON_REASON is not None:
+        return TRITON_REASON
     if q.device.type == 'cuda':
         return _device_reason(q.device)
     if os.environ.get('TRITON_INTERPRET') != '1':
