@@ -53,14 +53,18 @@ ROWS = {
 }
 
 
+# What the other rows of a table are set against.
+BASELINES = {'Tab. 7': 'relu', 'Tab. 8': 'mirror'}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two rows over the seeds that both have.
 
     Attributes:
         difference (float): Mean of first minus second, in percentage points.
-        half_width (float): Of its 95 % interval, from the paired t distribution; infinite for one
-            seed.
+        half_width (float): Of its confidence interval, from the paired t distribution; infinite for
+            one seed.
     """
 
     first: str
@@ -74,13 +78,17 @@ class Comparison:
         return abs(self.difference) > self.half_width
 
 
-def compare(first: str, second: str, scores: dict[str, dict[int, float]]) -> Comparison:
+def compare(
+    first: str, second: str, scores: dict[str, dict[int, float]], pairs: int = 1
+) -> Comparison:
     """Compare two rows seed by seed.
 
     Args:
         first (str): A row.
         second (str): Another row; the two have a seed in common.
         scores (dict): Row to seed to score.
+        pairs (int): How many pairs are looked at: the 95 % are of all of them together
+            (Bonferroni), lest some differ by chance alone. Defaults to 1.
 
     Returns:
         Comparison: First minus second.
@@ -91,7 +99,7 @@ def compare(first: str, second: str, scores: dict[str, dict[int, float]]) -> Com
     differences = [scores[first][seed] - scores[second][seed] for seed in seeds]
     half_width = math.inf
     if len(seeds) > 1:
-        quantile = t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)
+        quantile = t.ppf(1 - (1 - CONFIDENCE) / 2 / pairs, len(seeds) - 1)
         half_width = quantile * stdev(differences) / math.sqrt(len(seeds))
     return Comparison(first, second, mean(differences), half_width)
 
@@ -120,9 +128,11 @@ def mean_and_spread(values: Sequence[float]) -> str:
 def results_table(results: Sequence[dict]) -> str:
     """Rows against the paper's accuracy, in Markdown, one table of the paper after the other."""
     lines = [
-        '| table | row | mIoU, mean ± s.d. | aAcc | seeds | mIoU of each seed | paper, top-1 |',
-        '| --- | --- | --- | --- | --- | --- | --- |',
+        '| table | row | mIoU, mean ± s.d. | against the baseline, paired, 95 % | aAcc | seeds | '
+        'mIoU of each seed | paper, top-1 |',
+        '| --- | --- | --- | --- | --- | --- | --- | --- |',
     ]
+    scores = scores_of(results)
     by_row: dict[str, list[dict]] = {}
     for result in results:
         by_row.setdefault(result['row'], []).append(result)
@@ -131,23 +141,36 @@ def results_table(results: Sequence[dict]) -> str:
         each = ', '.join(f'{run["mIoU"]:.2f}' for run in runs)
         lines.append(
             f'| {row.table} | {row.label} | {mean_and_spread([run["mIoU"] for run in runs])} | '
+            f'{against_baseline(name, scores)} | '
             f'{mean_and_spread([run["aAcc"] for run in runs])} | {len(runs)} | {each} | '
             f'{row.paper or "-"} |'
         )
     return '\n'.join(lines)
 
 
+def against_baseline(name: str, scores: dict[str, dict[int, float]]) -> str:
+    """``difference ± half its 95 % interval`` to the baseline of the row's table."""
+    baseline = BASELINES[ROWS[name].table]
+    if name == baseline:
+        return 'baseline'
+    if not scores[name].keys() & scores.get(baseline, {}).keys():
+        return '-'
+    pair = compare(name, baseline, scores)
+    return f'{pair.difference:+.2f} ± {pair.half_width:.2f}'
+
+
 def ordering(scores: dict[str, dict[int, float]], table: str) -> str:
     """Whether the paper's order of the rows of one table shows, in words.
 
-    Pairs that the paper sets apart are counted, and among them those whose 95 % interval leaves out
+    Pairs that the paper sets apart are counted, and among them those whose interval leaves out
     zero: only these are evidence at all.
     """
-    pairs = [
-        compare(*sorted(pair, key=lambda name: -ROWS[name].paper), scores)
+    names = [
+        sorted(pair, key=lambda name: -ROWS[name].paper)
         for pair in combinations([n for n in scores if ROWS[n].table == table], 2)
         if all(ROWS[n].paper for n in pair) and ROWS[pair[0]].paper != ROWS[pair[1]].paper
     ]
+    pairs = [compare(*pair, scores, pairs=len(names)) for pair in names]
     if not pairs:
         return f'{table}: no two rows that the paper sets apart have been run.'
     agree = sum(pair.difference > 0 for pair in pairs)
@@ -155,7 +178,7 @@ def ordering(scores: dict[str, dict[int, float]], table: str) -> str:
     text = (
         f'{table}: {agree} of {len(pairs)} pairs stand in the order of the paper (chance: half); '
         f'{len(resolved)} of them differ by more than the spread of the seeds explains (paired t, '
-        '95 %, without a correction for many pairs).'
+        '95 % for all pairs together).'
     )
     for pair in resolved:
         text += (
@@ -173,7 +196,7 @@ def ordering(scores: dict[str, dict[int, float]], table: str) -> str:
 
 
 def plot(results: Sequence[dict], path: Path, title: str) -> None:
-    """Every seed as a dot, the mean as a bar, one panel a table of the paper.
+    """Every seed as a dot of its colour, the mean as a bar, one panel a table of the paper.
 
     Args:
         results (Sequence[dict]): From :func:`read_results`, not empty.
@@ -183,21 +206,25 @@ def plot(results: Sequence[dict], path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     scores = scores_of(results)
+    seeds = sorted({seed for row in scores.values() for seed in row})
     tables = sorted({ROWS[name].table for name in scores})
     counts = [sum(ROWS[name].table == table for name in scores) for table in tables]
-    figure = Figure(figsize=(7, 1.2 + 0.35 * sum(counts)), layout='constrained')
+    figure = Figure(figsize=(7.5, 1.4 + 0.35 * sum(counts)), layout='constrained')
     axes = figure.subplots(len(tables), 1, sharex=True, squeeze=False, height_ratios=counts)[:, 0]
     for axis, table in zip(axes, tables):
         names = [name for name in scores if ROWS[name].table == table]
         names.sort(key=lambda name: mean(scores[name].values()))
-        for height, name in enumerate(names):
-            values = list(scores[name].values())
-            axis.plot(values, [height] * len(values), 'o', color='tab:blue', alpha=0.6)
-            axis.plot([mean(values)], [height], '|', color='black', markersize=14)
+        for number, seed in enumerate(seeds):
+            heights = [height for height, name in enumerate(names) if seed in scores[name]]
+            values = [scores[names[height]][seed] for height in heights]
+            axis.plot(values, heights, 'o-', color=f'C{number}', lw=0.6, label=f'seed {seed}')
+        means = [mean(scores[name].values()) for name in names]
+        axis.plot(means, range(len(names)), '|', color='black', ms=14, mew=2, label='mean')
         axis.set_yticks(range(len(names)), [ROWS[name].label for name in names])
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.set_title(table, loc='left', fontsize='medium')
         axis.grid(axis='x', alpha=0.3)
     axes[-1].set_xlabel('mIoU (%)')
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=8)
     figure.suptitle(title, fontsize='medium')
     figure.savefig(path, dpi=110)

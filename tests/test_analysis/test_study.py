@@ -7,6 +7,7 @@ import pytest
 
 from mirrorla_mm.analysis.study import (
     ROWS,
+    against_baseline,
     compare,
     ordering,
     plot,
@@ -43,6 +44,20 @@ def test_interval_is_that_of_the_paired_t_test():
     assert pair.resolved
 
 
+def test_rows_are_set_against_the_baseline_of_their_table_over_common_seeds():
+    scores = {'mirror': {0: 9.0, 1: 8.0}, 'lam-0.5': {0: 7.0, 1: 7.0, 2: 1.0}, 'pola': {0: 1.0}}
+    assert against_baseline('mirror', scores) == 'baseline'
+    assert against_baseline('lam-0.5', scores) == f'-1.50 ± {12.706 * math.sqrt(0.5 / 2):.2f}'
+    assert against_baseline('pola', scores) == '-'
+
+
+def test_many_pairs_need_more_evidence_each():
+    scores = {'relu': {0: 3.0, 1: 5.0, 2: 4.0}, 'softmax': {0: 1.0, 1: 1.0, 2: 1.0}}
+    one, many = (compare('relu', 'softmax', scores, pairs=n) for n in (1, 3))
+    assert many.half_width == pytest.approx(7.649 / math.sqrt(3), rel=1e-3)
+    assert one.resolved and not many.resolved
+
+
 def test_one_seed_resolves_nothing():
     assert not compare('relu', 'softmax', {'relu': {0: 9.0}, 'softmax': {0: 1.0}}).resolved
 
@@ -67,6 +82,9 @@ def test_results_are_read_back_into_table_and_plot(tmp_path):
             )
     results = read_results(tmp_path)
     table = results_table(results)
-    assert '| Tab. 7 | ReLU | 10.50 ± 0.71 | 21.00 ± 1.41 | 2 | 10.00, 11.00 | 81.8 |' in table
+    expected = (
+        '| Tab. 7 | ReLU | 10.50 ± 0.71 | baseline | 21.00 ± 1.41 | 2 | 10.00, 11.00 | 81.8 |'
+    )
+    assert expected in table
     plot(results, tmp_path / 'plot.png', 'title')
     assert (tmp_path / 'plot.png').stat().st_size > 5000

@@ -167,7 +167,11 @@ def report(args: argparse.Namespace) -> None:
         return
     args.report.mkdir(parents=True, exist_ok=True)
     (args.report / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
-    plot(results, args.report / 'results.png', f'{Path(args.config).stem}')
+    plot(
+        results,
+        args.report / 'results.png',
+        f'{Path(args.config).stem}, {results[0]["iters"]} iterations',
+    )
     (args.report / 'results.md').write_text(text + '\n')
 
 
