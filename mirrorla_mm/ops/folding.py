@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .precision import at_least_float32, without_autocast
-from .reflection import block_reflection, variance_aware_angle
+from .reflection import block_reflection, unit_vector, variance_aware_angle
 
 
 @without_autocast
@@ -43,7 +42,7 @@ def fold_cross_head_reflection(weight: Tensor, u: Tensor) -> Tensor:
     Returns:
         Tensor: Shape (C, C').
     """
-    unit = F.normalize(at_least_float32(u), dim=0).to(weight.dtype)
+    unit = unit_vector(u).to(weight.dtype)
     return torch.addr(weight, unit, unit @ weight, alpha=-2)
 
 

@@ -32,11 +32,19 @@ def cross_head_reflection(x: Tensor, u: Tensor) -> Tensor:
     Returns:
         Tensor: Shape (..., C), dtype of ``x``.
     """
-    u = at_least_float32(u)
-    # Squares of a very short mirror vector would underflow; its direction is all that counts.
-    u = u / u.detach().abs().amax().clamp_min(torch.finfo(u.dtype).tiny)
-    unit = F.normalize(u, dim=0).to(x.dtype)
+    unit = unit_vector(u).to(x.dtype)
     return x - 2 * (x @ unit).unsqueeze(-1) * unit
+
+
+def unit_vector(u: Tensor) -> Tensor:
+    """The direction of a mirror vector of any length, in float32 at least; zero for zero.
+
+    Args:
+        u (Tensor): Shape (C,).
+    """
+    u = at_least_float32(u)
+    # Squares of a very short vector would underflow.
+    return F.normalize(u / u.detach().abs().amax().clamp_min(torch.finfo(u.dtype).tiny), dim=0)
 
 
 def block_variance(x: Tensor) -> Tensor:

@@ -22,29 +22,81 @@ METHODS = sorted(
 MAGNITUDES = st.sampled_from([0.0, 1e-30, 1e-4, 1.0, 30.0, 1e4])
 
 
-def attention(name: str, seed: int = 0, **options) -> Attention:
-    torch.manual_seed(seed)
-    return build_attention({'type': name, **options}, embed_dims=16, num_heads=2).eval()
+def attention(name: str, channels: int = 16, num_heads: int = 2, **options) -> Attention:
+    torch.manual_seed(0)
+    cfg = {'type': name, **options}
+    return build_attention(cfg, embed_dims=channels, num_heads=num_heads).eval()
 
 
-def tokens(grid, content: str, magnitude: float, seed: int) -> torch.Tensor:
-    return fill((2, math.prod(grid), 16), content, magnitude, seed)
+def tokens(
+    grid, content: str, magnitude: float, seed: int, batch: int = 2, channels: int = 16
+) -> torch.Tensor:
+    return fill((batch, math.prod(grid), channels), content, magnitude, seed)
 
 
+def finite_with_gradients(module: Attention, x: torch.Tensor, grid) -> torch.Tensor:
+    """The output, once it and every gradient were seen to be finite."""
+    x = x.detach().requires_grad_()
+    out = module(x, grid)
+    assert out.shape == x.shape and torch.isfinite(out).all()
+    out.float().mean().backward()
+    grads = [x.grad, *(p.grad for p in module.parameters() if p.grad is not None)]
+    assert all(torch.isfinite(grad).all() for grad in grads)
+    return out
+
+
+# The same tokens in other memory; what lies between them is no number.
+LAYOUTS = {
+    'gaps': lambda x: torch.stack((x, torch.full_like(x, math.nan)), -1)[..., 0],
+    'map': lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    'batch inside': lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    'one image expanded': lambda x: x[:1].expand_as(x),
+    'offset': lambda x: torch.cat((torch.full_like(x[:, :1], math.nan), x), 1)[:, 1:],
+}
 every_method = pytest.mark.parametrize('name', METHODS)
 host_options = st.sampled_from([{}, {'rope': True, 'gate': True, 'lepe_kernel': 5}])
 
 
 @every_method
-@given(grid=grids, content=contents, magnitude=MAGNITUDES, seed=seeds, options=host_options)
-def test_output_and_all_gradients_are_finite(name, grid, content, magnitude, seed, options):
-    module = attention(name, **options).train()
-    x = tokens(grid, content, magnitude, seed).requires_grad_()
-    out = module(x, grid)
-    assert out.shape == x.shape and torch.isfinite(out).all()
-    out.mean().backward()
-    grads = [x.grad, *(p.grad for p in module.parameters() if p.grad is not None)]
-    assert all(torch.isfinite(grad).all() for grad in grads)
+@given(
+    grid=grids,
+    content=contents,
+    magnitude=MAGNITUDES,
+    seed=seeds,
+    options=host_options,
+    batch=st.integers(1, 3),
+    num_heads=st.integers(1, 3),
+    head_dim=st.sampled_from([4, 8, 20]),
+)
+def test_output_and_all_gradients_are_finite(
+    name, grid, content, magnitude, seed, options, batch, num_heads, head_dim
+):
+    channels = num_heads * head_dim
+    module = attention(name, channels, num_heads, **options).train()
+    finite_with_gradients(module, tokens(grid, content, magnitude, seed, batch, channels), grid)
+
+
+@every_method
+@pytest.mark.parametrize('dtype', (torch.float64, *HALVES))
+@given(grid=grids, content=contents, magnitude=MAGNITUDES, seed=seeds)
+def test_every_dtype_is_kept_and_finite(name, dtype, grid, content, magnitude, seed):
+    if dtype == torch.float16:
+        magnitude = min(magnitude, 30.0)  # Sums over the channels of more are beyond float16.
+    module = attention(name, rope=True).to(dtype)
+    out = finite_with_gradients(module, tokens(grid, content, magnitude, seed).to(dtype), grid)
+    assert out.dtype == dtype
+
+
+@every_method
+@pytest.mark.parametrize('grid', ((1, 1), (1, 7), (4, 4)))
+@pytest.mark.parametrize('value', (0.0, 1e-30, 1.0, 1e4))
+def test_constant_tokens_and_zero_weights_have_finite_gradients(name, grid, value):
+    x = torch.full((1, math.prod(grid), 16), value)
+    finite_with_gradients(attention(name, rope=True), x, grid)
+    module = attention(name, rope=True)
+    torch.nn.init.zeros_(module.qkv.weight)  # q, k and v are exact zeros, or the bias alone.
+    torch.nn.init.zeros_(module.qkv.bias)
+    finite_with_gradients(module, x, grid)
 
 
 @every_method
@@ -75,10 +127,10 @@ def test_images_of_a_batch_do_not_see_each_other(name, grid, content, seed):
 
 
 @every_method
-@given(grid=grids, seed=seeds)
-def test_strides_of_the_tokens_do_not_matter(name, grid, seed):
+@given(grid=grids, seed=seeds, layout=st.sampled_from(sorted(LAYOUTS)))
+def test_strides_of_the_tokens_do_not_matter(name, grid, seed, layout):
     module = attention(name)
-    x = tokens(grid, 'random', 1.0, seed)
-    strided = torch.stack((x, x.new_full((), math.nan).expand_as(x)), -1)[..., 0]
+    x = tokens(grid, 'random', 1.0, seed)[:1].expand(2, -1, -1)
+    strided = LAYOUTS[layout](x)
     with torch.no_grad():
         torch.testing.assert_close(module(strided, grid), module(x, grid), rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mirrorla_mm import ops
+from mirrorla_mm.ops import folding
 
 from .strategies import (
     contents,
@@ -27,6 +28,51 @@ HALVES = (torch.float16, torch.bfloat16)
 FEATURE_MAPS = ('mirror', 'elu', 'relu')
 
 
+# What each operator makes of queries, keys and values (B, H, N, d), angles (H, d/2), a mirror
+# vector (d,) and the grid of the tokens; those of features take non-negative queries and keys.
+OPERATORS = {
+    'apply_rope': lambda q, k, v, theta, u, grid: ops.apply_rope(q, ops.rope_2d(grid, q.shape[-1])),
+    'block_reflection': lambda q, k, v, theta, u, grid: ops.block_reflection(q, theta),
+    'block_variance': lambda q, k, v, theta, u, grid: ops.block_variance(q),
+    'cross_head_reflection': lambda q, k, v, theta, u, grid: ops.cross_head_reflection(q, u),
+    'elu_feature_map': lambda q, k, v, theta, u, grid: ops.elu_feature_map(q),
+    'linear_attention': lambda q, k, v, theta, u, grid: ops.linear_attention(
+        q, k, v, ops.rope_2d(grid, q.shape[-1])
+    ),
+    'mirror_attention': lambda q, k, v, theta, u, grid: ops.mirror_attention(
+        q, k, v, theta, hw_shape=grid
+    ),
+    'mirror_attention_reference': lambda q, k, v, theta, u, grid: ops.mirror_attention_reference(
+        q, k, v, theta, hw_shape=grid
+    ),
+    'mirror_feature_map': lambda q, k, v, theta, u, grid: ops.mirror_feature_map(q, theta),
+    'rank_augmented_attention': lambda q, k, v, theta, u, grid: ops.rank_augmented_attention(
+        q, k, v, ops.rope_2d(grid, q.shape[-1])
+    ),
+    'reflect': lambda q, k, v, theta, u, grid: ops.reflect(q, theta),
+    'token_weights': lambda q, k, v, theta, u, grid: ops.token_weights(q, k),
+    'variance_aware_angle': lambda q, k, v, theta, u, grid: ops.variance_aware_angle(
+        theta, ops.block_variance(q)
+    ),
+    'token_covariance': lambda q, k, v, theta, u, grid: folding.token_covariance(q.flatten(0, 1)),
+    'fold_cross_head_reflection': lambda q, k, v, theta, u, grid: (
+        folding.fold_cross_head_reflection(q.flatten(0, 2).t(), u)
+    ),
+    'fold_block_reflection': lambda q, k, v, theta, u, grid: torch.cat(
+        folding.fold_block_reflection(
+            k[0].transpose(-2, -1).flatten(0, 1),
+            None,
+            theta,
+            folding.token_covariance(v.transpose(-2, -1).flatten(0, 1)),
+        ),
+        1,
+    ),
+}
+OF_FEATURES = {'linear_attention', 'rank_augmented_attention', 'token_weights'}
+NO_OPERATORS = {'available_backends', 'use_backend', 'rope_2d'}
+BACKENDS = ('torch', 'lean')
+
+
 def angles(shape, seed: int) -> Tensor:
     return torch.randn(shape[1], shape[3] // 2, generator=torch.Generator().manual_seed(seed))
 
@@ -43,10 +89,85 @@ def assert_finite_with_gradients(out: Tensor, *inputs: Tensor) -> None:
     assert all(torch.isfinite(grad).all() for grad in grads if grad is not None)
 
 
+def with_gradients(operator, inputs, grid) -> tuple[Tensor, list[Tensor]]:
+    """The output and the gradients of its mean, zeros for what it does not depend on."""
+    inputs = [leaf(x) for x in inputs]
+    out = operator(*inputs, grid)
+    return out, torch.autograd.grad(
+        out.float().mean(), inputs, allow_unused=True, materialize_grads=True
+    )
+
+
 def assert_close_to_scale(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     """Error relative to the largest entry, which is what rounding of sums is relative to."""
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     assert ((actual.double() - expected.double()).abs().max() / scale).item() <= tolerance
+
+
+def test_every_operator_is_in_the_list():
+    assert OPERATORS.keys() >= set(ops.__all__) - NO_OPERATORS
+
+
+@pytest.mark.parametrize('name', OPERATORS)
+@pytest.mark.parametrize('dtype', (torch.float32, torch.float64, *HALVES))
+@given(data=st.data(), shape=shapes(4), grid=grids, seed=seeds)
+def test_every_operator_is_finite_with_finite_gradients(name, dtype, data, shape, grid, seed):
+    shape = (*shape[:2], math.prod(grid), shape[3])
+    u = fill(shape[-1:], 'random', data.draw(magnitudes), seed)
+    q, k, v = (data.draw(heads(shape)).to(dtype) for _ in range(3))
+    if name in OF_FEATURES:
+        q, k = q.abs(), k.abs()
+    inputs = q, k, v, angles(shape, seed), u
+    out, grads = with_gradients(OPERATORS[name], inputs, grid)
+    assert torch.isfinite(out).all()
+    if dtype == torch.float16:
+        # A gradient with respect to numbers of 1e-4 may itself be beyond float16, never undefined.
+        _, wide = with_gradients(OPERATORS[name], [x.float() for x in inputs], grid)
+        beyond = [grad.abs() > torch.finfo(dtype).max / 2 for grad in wide]
+        assert all((g.isfinite() | b & ~g.isnan()).all() for g, b in zip(grads, beyond))
+    else:
+        assert all(torch.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize('name', OPERATORS)
+@pytest.mark.parametrize('dtype', (torch.float32, *HALVES))
+@pytest.mark.parametrize('grid', ((1, 1), (2, 3)))
+def test_every_operator_has_finite_gradients_at_exact_zeros(name, dtype, grid):
+    shape = (1, 2, math.prod(grid), 8)
+    q, k, v = (leaf(torch.zeros(shape, dtype=dtype)) for _ in range(3))
+    theta, u = leaf(torch.zeros(2, 4)), leaf(torch.zeros(8))
+    out = OPERATORS[name](q, k, v, theta, u, grid)
+    assert_finite_with_gradients(out, q, k, v, theta, u)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('feature_map', FEATURE_MAPS)
+@given(data=st.data(), grid=grids, seed=seeds, rope=st.booleans())
+def test_every_backend_stays_near_double(backend, feature_map, data, grid, seed, rope):
+    shape = (2, 2, math.prod(grid), 8)
+    q, k, v = (data.draw(heads(shape)) for _ in range(3))
+    # The lean backend takes pairs of channels as complex numbers.
+    q, k, v = (leaf(x if x.stride(-1) == 1 else x.contiguous()) for x in (q, k, v))
+    theta = leaf(angles(shape, seed))
+    options = dict(feature_map=feature_map, hw_shape=grid if rope else None)
+    with ops.use_backend(backend):
+        out = ops.mirror_attention(q, k, v, theta, **options)
+    assert_finite_with_gradients(out, q, k, v, theta)
+    exact = ops.mirror_attention_reference(
+        q.double(), k.double(), v.double(), theta.double(), **options
+    )
+    # Where a normaliser is about eps, float32 decides as little as half precision does below.
+    error, size = (out - exact).abs(), v.detach().double().abs().max()
+    well_posed = (exact.abs() > 1e-3 * size) & (exact.abs() <= size)
+    assert (error[well_posed] <= 0.01 * size).all()
+
+
+@given(data=st.data(), magnitude=magnitudes, seed=seeds)
+def test_folded_reflections_are_the_reflections_of_what_is_projected(data, magnitude, seed):
+    weight, x = fill((8, 8), 'random', 1.0, seed), data.draw(heads((1, 1, 6, 8)))[0]
+    u = fill((8,), 'random', magnitude, seed)
+    folded = x @ folding.fold_cross_head_reflection(weight, u).t()
+    assert_close_to_scale(folded, ops.cross_head_reflection(x @ weight.t(), u), 1e-5)
 
 
 @given(data=st.data(), shape=shapes(), seed=seeds)
