@@ -111,10 +111,17 @@ def scaling(
     heads: int = 2,
     device: torch.device | str = 'cpu',
     repeats: int = 3,
+    patience: float = 1.0,
 ) -> list[tuple[Cost, Cost]]:
-    """Inference and training cost of one module alone on square grids of tokens."""
-    costs = []
+    """Inference and training cost of one module alone on square grids of tokens.
+
+    Sides that come after a training pass of more than ``patience`` seconds are left out: where
+    time grows with the square of the tokens, the next would take minutes.
+    """
+    costs: list[tuple[Cost, Cost]] = []
     for side in sides:
+        if costs and costs[-1][1].seconds > patience:
+            break
         torch.manual_seed(0)
         module = build_attention(
             dict(type=method), embed_dims=channels, num_heads=heads, grid_size=(side, side)
@@ -128,6 +135,14 @@ def scaling(
             inference = measure(step, device, repeats)
         costs.append((inference, measure(lambda step=step: _backward(step()), device, repeats)))
     return costs
+
+
+def fourfold(seconds: list[float], sides: list[int]) -> list[float]:
+    """Growth of the time from one grid to the next, for four times the tokens: 4 if linear."""
+    return [
+        (after / before) ** (math.log(2) / math.log(larger / smaller))
+        for before, after, smaller, larger in zip(seconds, seconds[1:], sides, sides[1:])
+    ]
 
 
 def measure(run: Callable[[], object], device: torch.device | str, repeats: int = 3) -> Cost:

@@ -2,6 +2,9 @@
 
 python tools/analysis_tools/compare_attention.py --host swin --size 224 --out attentions.png
 
+With --out each method alone is also timed on growing grids of tokens: a second table says by what
+its time grows for four times the tokens.
+
 Weights are at their initial values and the picture is noise, so that nothing here is an accuracy.
 """
 
@@ -16,7 +19,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mirrorla_mm.analysis.compare import HOSTS, Cost, Facts, compare, registered_methods, scaling
+from mirrorla_mm.analysis.compare import (
+    HOSTS,
+    Cost,
+    Facts,
+    compare,
+    fourfold,
+    registered_methods,
+    scaling,
+)
+
+# Linear growth, with room for what a larger map loses in the caches.
+LINEAR = 4.6
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,8 +52,8 @@ def parse_args() -> argparse.Namespace:
         '--sides',
         type=int,
         nargs='+',
-        default=[16, 32, 64, 128],
-        help='sides of the token grids in the PNG',
+        default=[28, 56, 112, 224],
+        help='sides of the token grids in the PNG, in growing order',
     )
     args = parser.parse_args()
     known = registered_methods()
@@ -66,7 +80,9 @@ def main() -> None:
             method: scaling(method, args.sides, device=args.device, repeats=args.repeats)
             for method in args.methods
         }
-        plot(costs, args.sides, f'One module, 64 channels, 2 heads, {device}', args.out)
+        title = f'One module, 64 channels, 2 heads, float32, {device}'
+        Console(width=120).print(growth_table(costs, args.sides, title))
+        plot(costs, args.sides, title, args.out)
         print(f'wrote {args.out}')
 
 
@@ -102,6 +118,25 @@ def table(rows: list[Facts], title: str) -> Table:
     return result
 
 
+def growth_table(costs: dict[str, list[tuple[Cost, Cost]]], sides: list[int], title: str) -> Table:
+    """Milliseconds by the tokens, and the growth of each step; what is not linear is marked."""
+    result = Table(title=title, caption=f'x: for four times the tokens; ! above {LINEAR}')
+    result.add_column('method')
+    for name in ('inference', 'training'):
+        for side in sides:
+            result.add_column(f'{name}\n{side**2} (ms)', justify='right')
+        result.add_column('x', justify='right')
+    for method, pairs in costs.items():
+        cells = []
+        for passes in zip(*pairs):
+            seconds = [cost.seconds for cost in passes]
+            cells += [f'{1e3 * s:.1f}' for s in seconds] + [''] * (len(sides) - len(seconds))
+            growth = fourfold(seconds, sides)
+            cells.append(' '.join(f'{x:.2f}{"!" * (x > LINEAR)}' for x in growth))
+        result.add_row(method.removesuffix('Attention'), *cells)
+    return result
+
+
 def plot(
     costs: dict[str, list[tuple[Cost, Cost]]], sides: list[int], title: str, out: Path
 ) -> None:
@@ -115,7 +150,7 @@ def plot(
                 ([1e3 * cost.seconds for cost in passes], [cost.memory / 2**20 for cost in passes])
             ):
                 axes[row, column].plot(
-                    tokens,
+                    tokens[: len(values)],
                     values,
                     line,
                     color=color,
