@@ -6,7 +6,7 @@ import re
 import runpy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .flops import (
     model_complexity,
     total_complexity,
 )
-from .paper_data import TABLES, Row, Table
+from .paper_data import TABLES, Cause, Row, Table
 
 TOLERANCE = 0.01
 COUNTERS = {'layers': 'convolution + linear', 'total': 'every product'}
@@ -33,9 +33,10 @@ HEADER = """\
 # The paper's tables beside what the configs here give
 
 Made by `python tools/analysis_tools/paper_tables.py`; a test fails when this page is stale. P and
-F are ours / the paper's, each *reproduced* (with the deviation), a *misprint* (with the reason) or
-*different*. All else *needs training*, with the command that follows each table; no weights of
-MirrorLA are public, so none of it is reproduced here.
+F are ours / the paper's; each is *reproduced* (with the deviation) or a *misprint*, or it *differs*
+for a cause that stands below the table, with what the config gives when it is counted that way. All
+else *needs training*, with the command that follows each table; no weights of MirrorLA are public,
+so none of it is reproduced here.
 
 - **F** is in billions of multiply-accumulates. The paper's Tables 1 and 6 count every product. Its
   dense-prediction tables count MirrorLA's convolutions and linear layers alone, while they quote
@@ -45,7 +46,6 @@ MirrorLA are public, so none of it is reproduced here.
 - **Rounding**: the paper rounds most parameters to millions and cuts others (24.60 to 24, 33.50 to
   33), so that a deviation below one million counts as reproduced; FLOPs within 1 % or half of the
   last digit.
-- **Differing** baselines: their authors' counters also count norms and activations, or other heads.
 
 Every dense model starts from ImageNet weights: those of the ImageNet row of the same backbone, or
 RAVLT's published ones by `tools/model_converters/ravlt.py`. Before the commands:
@@ -69,12 +69,16 @@ class Cell:
         ours (float): In the unit of the paper.
         status (str): ``'reproduced'``, ``'misprint'`` or ``'differs'``.
         note (str): The counter that gives it, or why it is a misprint.
+        cause (Cause, optional): Why it differs.
+        recount (float, optional): Ours, if counted as the cause says.
     """
 
     paper: float
     ours: float
     status: str
     note: str = ''
+    cause: Cause | None = None
+    recount: float | None = None
 
     @property
     def deviation(self) -> float:
@@ -108,6 +112,10 @@ def count_row(row: Row, table: Table, configs: Path) -> Result:
     # Rows quoted from other papers may have been counted in either way.
     counters = [table.counter] if is_ours(row) else list(COUNTERS)
     flops = _cell(row, 'flops', {name: getattr(paper, name) / 1e9 for name in counters})
+    if flops.cause and flops.cause.countable:
+        cause = flops.cause
+        again = complexity(configs / row.config, cause.shape or table.shape, options=cause.options)
+        flops = replace(flops, recount=again.total * cause.times / 1e9)
     return Result(row, params, flops, paper, linear)
 
 
@@ -121,12 +129,18 @@ def is_countable(row: Row) -> bool:
     return row.params is not None and not any(name in row.config for name in ('van-', 'xcit-'))
 
 
-def complexity(config: Path, shape: tuple[int, int], layout: str | None = None) -> Complexity:
-    """Of the whole model; an ImageNet model is built without mmpretrain."""
+def complexity(
+    config: Path,
+    shape: tuple[int, int],
+    layout: str | None = None,
+    options: dict | None = None,
+) -> Complexity:
+    """Of the whole model; an ImageNet model is built without mmpretrain, and takes no options."""
     if config.parent.name == 'imagenet':
         model = classifier(config, layout)
         return total_complexity(model_complexity(model, shape))
     cfg = Config.fromfile(config)
+    cfg.merge_from_dict(options or {})
     if layout:
         cfg.model.backbone.layout = layout
     return total_complexity(config_complexity(cfg, shape))
@@ -198,7 +212,8 @@ def _cell(row: Row, name: str, ours: dict[str, float], cut: float = 0) -> Cell:
     if name in row.misprints:
         return Cell(paper, value, 'misprint', row.misprints[name])
     note = COUNTERS[counter] if len(ours) > 1 else ''
-    return Cell(paper, value, 'reproduced' if near else 'differs', note)
+    status = 'reproduced' if near else 'differs'
+    return Cell(paper, value, status, note, row.causes.get(name))
 
 
 def _render_table(table: Table, configs: Path) -> str:
@@ -228,11 +243,20 @@ def _render_table(table: Table, configs: Path) -> str:
 
 def _text(cell: Cell, notes: list[str]) -> str:
     text = f'{cell.ours:.4g} / {cell.paper:g} {cell.status}'
-    if cell.status == 'misprint':
-        if cell.note not in notes:
-            notes.append(cell.note)
-        return f'{text} [{notes.index(cell.note) + 1}]'
-    return f'{text} ({cell.deviation:+.1%}{", " * bool(cell.note)}{cell.note})'
+    if cell.status != 'misprint':
+        text += f' ({cell.deviation:+.1%}{", " * bool(cell.note)}{cell.note})'
+    note = cell.note if cell.status == 'misprint' else _because(cell)
+    if not note:
+        return text
+    if note not in notes:
+        notes.append(note)
+    return f'{text} [{notes.index(note) + 1}]'
+
+
+def _because(cell: Cell) -> str:
+    if cell.cause is None:
+        return ''
+    return cell.cause.text + ('' if cell.recount is None else f' {cell.recount:.4g}')
 
 
 def _trained(row: Row) -> list[str]:

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mirrorla_mm.analysis.flops import Complexity
-from mirrorla_mm.analysis.paper_data import TABLES, Row
-from mirrorla_mm.analysis.paper_tables import _cell, count_row, is_countable, is_ours, render
+from mirrorla_mm.analysis.paper_data import TABLES, Cause, Row
+from mirrorla_mm.analysis.paper_tables import _cell, _text, count_row, is_countable, is_ours, render
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +31,15 @@ def test_page_is_what_the_configs_give_and_our_cells_are_reproduced(monkeypatch)
             assert cell.status in ('reproduced', 'misprint'), result.row
         assert result.linear.total < result.paper.total
         assert result.linear.layers == result.paper.layers
+    for result in results:
+        for cell in (result.params, result.flops):
+            assert (cell.status == 'differs') == (cell.cause is not None), result.row
+    recounts = [result.flops for result in results if result.flops.recount is not None]
+    assert len(recounts) == sum(
+        c.countable for t in TABLES for r in t.rows for c in r.causes.values()
+    )
+    for cell in recounts:
+        assert cell.recount == pytest.approx(cell.paper, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +62,15 @@ def test_a_misprint_says_why():
     row = Row('x', 'x.py', 1, 129, misprints=dict(flops='another model'))
     cell = _cell(row, 'flops', dict(layers=218.7))
     assert (cell.status, cell.note) == ('misprint', 'another model')
+
+
+def test_a_cell_that_differs_says_why():
+    row = Row('x', 'x.py', 1, 129, causes=dict(flops=Cause('another head')))
+    cell = _cell(row, 'flops', dict(layers=218.7))
+    notes = []
+    assert _text(cell, notes).endswith('[1]') and notes == ['another head']
+    _text(replace(cell, recount=129.4), notes)
+    assert notes[1] == 'another head 129.4'
 
 
 def test_costs_add_up():
