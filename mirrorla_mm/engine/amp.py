@@ -1,13 +1,18 @@
-"""Automatic mixed precision that a config may ask for on any machine."""
+"""Automatic mixed precision that a config may ask for on any machine, in either half precision."""
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import Tensor, nn
 
 from ..registry import OPTIM_WRAPPERS
 
@@ -19,10 +24,10 @@ def amp_optim_wrapper(
     use_fsdp: bool = False,
     **kwargs: Any,
 ) -> OptimWrapper:
-    """mmengine's ``AmpOptimWrapper``, or plain float32 training where there is no accelerator.
+    """mmengine's ``AmpOptimWrapper``, or what there is of it where there is no accelerator.
 
     mmengine's own stops with an assertion on a CPU, and with it every config that has mixed
-    precision in its protocol.
+    precision in its protocol. Here bfloat16 is bfloat16 there too, and float16 is float32.
 
     Args:
         loss_scale (str | float | dict): See :class:`mmengine.optim.AmpOptimWrapper`.
@@ -33,11 +38,50 @@ def amp_optim_wrapper(
     Returns:
         OptimWrapper: The wrapped optimizer.
     """
-    if get_device() == 'cpu':
-        print_log(
-            'No accelerator for mixed precision here: training in float32.',
-            logger='current',
-            level=logging.WARNING,
-        )
-        return OptimWrapper(**kwargs)
-    return AmpOptimWrapper(loss_scale=loss_scale, dtype=dtype, use_fsdp=use_fsdp, **kwargs)
+    if dtype == 'bfloat16':
+        let_mmcv_take_bfloat16()
+    if get_device() != 'cpu':
+        return AmpOptimWrapper(loss_scale=loss_scale, dtype=dtype, use_fsdp=use_fsdp, **kwargs)
+    if dtype == 'bfloat16':
+        return CPUBfloat16OptimWrapper(**kwargs)
+    print_log(
+        'No accelerator for mixed precision in float16 here: training in float32.',
+        logger='current',
+        level=logging.WARNING,
+    )
+    return OptimWrapper(**kwargs)
+
+
+class CPUBfloat16OptimWrapper(OptimWrapper):
+    """Autocast to bfloat16 on a CPU, whose range needs no loss scaling."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Context of a forward pass."""
+        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
+            yield
+
+
+@functools.cache
+def let_mmcv_take_bfloat16() -> None:
+    """Run in float32 what mmcv 2.1 is compiled for in float16 and float32 alone.
+
+    That is RoIAlign and the focal loss, without which no detector trains in bfloat16.
+    """
+    from mmcv.ops import RoIAlign
+    from mmdet.models.losses import focal_loss
+
+    RoIAlign.forward = _in_float32(RoIAlign.forward)
+    focal_loss._sigmoid_focal_loss = _in_float32(focal_loss._sigmoid_focal_loss)
+
+
+def _in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(function)
+    def cast(*args: Any, **kwargs: Any) -> Tensor:
+        halves = [isinstance(x, Tensor) and x.dtype is torch.bfloat16 for x in args]
+        if not any(halves):
+            return function(*args, **kwargs)
+        full = [x.float() if half else x for x, half in zip(args, halves)]
+        return function(*full, **kwargs).bfloat16()
+
+    return cast

@@ -93,10 +93,10 @@ def test_two_processes_give_the_losses_of_one_and_resume(config, run, tmp_path, 
 
     killed = two('killed', KILL_AT=str(KILLED_AT))
     resumed = two('resumed', '--resume')
+    for losses in (killed, resumed):
+        assert losses == pytest.approx({i: one[i] for i in losses}, rel=1e-5)
     # The kill is in the second epoch, which is begun again.
     assert list(killed)[: KILLED_AT - 1] == list(range(KILLED_AT - 1))
     assert list(resumed) == list(range(PER_EPOCH, EPOCHS * PER_EPOCH))
-    for losses in (killed, resumed):
-        assert losses == pytest.approx({i: one[i] for i in losses}, rel=1e-5)
     assert resumed[PER_EPOCH] == killed[PER_EPOCH]
     assert len(set(one.values())) == len(one)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,21 @@ def test_amp_and_scaled_learning_rate(config, run, tmp_path):
     run('train', path, '--amp', '--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=1')
     saved = load_checkpoint_file(tmp_path / 'work_dirs' / 'segmentation' / 'epoch_1.pth')
     assert saved['optimizer']['param_groups'][0]['lr'] == pytest.approx(1e-3 * 4 / 8)
+
+
+RECIPES = re.findall('`(--[^`]+)`', (REPOSITORY / 'docs' / 'at_scale.md').read_text('utf-8'))
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_recipe_of_the_page_on_scale_trains_as_written(recipe, config, run, tmp_path):
+    more = """
+auto_scale_lr = dict(base_batch_size=8)
+train_cfg = dict(max_epochs=1, val_interval=9)
+"""
+    run('train', config('segmentation', more), '--work-dir', 'w', *shlex.split(recipe))
+    saved = load_checkpoint_file(tmp_path / 'w' / 'epoch_1.pth')
+    assert saved['meta']['iter'] == 2
+    assert ('ema_state_dict' in saved) == ('EMAHook' in recipe)
 
 
 # --- Mistakes -------------------------------------------------------------------------------------
