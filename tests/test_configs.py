@@ -23,6 +23,7 @@ FILES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )
 PRETRAIN = ('imagenet/', 'van-', 'xcit-')
+UNLISTED = ('quickstart', 'studies')
 FAMILIES = {
     'retinanet': 'retinanet/retinanet_mirrorla-t{}_fpn_1x_coco.py',
     'mask_rcnn': 'mask_rcnn/mask-rcnn_mirrorla-t{}_fpn_amp-1x_coco.py',
@@ -130,19 +131,22 @@ def test_family_takes_a_training_step(family, layout):
     assert any('reflection.theta' in name for name in changed)
 
 
-@pytest.mark.skipif(not find_spec('mmpretrain'), reason='mmpretrain is not installed')
-def test_classifier_takes_a_training_step():
+@pytest.mark.parametrize('name', [name for name in FILES if name.startswith('imagenet/')])
+def test_classifier_takes_a_training_step_and_predicts(name):
+    cfg = load(name)
     from mmpretrain.structures import DataSample
 
-    cfg = tiny(load('imagenet/mirrorla-t_8xb128_in1k.py'))
     init_default_scope(cfg.default_scope)
     model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor)).train()
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    optim_wrapper.zero_grad = lambda **_: None  # Leave the gradients to be looked at.
     samples = [DataSample().set_gt_label(label) for label in (3, 5)]
     data = dict(inputs=torch.randint(256, (2, 3, 64, 64)), data_samples=samples)
     assert torch.isfinite(model.train_step(data, optim_wrapper)['loss'])
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
     settings = {group['weight_decay'] for group in optim_wrapper.optimizer.param_groups}
     assert settings == {0.0, 0.05}
+    assert all(sample.pred_score.shape == (1000,) for sample in model.eval().test_step(data))
 
 
 @pytest.mark.parametrize(
@@ -244,3 +248,22 @@ def test_metafiles_list_every_config_of_their_folder():
         assert all(model['Name'] == Path(model['Config']).stem for model in models)
         readme = (path.parent / 'README.md').read_text(encoding='utf-8')
         assert all(name in readme for name in listed)
+
+
+def test_model_index_is_read_by_the_library_that_openmim_uses():
+    modelindex = pytest.importorskip('modelindex')
+    root = CONFIGS.parent
+    index = modelindex.load(str(root / 'model-index.yml'))
+    index.build_models_with_collections()
+    listed = {model.config for model in index.models}
+    assert listed == {f'configs/{name}' for name in FILES if name.split('/')[0] not in UNLISTED}
+    # Its own check looks for them beside the metafile; OpenMMLab names them from the root.
+    assert all((root / collection.readme).is_file() for collection in index.collections)
+    assert [error for error in index.check(silent=True) if 'README' not in error] == []
+
+
+def test_data_sets_lie_where_the_configs_look():
+    index = load_yaml(CONFIGS.parent / 'dataset-index.yml')
+    roots = {entry['data_root'] for entry in index.values() if isinstance(entry, dict)}
+    used = {load(name.format('')).data_root for name in FAMILIES.values()}
+    assert all(any(Path(place).is_relative_to(root) for root in roots) for place in used)
