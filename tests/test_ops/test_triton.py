@@ -46,15 +46,10 @@ def empty_qkv(head_dim, dtype=torch.bfloat16, hw_shape=(200, 320), batch=2, head
 
 @pytest.mark.skipif(INTERPRETED, reason='interpreted kernels do not compile')
 @pytest.mark.parametrize(
-    'head_dim, dtype, capability, spilled',
-    [
-        (64, torch.bfloat16, 90, 0),
-        (32, torch.float16, 89, 0),
-        # Float32 without TF32 takes three products: 472 bytes in the reduction over the queries.
-        (48, torch.float32, 80, 512),
-    ],
+    'head_dim, dtype, capability',
+    [(64, torch.bfloat16, 90), (32, torch.float16, 89), (48, torch.float32, 80)],
 )
-def test_compiled_within_registers_and_shared_memory(head_dim, dtype, capability, spilled):
+def test_compiled_within_registers_and_shared_memory(head_dim, dtype, capability):
     """Of what tuning tries for a kernel, the first; kernel_report.py compiles them all."""
     pytest.importorskip('triton')
     from mirrorla_mm.ops.fused.ahead_of_time import SHARED_MEMORY, resources
@@ -68,7 +63,7 @@ def test_compiled_within_registers_and_shared_memory(head_dim, dtype, capability
     assert len(launches) == 11
     for name, launch in launches.items():
         used = resources(launch, configurations(launch)[0], capability)
-        assert used.stack <= LARGEST_STACK.get(name, spilled), used
+        assert used.stack <= LARGEST_STACK.get(name, 0), used
         assert used.shared <= SHARED_MEMORY[capability], used
 
 
