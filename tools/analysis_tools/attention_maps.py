@@ -85,35 +85,41 @@ def maps_of(
 
 
 def draw(picture, points, columns: dict[str, torch.Tensor], out: Path) -> None:
-    """A row a point: the picture with the point, then each model's map over it."""
+    """A row a point: the picture with the point, then each model's map over it in grey."""
     height, width = picture.shape[:2]
-    size = (2.6 * (1 + len(columns)), 2.6 * len(points) * height / width + 0.5)
+    grey = picture.mean(-1)
+    size = (2.6 * (1 + len(columns)) + 0.8, (2.6 * height / width + 0.25) * len(points) + 0.3)
     figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots(len(points), 1 + len(columns), squeeze=False)
+    # Relative to uniform attention, so that a flat map looks flat; one scale for all.
+    relative = {name: maps * maps[0].numel() for name, maps in columns.items()}
+    top = max(2.0, torch.stack([m.flatten().quantile(0.99) for m in relative.values()]).max())
     for row, (x, y) in zip(axes, points):
+        row[0].imshow(picture[..., ::-1])
+        for axis in row[1:]:
+            axis.imshow(grey, cmap='gray')
         for axis in row:
-            axis.imshow(picture[..., ::-1])
-            axis.plot(x * width, y * height, '+', color='white', ms=12, mew=3)
-            axis.plot(x * width, y * height, '+', color='red', ms=10, mew=1.5)
+            axis.plot(x * width, y * height, '+', color='white', ms=12, mew=3.5)
+            axis.plot(x * width, y * height, '+', color='black', ms=10, mew=1.5)
             axis.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    for column, (name, maps) in enumerate(columns.items(), 1):
+    axes[0, 0].set_title('picture and point', fontsize='medium')
+    for column, (name, maps) in enumerate(relative.items(), 1):
         axes[0, column].set_title(name, fontsize='medium')
         for axis, weights in zip(axes[:, column], maps):
-            # Relative to uniform attention, so that a flat map looks flat.
-            axis.imshow(
-                weights * weights.numel(),
+            overlay = axis.imshow(
+                weights,
                 extent=(0, width, height, 0),
                 cmap='inferno',
-                alpha=0.75,
+                alpha=0.7,
                 vmin=0,
-                vmax=max(4.0, (weights * weights.numel()).quantile(0.995).item()),
+                vmax=float(top),
                 interpolation='bilinear',
             )
-            top = weights.flatten().clamp_min(0).topk(max(weights.numel() // 20, 1)).values.sum()
-            axis.set_xlabel(
-                f'top 5 % of tokens: {top / weights.clamp_min(0).sum():.0%}', fontsize='small'
-            )
-    figure.savefig(out, dpi=60)
+            positive = weights.flatten().clamp_min(0)
+            share = positive.topk(max(len(positive) // 20, 1)).values.sum() / positive.sum()
+            axis.set_xlabel(f'top 5 % of tokens hold {share:.0%}', fontsize='small')
+    figure.colorbar(overlay, ax=axes, label='attention, uniform = 1', shrink=0.8)
+    figure.savefig(out, dpi=70)
 
 
 def main() -> None:

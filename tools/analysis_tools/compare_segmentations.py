@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmseg.apis import inference_model, init_model
@@ -22,6 +23,7 @@ from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 IGNORED = 255
 IGNORED_COLOUR = (0, 0, 0)
+LEGEND_CLASSES = 24
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,12 +82,13 @@ def accuracy(prediction: np.ndarray, label: np.ndarray) -> float:
 
 
 def draw(
-    rows: list[list[np.ndarray]], titles: list[str], notes: list[list[str]], out: Path
+    rows: list[list[np.ndarray]], titles: list[str], notes: list[list[str]], meta: dict, out: Path
 ) -> None:
-    """A row a picture, a column a model."""
+    """A row a picture, a column a model; the classes of ``meta`` underneath."""
     height, width = rows[0][0].shape[:2]
     figure = Figure(
-        figsize=(2.6 * len(titles), 2.6 * len(rows) * height / width + 0.4), layout='constrained'
+        figsize=(2.6 * len(titles), (2.6 * height / width + 0.25) * len(rows) + 0.8),
+        layout='constrained',
     )
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for axis, title in zip(axes[0], titles):
@@ -95,6 +98,11 @@ def draw(
             axis.imshow(cell)
             axis.set_xlabel(note, fontsize='small')
             axis.set(xticks=[], yticks=[])
+    if len(meta['classes']) <= LEGEND_CLASSES:
+        patches = [Patch(color=np.divide(colour, 255)) for colour in meta['palette']]
+        figure.legend(
+            patches, meta['classes'], loc='outside lower center', ncols=6, fontsize='small'
+        )
     figure.savefig(out, dpi=80)
 
 
@@ -105,7 +113,8 @@ def main() -> None:
             raise UserError(f'{len(args.pictures)} pictures, but {len(args.labels)} labels.')
         parsed = [parse_model(text) for text in args.models]
         models = {n: init_model(c, k, device='cpu') for n, c, k in parsed}
-        palette = next(iter(models.values())).dataset_meta['palette']
+        meta = next(iter(models.values())).dataset_meta
+        palette = meta['palette']
         titles = ['picture', *(['ground truth'] if args.labels else []), *models]
         rows, notes = [], []
         for index, path in enumerate(args.pictures):
@@ -125,7 +134,7 @@ def main() -> None:
                 note.append(f'{accuracy(prediction, label):.1%} right' if right else '')
             rows.append(row)
             notes.append(note)
-        draw(rows, titles, notes, args.out)
+        draw(rows, titles, notes, meta, args.out)
         print(f'Wrote {args.out}')
 
 

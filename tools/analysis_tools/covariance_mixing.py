@@ -68,23 +68,27 @@ def measured(args: argparse.Namespace) -> Mixing:
 
 def draw(result: Mixing, out: Path) -> None:
     """Both covariances, the spectra and the variance of each head."""
-    figure = Figure(figsize=(13, 3.4), layout='constrained')
+    figure = Figure(figsize=(14, 3.6), layout='constrained')
     axes = figure.subplots(1, 4)
-    limit = result.before.abs().quantile(0.99).clamp_min(1e-12)
+    limit = result.before.abs().quantile(0.99).clamp_min(1e-12).item()
     mass = result.diagonal_mass()
     for axis, name, m, share in zip(axes, ('before', 'after'), (result.before, result.after), mass):
-        axis.imshow(m, cmap='RdBu', vmin=-limit, vmax=limit)
-        axis.set_title(f'{name}: {share:.1%} in own blocks')
-        axis.set_xticks([])
-        axis.set_yticks([])
+        picture = axis.imshow(m, cmap='RdBu', vmin=-limit, vmax=limit)
+        axis.set(title=f'{name}: {share:.1%} in own blocks', xlabel='channel', xticks=[], yticks=[])
+    figure.colorbar(picture, ax=axes[1], label='covariance', shrink=0.85)
     for m, style in ((result.before, 'o'), (result.after, 'x')):
         axes[2].semilogy(torch.linalg.eigvalsh(m).flip(0).clamp_min(1e-12), style, ms=4)
-    axes[2].set_title(f'spectrum, error {result.spectrum_error():.0e}')
+    axes[2].set(
+        title=f'spectrum, changed by {result.spectrum_error():.0e}',
+        xlabel='number of the eigenvalue',
+        ylabel='eigenvalue',
+    )
+    heads = torch.arange(result.num_heads)
     for offset, share in zip((-0.2, 0.2), result.head_variance()):
-        axes[3].bar(torch.arange(len(share)) + offset, share, width=0.4)
-    axes[3].set_yscale('log')
-    axes[3].set_title('share of the variance, by head')
-    axes[3].legend(('before', 'after'), fontsize='small')
+        axes[3].bar(heads + offset, share, width=0.4)
+    axes[3].set(title='variance of the heads', xlabel='head', ylabel='share of all', yscale='log')
+    axes[3].set_xticks(heads)
+    axes[2].legend(('before', 'after'), fontsize='small', loc='lower left')
     figure.savefig(out, dpi=80)
 
 

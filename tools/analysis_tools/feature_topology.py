@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 def draw(picture, panels: list[Topology], hw_shape: tuple[int, int], title: str, out: Path) -> None:
     """The picture and the four panels, numbers underneath."""
     unit = 3 * panels[0].components[:, 0].std().clamp_min(1e-12)
-    figure = Figure(figsize=(13, 3.4), layout='constrained')
+    figure = Figure(figsize=(14, 3.6), layout='constrained')
     axes = figure.subplots(1, 5)
     axes[0].imshow(picture[..., ::-1])
     axes[0].set_title('picture')
@@ -57,14 +57,17 @@ def draw(picture, panels: list[Topology], hw_shape: tuple[int, int], title: str,
         axis.imshow(colours.numpy(), interpolation='nearest')
         axis.set_title(label)
         axis.set_xlabel(
-            f'dead {panel.dead:.0%}, zero {panel.zero:.0%}\n'
-            f'effective rank {panel.rank:.2f}, entropy {panel.entropy:.4f}\n'
-            f'mask disagreement {panel.disagreement:.3f}'
+            f'dead dimensions {panel.dead:.0%}\n'
+            f'zero entries {panel.zero:.0%}\n'
+            f'effective rank {panel.rank:.2f}\n'
+            f'entropy / log N {panel.entropy:.4f}\n'
+            f'mask disagreement {panel.disagreement:.3f}',
+            fontsize='small',
         )
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize='medium')
     figure.savefig(out, dpi=80)
 
 

@@ -48,14 +48,21 @@ def draw(sigmas: list[float], runs: dict[str, list[Clusters]], out: Path) -> Non
         ylabel='bits of 2 that differ',
         title=f'all (—), margin < {WITHIN_MARGIN:g}σ (- -), others (···)',
     )
-    middle.set(xlabel='σ²', title='disagreement / distance')
+    middle.set(
+        xlabel='σ²', ylabel='bits of 2 per unit of distance', title='disagreement / distance'
+    )
     left.legend(fontsize='small')
     middle.legend(fontsize='small')
     name, clusters = next(iter(runs.items()))
     for sigma, cluster in list(zip(sigmas, clusters))[:: max(len(sigmas) // 4, 1)]:
         right.semilogx(cluster.margin, cluster.disagreement, '.', ms=2, label=f'σ = {sigma:.3g}')
     right.axvline(WITHIN_MARGIN, color='black', lw=0.8)
-    right.set(xlabel='margin of the mean / σ', title=f'each cluster, {name}', xlim=(1e-3, 1e3))
+    right.set(
+        xlabel='margin of the mean / σ',
+        ylabel='bits of 2 that differ',
+        title=f'each cluster, {name}',
+        xlim=(1e-3, 1e3),
+    )
     right.legend(fontsize='x-small', markerscale=5)
     figure.savefig(out, dpi=90)
 

@@ -38,6 +38,7 @@ def draw(runs: list[Curves], metric: str | None, out: Path) -> None:
         axes[1].set(xlabel='iteration', ylabel=metric)
     for axis in axes:
         axis.grid(alpha=0.3)
+        axis.set_xlim(left=0)
         axis.legend(fontsize='small')
     figure.savefig(out, dpi=90)
 
