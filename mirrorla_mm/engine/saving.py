@@ -7,19 +7,24 @@ disk can leave none. Importing this module replaces both in mmengine's registrie
 
 from __future__ import annotations
 
+import logging
 import os
+import zipfile
 from collections import deque
 from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from .checkpoint import CheckpointError
 
 __all__ = ['AtomicLocalBackend', 'SafeCheckpointHook', 'find_latest_checkpoint']
+
+ZIP = b'PK\x03\x04'  # what torch.save writes
 
 
 @register_backend('local', force=True, prefixes='')
@@ -88,6 +93,9 @@ class SafeCheckpointHook(CheckpointHook):
 def find_latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
     """The checkpoint to resume from, also where ``last_checkpoint`` was torn or the folder moved.
 
+    Files that end before they should, as an interrupted copy leaves them, are passed over with a
+    warning.
+
     Args:
         work_dir (str | os.PathLike): Folder of a run.
 
@@ -98,8 +106,18 @@ def find_latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
     work_dir = Path(work_dir)
     note = work_dir / 'last_checkpoint'
     named = Path(note.read_text().strip() or '.') if note.is_file() else Path()
-    for path in (named, work_dir / named.name):
-        if path.is_file():
-            return str(path)
     saved = [p for pattern in ('epoch_*.pth', 'iter_*.pth') for p in work_dir.glob(pattern)]
-    return str(max(saved, key=lambda p: p.stat().st_mtime)) if saved else None
+    saved.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+    for path in (named, work_dir / named.name, *saved):
+        if path.is_file():
+            if _is_whole(path):
+                return str(path)
+            print_log(f'{path} is cut short and not resumed from.', 'current', logging.WARNING)
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file has the end that its beginning announces."""
+    with path.open('rb') as file:
+        start = file.read(len(ZIP))
+    return bool(start) and (start != ZIP or zipfile.is_zipfile(path))

@@ -181,13 +181,29 @@ def test_latest_checkpoint_is_the_noted_one(tmp_path):
 def test_torn_or_stale_note_falls_back_to_the_newest(tmp_path, note):
     for age, step in enumerate((10, 9, 8)):
         path = tmp_path / f'iter_{step}.pth'
-        path.touch()
+        path.write_bytes(b'whole')
         os.utime(path, (1e9 - age, 1e9 - age))
     (tmp_path / 'best_mIoU.pth').touch()
     if note is not None:
         (tmp_path / 'last_checkpoint').write_text(note)
     expected = 'iter_9.pth' if note else 'iter_10.pth'  # a moved folder still has the noted name
     assert Path(find_latest_checkpoint(tmp_path)).name == expected
+
+
+@pytest.mark.parametrize('noted', (True, False))
+@pytest.mark.parametrize('share', (0, 0.01, 0.5, 0.999))
+def test_half_written_checkpoint_is_never_picked_up(tmp_path, noted, share):
+    train(toy_runner(tmp_path, max_iters=4, checkpoint={'interval': 2}))
+    newest = tmp_path / 'iter_4.pth'
+    assert find_latest_checkpoint(tmp_path) == str(newest)
+    content = newest.read_bytes()
+    newest.write_bytes(content[: int(share * len(content))])
+    (tmp_path / 'iter_6.pth.partial').write_bytes(content[:999])
+    if not noted:
+        (tmp_path / 'last_checkpoint').unlink()
+    latest = find_latest_checkpoint(tmp_path)
+    assert Path(latest).name == 'iter_2.pth'
+    assert sorted(train(toy_runner(tmp_path, resume=True, load_from=latest)).losses)[0] == 2
 
 
 # --- Fit ------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Pictures and labels that would teach something false are refused or skipped, and reported."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
 
 import mirrorla_mm  # noqa: F401
-from mirrorla_mm.engine.bad_data import TRANSFORM, CheckedLoading, check_loading
+from mirrorla_mm.engine.bad_data import TRANSFORM, BadDataHook, CheckedLoading, check_loading
 from mirrorla_mm.engine.data import DataError
 
 from .test_resumed_randomness import config, draw_pictures
@@ -214,6 +215,84 @@ def test_boxes_that_mmdet_leaves_out_are_counted(tmp_path):
         ('a.jpg', 'without an area'),
         ('a.jpg', 'of a category that the file does not define'),
     ]
+
+
+def test_report_says_how_many_boxes_were_left_out_why_and_where():
+    dropped = [('a.jpg', 'without an area'), ('b.jpg', 'without an area'), ('b.jpg', 'odd')]
+    dataset = SimpleNamespace(ann_file='ann.json', dropped_boxes=dropped)
+    warnings = []
+    runner = SimpleNamespace(
+        train_dataloader=SimpleNamespace(dataset=SimpleNamespace(dataset=dataset)),
+        logger=SimpleNamespace(warning=warnings.append),
+    )
+    BadDataHook('unused.jsonl').before_train(runner)
+    assert warnings == ['ann.json: boxes left out: 2 without an area, 1 odd; in a.jpg; b.jpg.']
+
+
+@pytest.mark.parametrize('kept', (True, False))
+def test_picture_without_objects_has_no_boxes_or_is_left_out_as_the_config_says(tmp_path, kept):
+    pytest.importorskip('mmdet')
+    import mmdet.datasets  # noqa: F401
+
+    content = coco([([1, 1, 9, 9], 1)])
+    content['images'].append(dict(id=2, file_name='empty.jpg', height=50, width=50))
+    (tmp_path / 'ann.json').write_text(json.dumps(content))
+    dataset = DATASETS.build(
+        dict(
+            type='mmdet.CocoDataset',
+            ann_file=str(tmp_path / 'ann.json'),
+            data_prefix=dict(img=''),
+            pipeline=[],
+            metainfo=dict(classes=('thing', 'other')),
+            filter_cfg=dict(filter_empty_gt=not kept),
+        )
+    )
+    counts = [len(dataset.get_data_info(i)['instances']) for i in range(len(dataset))]
+    assert counts == ([1, 0] if kept else [1])
+
+
+def load_instances(mask, size=(40, 60), **options):
+    loader = CheckedLoading(
+        dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True), **options
+    )
+    instance = dict(bbox=[1, 1, 9, 9], bbox_label=0, ignore_flag=0, mask=mask)
+    return loader(
+        dict(
+            img=np.zeros((*size, 3), np.uint8),
+            img_path='a.jpg',
+            ori_shape=size,
+            img_shape=size,
+            height=size[0],
+            width=size[1],
+            instances=[instance],
+        )
+    )
+
+
+def test_instance_mask_of_another_size_is_refused_or_skipped(tmp_path):
+    pytest.importorskip('mmdet')
+    import mmdet.datasets  # noqa: F401
+    from pycocotools import mask as coco_mask
+
+    def encoded(height, width):
+        found = coco_mask.encode(np.asfortranarray(np.ones((height, width), np.uint8)))
+        return {**found, 'counts': found['counts'].decode()}  # as JSON has it
+
+    assert load_instances(encoded(40, 60))['gt_masks'].masks.shape == (1, 40, 60)
+    assert load_instances([[1, 1, 9, 1, 9, 9]])['gt_masks'].masks.any()
+    with pytest.raises(DataError, match=r'a\.jpg'):
+        load_instances(encoded(40, 59))
+    log = tmp_path / 'bad.jsonl'
+    assert load_instances(encoded(41, 60), policy='skip', log=str(log)) is None
+    assert json.loads(log.read_text())['path'] == 'a.jpg'
+
+
+def test_empty_label_file_is_refused_and_unlabelled_picture_is_sound(tmp_path):
+    (tmp_path / 'l.png').touch()
+    with pytest.raises(DataError, match=r'l\.png'):
+        load_labels(tmp_path / 'l.png')
+    path = write(tmp_path / 'l.png', np.full((40, 60), 255, np.uint8))
+    assert (load_labels(path)['gt_seg_map'] == 255).all()
 
 
 def test_every_loader_of_training_and_validation_is_checked_and_those_of_testing_are_bare(tmp_path):
