@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmdet.models.backbones.pvt import PVTEncoderLayer, PyramidVisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
 from .stock import ReducedAttention, stage_attentions, with_arch
@@ -78,3 +78,7 @@ class LinearPVT(PyramidVisionTransformer):
                         ),
                         nn.Sequential(stock.proj_drop, stock.dropout_layer),
                     )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The maps of ``out_indices``: as mmpretrain asks for, a tuple; the stock returns a list."""
+        return tuple(super().forward(x))

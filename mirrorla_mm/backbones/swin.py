@@ -88,6 +88,10 @@ class LinearSwin(SwinTransformer):
                     block.attn = linear_windows(block.attn, cfg, grid, linear_window, i % 2 == 1)
         self._freeze_stages()
 
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The maps of ``out_indices``: as mmpretrain asks for, a tuple; the stock returns a list."""
+        return tuple(super().forward(x))
+
     def init_weights(self) -> None:
         """Initialise as the stock class does, or load a checkpoint of this class or the stock's."""
         if self.init_cfg is None:

@@ -176,7 +176,18 @@ def test_damaged_file_is_refused_or_converted_whole(sound, folder, name, kind, s
         {},
         7,
     ],
-    ids=str,
+    ids=(
+        'empty',
+        'archive cut short',
+        'hostile',
+        'hostile entry',
+        'lone norm',
+        'lone position table',
+        'lone encoding',
+        'list',
+        'empty dict',
+        'number',
+    ),
 )
 def test_what_is_no_model_at_all_is_refused(convert, content, tmp_path):
     assert attempt(convert, content, tmp_path) is None
