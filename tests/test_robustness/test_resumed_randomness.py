@@ -166,7 +166,7 @@ def drawn_seed(work_dir: Path) -> int:
     return torch.load(checkpoint, weights_only=False)['meta']['seed']
 
 
-def test_run_killed_at_a_random_point_resumes_to_the_same_losses(tmp_path):
+def test_run_killed_at_random_points_resumes_to_the_same_losses(tmp_path):
     draw_pictures(tmp_path / 'data')
     for name in ('whole', 'part'):
         config(tmp_path / 'data', tmp_path / name, False, 1, 5).dump(tmp_path / f'{name}.py')
@@ -180,25 +180,40 @@ def test_run_killed_at_a_random_point_resumes_to_the_same_losses(tmp_path):
             stderr=subprocess.PIPE,
         )
 
-    whole = start('whole')
-    killed = start('part')
-    point = random.Random(time.time_ns()).uniform(2, 10)
-    deadline = time.monotonic() + 240
-    try:
-        while len(losses(tmp_path / 'part')) < point and time.monotonic() < deadline:
-            assert killed.poll() in (None, 0)
-            if killed.poll() == 0:
+    def kill_after(process: subprocess.Popen, iterations: float) -> None:
+        deadline = time.monotonic() + 240
+        while len(losses(tmp_path / 'part')) < iterations and time.monotonic() < deadline:
+            assert process.poll() in (None, 0)
+            if process.poll() == 0:
                 break
             time.sleep(0.005)
-    finally:
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    whole = start('whole')
+    seed = time.time_ns()
+    print(f'seed of the points: {seed}')
+    chance = random.Random(seed)
+    # Before the first checkpoint too, and while one is written as well as may be.
+    for low, high in ((0, 2), (2, 6), (6, 11)):
+        process = start('part', '--resume')
+        try:
+            kill_after(process, chance.uniform(low, high))
+        finally:
+            process.kill()
     resumed = start('part', '--resume')
     for process in (whole, resumed):
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors.decode()[-2000:]
     assert losses(tmp_path / 'part') == losses(tmp_path / 'whole')
     assert len(losses(tmp_path / 'whole')) == 12
+    final = [
+        torch.load(tmp_path / name / 'iter_12.pth', weights_only=False)
+        for name in ('whole', 'part')
+    ]
+    for part in ('state_dict', 'ema_state_dict'):
+        assert all(torch.equal(v, final[1][part][key]) for key, v in final[0][part].items())
+    assert final[0]['param_schedulers'] == final[1]['param_schedulers']
 
 
 def test_draw_keeps_its_place_on_the_way_to_a_worker():
