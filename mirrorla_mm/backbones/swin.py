@@ -89,7 +89,7 @@ class LinearSwin(SwinTransformer):
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The maps of ``out_indices``: as mmpretrain asks for, a tuple; the stock returns a list."""
+        """Maps of ``out_indices`` as a tuple, which mmpretrain wants; the stock returns a list."""
         return tuple(super().forward(x))
 
     def init_weights(self) -> None:
