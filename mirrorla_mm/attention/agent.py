@@ -72,10 +72,10 @@ def agent_attention(
     """
     dtype = v.dtype
     q, k, v, agents = map(at_least_float32, (q, k, v, agents))
-    gathered = F.scaled_dot_product_attention(agents, k, v, attn_mask=key_bias.to(q.dtype))
-    return F.scaled_dot_product_attention(q, agents, gathered, attn_mask=query_bias.to(q.dtype)).to(
-        dtype
-    )
+    # Without the batch's dimension torch would not take its fused kernel.
+    query_bias, key_bias = (bias.to(q.dtype).unsqueeze(0) for bias in (query_bias, key_bias))
+    gathered = F.scaled_dot_product_attention(agents, k, v, attn_mask=key_bias)
+    return F.scaled_dot_product_attention(q, agents, gathered, attn_mask=query_bias).to(dtype)
 
 
 class AgentBias(BaseModule):
@@ -99,7 +99,7 @@ class AgentBias(BaseModule):
     def forward(self, hw_shape: tuple[int, int], pool_size: int) -> Tensor:
         """The biases of a grid of tokens and agents, interpolated: (H, pool_size^2, N)."""
         height, width = hw_shape
-        bias = resize_map(self.map, hw_shape) + resize_map(self.row, (height, 1))
-        bias = bias + resize_map(self.column, (1, width))
+        bias = resize_map(self.row, (height, 1)) + resize_map(self.column, (1, width))
+        bias += resize_map(self.map, hw_shape)
         by_token = bias.flatten(2).transpose(1, 2).unflatten(2, (self.agents, self.agents))
         return resize_map(by_token, (pool_size, pool_size)).flatten(2).transpose(1, 2)

@@ -58,10 +58,11 @@ class LinearAngularAttention(StateAttention):
         return read_angular_state(q, *state, own, place)
 
     def local(self, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        sequence = to_tokens(self.full_map(v, hw_shape)).transpose(1, 2).unsqueeze(-1)
-        # The taps of a head, for each of its channels: a depth-wise convolution of contiguous rows.
-        weight = self.dwc.weight.repeat_interleave(self.head_dim, dim=0)
-        local = F.conv2d(sequence, weight, padding=self.dwc.padding, groups=self.embed_dims)
+        # One row of tokens in channels-last memory, which the convolution takes without a copy.
+        row = to_tokens(self.full_map(v, hw_shape)).transpose(1, 2).unsqueeze(2)
+        # The taps of a head, for each of its channels.
+        weight = self.dwc.weight.repeat_interleave(self.head_dim, dim=0).transpose(2, 3)
+        local = F.conv2d(row, weight, padding=self.dwc.padding[::-1], groups=self.embed_dims)
         return to_tokens(local)
 
 
