@@ -66,7 +66,8 @@ class CPUBfloat16OptimWrapper(OptimWrapper):
 def let_mmcv_take_bfloat16() -> None:
     """Run in float32 what mmcv 2.1 is compiled for in float16 and float32 alone.
 
-    That is RoIAlign and the focal loss, without which no detector trains in bfloat16.
+    That is RoIAlign and the focal loss, without which no detector trains in bfloat16. Their results
+    stay float32: what follows is under autocast, and a loss is better summed so.
     """
     from mmcv.ops import RoIAlign
     from mmdet.models.losses import focal_loss
@@ -78,10 +79,9 @@ def let_mmcv_take_bfloat16() -> None:
 def _in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(function)
     def cast(*args: Any, **kwargs: Any) -> Tensor:
-        halves = [isinstance(x, Tensor) and x.dtype is torch.bfloat16 for x in args]
-        if not any(halves):
-            return function(*args, **kwargs)
-        full = [x.float() if half else x for x, half in zip(args, halves)]
-        return function(*full, **kwargs).bfloat16()
+        args = tuple(
+            x.float() if isinstance(x, Tensor) and x.dtype is torch.bfloat16 else x for x in args
+        )
+        return function(*args, **kwargs)
 
     return cast
