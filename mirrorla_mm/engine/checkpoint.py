@@ -33,7 +33,7 @@ __all__ = [
     'require_file',
 ]
 
-
+ZIP = b'PK\x03\x04'  # What a file of torch.save begins with.
 CHUNK = 2**20
 
 
@@ -115,9 +115,9 @@ def _load_stream(stream: BinaryIO, name: str, map_location: Any) -> Any:
 
 def _checked(stream: BinaryIO) -> BinaryIO:
     """Keep two branches of ``torch.load`` out of reach: TorchScript archives and tar files."""
-    start = stream.read(4)
+    start = stream.read(len(ZIP))
     stream.seek(0)
-    if start == b'PK\x03\x04':
+    if start == ZIP:
         # torch's own reader, so that both agree on what the archive holds.
         if 'constants.pkl' in torch._C.PyTorchFileReader(stream).get_all_records():
             raise ValueError('it is a TorchScript archive')

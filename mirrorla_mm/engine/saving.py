@@ -20,11 +20,9 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from .checkpoint import CheckpointError
+from .checkpoint import ZIP, CheckpointError
 
 __all__ = ['AtomicLocalBackend', 'SafeCheckpointHook', 'find_latest_checkpoint']
-
-ZIP = b'PK\x03\x04'  # what torch.save writes
 
 
 @register_backend('local', force=True, prefixes='')

@@ -192,6 +192,20 @@ def coco(annotations) -> dict:
     )
 
 
+def coco_dataset(folder, content, classes, **options):
+    (folder / 'ann.json').write_text(json.dumps(content))
+    return DATASETS.build(
+        dict(
+            type='mmdet.CocoDataset',
+            ann_file=str(folder / 'ann.json'),
+            data_prefix=dict(img=''),
+            pipeline=[],
+            metainfo=dict(classes=classes),
+            **options,
+        )
+    )
+
+
 def test_boxes_that_mmdet_leaves_out_are_counted(tmp_path):
     pytest.importorskip('mmdet')
     import mmdet.datasets  # noqa: F401
@@ -199,16 +213,7 @@ def test_boxes_that_mmdet_leaves_out_are_counted(tmp_path):
     cfg = Config(dict(work_dir=str(tmp_path), model={}))
     check_loading(cfg)
     content = coco([([1, 1, 9, 9], 1), ([1, 1, 0, 9], 1), ([1, 1, 9, 9], 7), ([1, 1, 9, 9], 2)])
-    (tmp_path / 'ann.json').write_text(json.dumps(content))
-    dataset = DATASETS.build(
-        dict(
-            type='mmdet.CocoDataset',
-            ann_file=str(tmp_path / 'ann.json'),
-            data_prefix=dict(img=''),
-            pipeline=[],
-            metainfo=dict(classes=('thing',)),
-        )
-    )
+    dataset = coco_dataset(tmp_path, content, ('thing',))
     assert len(dataset.get_data_info(0)['instances']) == 1
     # A class that the config leaves out on purpose is not a fault of the data.
     assert dataset.dropped_boxes == [
@@ -236,16 +241,8 @@ def test_picture_without_objects_has_no_boxes_or_is_left_out_as_the_config_says(
 
     content = coco([([1, 1, 9, 9], 1)])
     content['images'].append(dict(id=2, file_name='empty.jpg', height=50, width=50))
-    (tmp_path / 'ann.json').write_text(json.dumps(content))
-    dataset = DATASETS.build(
-        dict(
-            type='mmdet.CocoDataset',
-            ann_file=str(tmp_path / 'ann.json'),
-            data_prefix=dict(img=''),
-            pipeline=[],
-            metainfo=dict(classes=('thing', 'other')),
-            filter_cfg=dict(filter_empty_gt=not kept),
-        )
+    dataset = coco_dataset(
+        tmp_path, content, ('thing', 'other'), filter_cfg=dict(filter_empty_gt=not kept)
     )
     counts = [len(dataset.get_data_info(i)['instances']) for i in range(len(dataset))]
     assert counts == ([1, 0] if kept else [1])
