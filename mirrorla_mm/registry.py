@@ -8,6 +8,9 @@ their own configs are registered in the root registry as well, so that after
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -43,6 +46,39 @@ def register_model(cls: type[nn.Module]) -> type[nn.Module]:
     return cls
 
 
+def register_lazily(package: str, **modules: str) -> Callable[[str], type[nn.Module]]:
+    """Register hosts or heads that build on mmdet or mmseg, importing these when one is used.
+
+    The two take seconds and more memory than a small model, and a user of one need not load both.
+
+    Args:
+        package (str): Name of the package that the classes belong to.
+        **modules (str): Module of each class, relative to the package.
+
+    Returns:
+        Callable: The package's ``__getattr__``, with which it offers the classes.
+    """
+
+    def load(name: str) -> type[nn.Module]:
+        if name not in modules:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        return getattr(import_module(modules[name], package), name)
+
+    def builder(name: str) -> Callable[..., nn.Module]:
+        def build(*args, **kwargs) -> nn.Module:
+            return load(name)(*args, **kwargs)
+
+        build.__name__ = name
+        return build
+
+    for name in modules:
+        for registry in (MODELS, ROOT_MODELS):
+            # Once imported, the class itself is there.
+            if name not in registry.module_dict:
+                registry.register_module(name=name, module=builder(name))
+    return load
+
+
 def register_attention(cls: type[nn.Module]) -> type[nn.Module]:
     """Class decorator: register an attention module in this scope alone."""
     MODELS.register_module(force=True, module=cls)
@@ -76,5 +112,6 @@ __all__ = [
     'TRANSFORMS',
     'build_attention',
     'register_attention',
+    'register_lazily',
     'register_model',
 ]

@@ -5,7 +5,7 @@ import pytest
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 
-import mirrorla_mm  # noqa: F401
+import mirrorla_mm
 from mirrorla_mm.registry import MODELS
 
 
@@ -56,6 +56,34 @@ def test_one_line_puts_it_into_a_stock_model(package, config):
         'print(type(MODELS.build(cfg.model).backbone).__name__)\n'
     )
     assert out == 'MirrorLA'
+
+
+def test_mmdet_and_mmseg_are_imported_when_a_host_or_head_on_them_is_used():
+    out = run(
+        'import sys, mirrorla_mm\n'
+        'from mmengine.registry import MODELS\n'
+        'loaded = lambda: [p for p in ("mmdet.models", "mmseg.models") if p in sys.modules]\n'
+        'before = loaded()\n'
+        'swin = MODELS.build(dict(type="LinearSwin", arch="t"))\n'
+        'after = loaded()\n'
+        'from mirrorla_mm.backbones import LinearSwin\n'
+        'same = type(swin) is LinearSwin is MODELS.get("mirrorla_mm.LinearSwin")\n'
+        'print(before, after, same)\n'
+    )
+    assert out == "[] ['mmdet.models'] True"
+
+
+@pytest.mark.parametrize('name', ['LinearPVT', 'EfficientViTHead'])
+@pytest.mark.parametrize('scope', ['', 'mirrorla_mm.'])
+def test_what_builds_on_them_is_found_by_name(name, scope):
+    options = dict(LinearPVT=dict(arch='t'), EfficientViTHead=dict(in_channels=[8, 8, 8]))[name]
+    options = dict(options, **({} if name == 'LinearPVT' else dict(channels=8, num_classes=3)))
+    assert type(ROOT.build(dict(type=scope + name, **options))).__name__ == name
+
+
+def test_a_package_that_loads_lazily_still_names_what_it_lacks():
+    with pytest.raises(AttributeError, match="'mirrorla_mm.heads' has no attribute 'NoSuchHead'"):
+        mirrorla_mm.heads.NoSuchHead  # noqa: B018
 
 
 def test_a_second_registration_does_no_harm():

@@ -7,7 +7,7 @@ strategy = dict(
     model_wrapper=dict(
         use_orig_params=True,
         auto_wrap_policy=dict(
-            type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=int(1e7)
+            type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=int(1e6)
         ),
     ),
     state_dict_cfg='full',

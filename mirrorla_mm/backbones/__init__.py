@@ -2,18 +2,17 @@
 
 from importlib.util import find_spec
 
+from ..registry import register_lazily
 from .mirrorla import MirrorLA
 from .nalaformer import NaLaFormer
 from .ravlt import RAVLT
 
-__all__ = ['RAVLT', 'MirrorLA', 'NaLaFormer']
-
 # The hosts on top of stock classes are there where the stock is.
+_stock = {}
 if find_spec('mmdet') or find_spec('mmseg'):
-    from .swin import LinearSwin
-
-    __all__ += [LinearSwin.__name__]
+    _stock['LinearSwin'] = '.swin'
 if find_spec('mmdet'):
-    from .pvt import LinearPVT
+    _stock['LinearPVT'] = '.pvt'
+__getattr__ = register_lazily(__name__, **_stock)
 
-    __all__ += [LinearPVT.__name__]
+__all__ = ['RAVLT', 'MirrorLA', 'NaLaFormer', *_stock]

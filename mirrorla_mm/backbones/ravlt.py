@@ -138,19 +138,17 @@ class RAVLT(BaseModule):
             if i:
                 self.downsamples.append(Downsample(self.embed_dims[i - 1], channels))
             self.stages.append(
-                nn.Sequential(
-                    *(
-                        self.block(
-                            channels,
-                            settings['num_heads'][i],
-                            attn_cfgs[self.layout[i]],
-                            mlp_ratio=settings['mlp_ratio'],
-                            drop_path=next(drop_path),
-                            layer_scale=settings['layer_scale'][i],
-                            with_cp=with_cp,
-                        )
-                        for _ in range(depth)
+                nn.ModuleList(
+                    self.block(
+                        channels,
+                        settings['num_heads'][i],
+                        attn_cfgs[self.layout[i]],
+                        mlp_ratio=settings['mlp_ratio'],
+                        drop_path=next(drop_path),
+                        layer_scale=settings['layer_scale'][i],
+                        with_cp=with_cp,
                     )
+                    for _ in range(depth)
                 )
             )
         self.norms = nn.ModuleDict(
@@ -177,7 +175,9 @@ class RAVLT(BaseModule):
         for i, stage in enumerate(self.stages):
             if i:
                 x = self.downsamples[i - 1](x)
-            x = stage(x)
+            # One after the other from here, so that nobody keeps the stage's input meanwhile.
+            for block in stage:
+                x = block(x)
             if i in self.out_indices:
                 outputs.append(self._normalise(x, str(i)))
         return tuple(outputs)

@@ -2,11 +2,10 @@
 
 from importlib.util import find_spec
 
+from ..registry import register_lazily
 from .classification_neck import ProjectionNeck
 
-__all__ = ['ProjectionNeck']
+_stock = {'EfficientViTHead': '.efficientvit_head'} if find_spec('mmseg') else {}
+__getattr__ = register_lazily(__name__, **_stock)
 
-if find_spec('mmseg'):
-    from .efficientvit_head import EfficientViTHead
-
-    __all__ += ['EfficientViTHead']
+__all__ = ['ProjectionNeck', *_stock]
