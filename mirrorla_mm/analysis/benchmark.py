@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
+from typing import TypeVar
 
 import torch
 from mmengine.config import Config
@@ -25,6 +26,7 @@ from ..backbones.ravlt import RAVLT, arch_settings
 from ..registry import MODELS
 from .reference_ravlt import ReferenceRAVLT
 
+T = TypeVar('T')
 WORDS = ('reference', 'eager', 'deploy', 'compile', 'amp')
 
 
@@ -115,9 +117,16 @@ def measure_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tu
         tuple[float, float]: MiB that the step takes on top of the loaded model and its input, and
         MiB of the whole process at its peak (on a GPU: of all tensors).
     """
-    # A pool rather than a process: it hands the result, or the exception, back.
+    return in_fresh_process(_peak_memory, subject, variant, shape)
+
+
+def in_fresh_process(function: Callable[..., T], *args, **kwargs) -> T:
+    """Call a function in a new process, where nothing that ran before has left its traces.
+
+    Its name, arguments and result, or the exception that it raises, are pickled.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-        return pool.submit(_peak_memory, subject, variant, shape).result()
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def _peak_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tuple[float, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from torch.utils._pytree import tree_leaves
 from ..attention import Attention
 from ..registry import MODELS, build_attention
 from .flops import empty_parameters, model_complexity, total_complexity
+
+# Of malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 HOSTS = {
     'ravlt': dict(type='mirrorla_mm.RAVLT', layout='linear'),
@@ -86,7 +91,7 @@ def compare(
         host (str): One of :data:`HOSTS`.
         arch (str): The host's architecture.
         picture (Tensor): Shape (B, 3, H, W), normalised.
-        repeats (int): Passes that are timed, after one that is not; the fastest counts.
+        repeats (int): Passes that are timed, after one that is not; the median counts.
         seed (int): Of the weights, which are at their initial values.
     """
     attn_cfg = dict(type=method)
@@ -115,26 +120,38 @@ def scaling(
 ) -> list[tuple[Cost, Cost]]:
     """Inference and training cost of one module alone on square grids of tokens.
 
-    Sides that come after a training pass of more than ``patience`` seconds are left out: where
-    time grows with the square of the tokens, the next would take minutes.
+    The grids take turns, as a machine's speed may differ from one second to the next. Sides that
+    come after a training pass of more than ``patience`` seconds are left out: where time grows with
+    the square of the tokens, the next would take minutes.
     """
-    costs: list[tuple[Cost, Cost]] = []
+    passes: list[tuple[Callable[[], object], ...]] = []
+    first: list[list[Cost]] = []
     for side in sides:
-        if costs and costs[-1][1].seconds > patience:
+        if first and first[-1][1].seconds > patience:
             break
-        torch.manual_seed(0)
-        module = build_attention(
-            dict(type=method), embed_dims=channels, num_heads=heads, grid_size=(side, side)
-        ).to(device)
-        x = torch.randn(1, side * side, channels, device=device)
+        passes.append(_passes(method, side, channels, heads, device))
+        first.append([measure(run, device, repeats=1) for run in passes[-1]])
+    rounds = [[[_seconds(run, device) for run in runs] for runs in passes] for _ in range(repeats)]
+    return [
+        tuple(Cost(median(times), cost.memory) for times, cost in zip(zip(*grid), costs))
+        for grid, costs in zip(zip(*rounds), first)
+    ]
 
-        def step(module: nn.Module = module, x: Tensor = x, side: int = side) -> Tensor:
-            return module(x, (side, side))
 
-        with torch.no_grad():
-            inference = measure(step, device, repeats)
-        costs.append((inference, measure(lambda step=step: _backward(step()), device, repeats)))
-    return costs
+def _passes(
+    method: str, side: int, channels: int, heads: int, device: torch.device | str
+) -> tuple[Callable[[], object], ...]:
+    """Inference and a training step of one module on a square grid."""
+    torch.manual_seed(0)
+    module = build_attention(
+        dict(type=method), embed_dims=channels, num_heads=heads, grid_size=(side, side)
+    ).to(device)
+    x = torch.randn(1, side * side, channels, device=device)
+
+    def attend() -> Tensor:
+        return module(x, (side, side))
+
+    return torch.no_grad()(attend), lambda: _backward(attend())
 
 
 def fourfold(seconds: list[float], sides: list[int]) -> list[float]:
@@ -147,17 +164,29 @@ def fourfold(seconds: list[float], sides: list[int]) -> list[float]:
 
 def measure(run: Callable[[], object], device: torch.device | str, repeats: int = 3) -> Cost:
     """Time and peak memory of ``run``; memory in a pass of its own, as watching it costs time."""
-    device = torch.device(device)
-    with peak_memory(device) as memory:
+    with peak_memory(torch.device(device)) as memory:
         run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return Cost(min(seconds), memory())
+    return Cost(median(_seconds(run, device) for _ in range(repeats)), memory())
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next pass instead of returning it to the system.
+
+    By default it returns large blocks or not, depending on what went before, and a training step
+    that has to fault all its pages in again takes up to half as long again.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'mallopt'):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _seconds(run: Callable[[], object], device: torch.device | str) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 @contextmanager

@@ -9,19 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.backend import forced_backend
-from ..ops.streaming import STRIP_BYTES, streams
+from ..ops.streaming import streams
 from .base import Attention
 
 State = tuple[Tensor, ...]
+
+# What four maps of a strip may take: more than for rows of convolutions, as a strip costs some
+# twenty calls and shorter ones gain nothing.
+STRIP_BYTES = 8 << 20
 
 
 class StateAttention(Attention):
     """Linear attention in two steps: keys and values are summed to a state that each query reads.
 
     A subclass fills in :meth:`gather` and :meth:`read`. As sums of a part of the tokens can be
-    merged, inference on a CPU goes strip by strip of tokens: keys, queries and all that is made of
-    them stay in cache, and the time per token does not grow with the map. Only values and their
-    local enhancement are whole maps. Arguments are those of :class:`Attention`.
+    merged, inference on a CPU goes strip by strip over a large map: keys, queries and all that is
+    made of them stay in cache, and the time per token does not grow with the map. Only values and
+    their local enhancement are whole maps. Arguments are those of :class:`Attention`.
     """
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
@@ -71,35 +75,40 @@ class StateAttention(Attention):
 
     def strips(self, x: Tensor) -> bool:
         """Whether to work strip by strip."""
-        return streams(x)
+        return streams(x) and len(token_strips(x)) > 1
 
     def _stream(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        weight, bias = self.projection()
-        weights = weight.split(self.embed_dims)
-        biases = (None,) * len(weights) if bias is None else bias.split(self.embed_dims)
-        to_q, to_k, to_v, *to_gate = zip(weights, biases)
+        dims = self.embed_dims
+        to_kv, to_q_gate = zip(*(_halves(packed, dims) for packed in self.projection()))
         place = self.place(x, hw_shape)
         strips = [(tokens, None if place is None else place[tokens]) for tokens in token_strips(x)]
         v, out = torch.empty_like(x), torch.empty_like(x)
         state = None
         for tokens, where in strips:
-            v[:, tokens] = F.linear(x[:, tokens], *to_v)
-            k = F.linear(x[:, tokens], *to_k)
-            found = self.gather(self._heads(k), self._heads(v[:, tokens]), where, x.shape[1])
+            k, values = F.linear(x[:, tokens], *to_kv).split(dims, dim=-1)
+            v[:, tokens] = values
+            found = self.gather(self._heads(k), self._heads(values), where, x.shape[1])
             state = found if state is None else self.merge(state, found)
         local = self.local(x, v, hw_shape)
         for tokens, where in strips:
-            q = self._heads(F.linear(x[:, tokens], *to_q))
-            strip = self.read(q, state, where, self._heads(v[:, tokens])).transpose(1, 2).flatten(2)
+            q, *gate = F.linear(x[:, tokens], *to_q_gate).split(dims, dim=-1)
+            strip = self.read(self._heads(q), state, where, self._heads(v[:, tokens]))
+            strip = strip.transpose(1, 2).flatten(2)
             if local is not None:
                 strip = strip + local[:, tokens]
-            gate = [F.linear(x[:, tokens], *layer) for layer in to_gate]
             out[:, tokens] = self.proj(self.modulate(strip, *gate))
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, N, C) to (B, H, N, d)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _halves(packed: Tensor | None, dims: int) -> tuple[Tensor | None, Tensor | None]:
+    """Rows of k and v, and those of q and, where there is one, the gate."""
+    if packed is None:
+        return None, None
+    return packed[dims : 3 * dims], torch.cat((packed[:dims], packed[3 * dims :]))
 
 
 def token_strips(x: Tensor) -> list[slice]:

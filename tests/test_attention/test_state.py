@@ -52,6 +52,13 @@ def test_all_but_efficient_attention_with_rope_work_in_strips(short_strips):
     assert whole == [('EfficientAttention', True)]
 
 
+def test_a_map_of_one_strip_stays_whole(short_strips):
+    attention = randomised(MODELS.get('HydraAttention'))
+    with torch.no_grad():
+        assert not attention.strips(torch.empty(2, 5, DIMS, dtype=torch.float64))
+        assert attention.strips(torch.empty(2, 6, DIMS, dtype=torch.float64))
+
+
 def test_strips_of_very_different_keys_neither_overflow_nor_vanish(short_strips):
     attention = randomised(MODELS.get('EfficientAttention'))
     x = torch.randn(1, 63, DIMS, dtype=torch.float64) * torch.linspace(0, 900, 63).view(1, -1, 1)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from mirrorla_mm.attention import state
 from mirrorla_mm.backbones import RAVLT, MirrorLA, NaLaFormer
 from mirrorla_mm.backbones.ravlt import ARCHS
 from mirrorla_mm.ops import streaming, use_backend
@@ -47,6 +48,7 @@ def test_outputs_of_every_arch_and_layout_stay(arch, layout):
 @pytest.mark.parametrize('host', [MirrorLA, RAVLT, NaLaFormer])
 def test_folding_and_streaming_are_exact(host, monkeypatch):
     monkeypatch.setattr(streaming, 'STRIP_BYTES', 1 << 14)
+    monkeypatch.setattr(state, 'STRIP_BYTES', 1 << 14)
     model = as_trained(host(SMALL, layout=('linear', 'linear', 'softmax', 'linear'))).double()
     pictures = torch.rand(2, 3, 141, 97, dtype=torch.float64)
     with use_backend('torch'):

@@ -2,8 +2,9 @@
 
 python tools/analysis_tools/compare_attention.py --host swin --size 224 --out attentions.png
 
-With --out each method alone is also timed on growing grids of tokens: a second table says by what
-its time grows for four times the tokens.
+With --out each method alone is also timed on growing grids of tokens, which take turns, each method
+in a process of its own. A second table says by what its time grows for four times the tokens. On a
+CPU memory that was freed is kept for the next pass, as a GPU's allocator does.
 
 Weights are at their initial values and the picture is noise, so that nothing here is an accuracy.
 """
@@ -19,12 +20,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mirrorla_mm.analysis.benchmark import in_fresh_process
 from mirrorla_mm.analysis.compare import (
     HOSTS,
     Cost,
     Facts,
     compare,
     fourfold,
+    keep_freed_memory,
     registered_methods,
     scaling,
 )
@@ -46,7 +49,7 @@ def parse_args() -> argparse.Namespace:
         help='height and width, or one number for both',
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--repeats', type=int, default=3, help='timed passes; the fastest counts')
+    parser.add_argument('--repeats', type=int, default=7, help='timed passes; the median counts')
     parser.add_argument('--out', type=Path, help='PNG of latency and memory over the tokens')
     parser.add_argument(
         '--sides',
@@ -68,6 +71,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    keep_freed_memory()
     height, width = args.size[0], args.size[-1]
     generator = torch.Generator().manual_seed(0)
     picture = torch.randn(1, 3, height, width, generator=generator).to(args.device)
@@ -76,14 +80,17 @@ def main() -> None:
     title = f'{args.host}-{args.arch} at {height}x{width}, batch 1, float32, {device}'
     Console(width=120).print(table(rows, title))
     if args.out:
-        costs = {
-            method: scaling(method, args.sides, device=args.device, repeats=args.repeats)
-            for method in args.methods
-        }
+        costs = {m: in_fresh_process(grow, m, args) for m in args.methods}
         title = f'One module, 64 channels, 2 heads, float32, {device}'
-        Console(width=120).print(growth_table(costs, args.sides, title))
+        Console(width=170).print(growth_table(costs, args.sides, title))
         plot(costs, args.sides, title, args.out)
         print(f'wrote {args.out}')
+
+
+def grow(method: str, args: argparse.Namespace) -> list[tuple[Cost, Cost]]:
+    """What a method costs on the grids."""
+    keep_freed_memory()
+    return scaling(method, args.sides, device=args.device, repeats=args.repeats)
 
 
 def table(rows: list[Facts], title: str) -> Table:
