@@ -15,6 +15,7 @@ from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
+from mmengine.registry import STRATEGIES as ROOT_STRATEGIES
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 from torch import nn
@@ -33,6 +34,7 @@ DATA_SAMPLERS = _scoped(ROOT_DATA_SAMPLERS)
 MODELS = _scoped(ROOT_MODELS)
 HOOKS = _scoped(ROOT_HOOKS)
 OPTIM_WRAPPERS = _scoped(ROOT_OPTIM_WRAPPERS)
+STRATEGIES = _scoped(ROOT_STRATEGIES)
 TRANSFORMS = _scoped(ROOT_TRANSFORMS)
 
 
@@ -109,6 +111,7 @@ __all__ = [
     'MODELS',
     'OPTIM_WRAPPERS',
     'SCOPE',
+    'STRATEGIES',
     'TRANSFORMS',
     'build_attention',
     'register_attention',

@@ -237,3 +237,11 @@ class Block(BaseModule):
                 layer.weight.data = (gamma.unsqueeze(1) * layer.weight).detach()
                 layer.bias.data = (gamma * layer.bias).detach()
                 setattr(self, name, None)
+
+
+def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """FSDP's ``auto_wrap_policy``: a shard for each block and one for the rest of the model.
+
+    A policy by size would also wrap single layers whose weights are read without calling them.
+    """
+    return recurse or isinstance(module, Block)

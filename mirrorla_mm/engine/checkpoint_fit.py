@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from .checkpoint import CheckpointError
 
@@ -35,7 +36,7 @@ def check_fit(model: nn.Module, checkpoint: dict, name: str) -> None:
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(f'The checkpoint {name} holds no weights.')
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+    while _wraps(model):
         model = model.module
     before = {key: value.clone() for key, value in model.state_dict().items()}
     try:
@@ -43,6 +44,13 @@ def check_fit(model: nn.Module, checkpoint: dict, name: str) -> None:
     except Exception:
         model.load_state_dict(before)
         raise
+
+
+def _wraps(model: nn.Module) -> bool:
+    # What FSDP wraps holds shards of the weights; FSDP itself takes and gives whole ones.
+    return (is_model_wrapper(model) or isinstance(model, BaseTTAModel)) and not isinstance(
+        model, FullyShardedDataParallel
+    )
 
 
 def _load(model: nn.Module, weights: dict, name: str) -> None:

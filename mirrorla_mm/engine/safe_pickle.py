@@ -191,6 +191,14 @@ _REBUILD = {
     if hasattr(torch._utils, name)
 }
 
+
+def _tensor_with_attributes(rebuild: Any, kind: Any, args: Any, state: Any) -> torch.Tensor:
+    """A tensor that somebody gave attributes, as FSDP does; they are left behind."""
+    plain = _is_one_of(rebuild, _REBUILD) and kind is torch.Tensor and type(args) is tuple
+    _check(plain, 'a subclass of torch.Tensor')
+    return rebuild(*args)
+
+
 _FUNCTIONS: dict[tuple[str, str], Callable] = {
     ('builtins', 'getattr'): _history_statistic,
     ('builtins', 'set'): set,
@@ -204,6 +212,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable] = {
     ('numpy', 'dtype'): _dtype,
     ('mmengine.config.config', 'ConfigDict'): _config_dict,
     ('torch', 'Size'): torch.Size,
+    ('torch._tensor', '_rebuild_from_type_v2'): _tensor_with_attributes,
     ('torch', 'device'): torch.device,
     **{(f'numpy.{core}.multiarray', '_reconstruct'): _array for core in ('core', '_core')},
     **{(f'numpy.{core}.multiarray', 'scalar'): _scalar for core in ('core', '_core')},
@@ -222,6 +231,7 @@ _CLASSES: dict[tuple[str, str], type] = {
 # Named, but neither called nor instantiated: as arguments of the functions above.
 _CONSTANTS: dict[tuple[str, str], Any] = {
     ('numpy', 'ndarray'): np.ndarray,
+    ('torch', 'Tensor'): torch.Tensor,
     **{('builtins', kind.__name__): kind for kind in (dict, list, int, float)},
     **{('mmengine.logging.history_buffer', f'HistoryBuffer.{name}'): name for name in _STATISTICS},
     **{

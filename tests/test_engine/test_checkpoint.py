@@ -103,6 +103,12 @@ def hostile_payloads(sentinel: str) -> dict:
         'module with __setstate__': module,
         'dict subclass': evil_dict,
         'torch module': nn.Linear(1, 1),
+        'tensor by a function': Call(
+            torch._tensor._rebuild_from_type_v2, os.mkdir, torch.Tensor, (sentinel,), {}
+        ),
+        'tensor of another type': Call(
+            torch._tensor._rebuild_from_type_v2, torch._utils._rebuild_tensor, EvilModule, (), {}
+        ),
         'state of a function': WithState(getattr, (HistoryBuffer, 'mean'), {'__code__': 1}),
     }
 
@@ -313,6 +319,16 @@ def test_honest_content_comes_back_equal(tmp_path, form):
     history = loaded['message_hub']['log_scalars']['train/loss']
     assert history.mean() == history.statistics('mean') == 3
     history.update(1)
+
+
+def test_a_tensor_with_attributes_comes_back_without_them(tmp_path):
+    # FSDP leaves such tensors in its checkpoints.
+    weight = torch.arange(6.0).view(2, 3)
+    weight._has_been_cloned = weight.numel = 'of the file'
+    torch.save(weight, tmp_path / 'a.pth')
+    loaded = load_checkpoint_file(tmp_path / 'a.pth')
+    assert not loaded.__dict__
+    torch.testing.assert_close(loaded, torch.arange(6.0).view(2, 3))
 
 
 def test_what_was_loaded_can_be_saved_and_loaded_again(tmp_path):

@@ -5,11 +5,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
+
+from mirrorla_mm.engine import load_checkpoint_file
 
 from .conftest import REPOSITORY
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
 
 EPOCHS, PER_EPOCH, KILLED_AT = 3, 2, 4
 HOOK = """
@@ -44,6 +50,17 @@ model['backbone'].update(drop_path_rate=0.0, norm_eval=True)
 model['decode_head'].update(dropout_ratio=0.0, norm_cfg=dict(type='GN', num_groups=4))
 param_scheduler = [dict(type='LinearLR', start_factor=0.2, by_epoch=False, end=5)]
 """
+SHARDED_CONFIG = Config.fromfile(
+    REPOSITORY / 'configs/mask_rcnn/mask-rcnn_mirrorla-l_fpn_fsdp-bf16-1x_coco.py'
+)
+# mmengine would clip sharded gradients by the norm of each process's own part.
+UNCLIPPED = 'optim_wrapper = dict(clip_grad=None)\n'
+# The strategy of the sharded config.
+SHARDED = f"""
+runner_type = '{SHARDED_CONFIG.runner_type}'
+strategy = {SHARDED_CONFIG.strategy.to_dict()}
+env_cfg = dict()
+"""
 
 
 def read(file: Path, processes: int) -> dict[int, float]:
@@ -55,21 +72,25 @@ def read(file: Path, processes: int) -> dict[int, float]:
     return {i: sum(losses[i] for losses in found) / processes for i in found[0] if i in found[-1]}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
-def test_two_processes_give_the_losses_of_one_and_resume(config, run, tmp_path, monkeypatch):
+@pytest.fixture()
+def compared(config, run, tmp_path, monkeypatch) -> SimpleNamespace:
+    """Losses by iteration of one process, or of two on half a batch each."""
     (tmp_path / 'loss_writer.py').write_text(HOOK)
     monkeypatch.syspath_prepend(tmp_path)
-    path = config('segmentation', MORE)
 
-    monkeypatch.setenv('LOSSES', str(tmp_path / 'one'))
-    run('train', path, '--work-dir', 'one')
-    one = read(tmp_path / 'one', 1)
-    assert list(one) == list(range(EPOCHS * PER_EPOCH))
+    def one(more: str) -> dict[int, float]:
+        monkeypatch.setenv('LOSSES', str(tmp_path / 'one'))
+        run('train', config('segmentation', more), '--work-dir', 'one')
+        losses = read(tmp_path / 'one', 1)
+        assert list(losses) == list(range(EPOCHS * PER_EPOCH))
+        assert len(set(losses.values())) == len(losses)
+        return losses
 
-    def two(name: str, *options: str, **more: str) -> dict[int, float]:
+    def two(more: str, name: str, *options: str, **environment: str) -> dict[int, float]:
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
+        path = config('segmentation', more)
         command = [REPOSITORY / 'tools/dist_train.sh', path, 2, '--work-dir', 'two', *options]
         command += ['--cfg-options', 'train_dataloader.batch_size=2']
         done = subprocess.run(
@@ -85,18 +106,29 @@ def test_two_processes_give_the_losses_of_one_and_resume(config, run, tmp_path, 
                 'OMP_NUM_THREADS': '1',
                 'PORT': str(port),
                 'LOSSES': str(tmp_path / name),
-                **more,
+                **environment,
             },
         )
-        assert bool(done.returncode) == bool(more), done.stderr[-3000:]
+        assert bool(done.returncode) == bool(environment), done.stderr[-6000:]
         return read(tmp_path / name, 2)
 
-    killed = two('killed', KILL_AT=str(KILLED_AT))
-    resumed = two('resumed', '--resume')
+    return SimpleNamespace(one=one, two=two)
+
+
+@pytest.mark.parametrize('more', ['', UNCLIPPED + SHARDED], ids=['data parallel', 'sharded'])
+def test_two_processes_give_the_losses_of_one_and_resume(compared, tmp_path, more):
+    one = compared.one(MORE + (UNCLIPPED if more else ''))
+    killed = compared.two(MORE + more, 'killed', KILL_AT=str(KILLED_AT))
+    resumed = compared.two(MORE + more, 'resumed', '--resume')
     for losses in (killed, resumed):
         assert losses == pytest.approx({i: one[i] for i in losses}, rel=1e-5)
     # The kill is in the second epoch, which is begun again.
     assert list(killed)[: KILLED_AT - 1] == list(range(KILLED_AT - 1))
     assert list(resumed) == list(range(PER_EPOCH, EPOCHS * PER_EPOCH))
     assert resumed[PER_EPOCH] == killed[PER_EPOCH]
-    assert len(set(one.values())) == len(one)
+    # A checkpoint of shards is one of whole weights, too.
+    ours, theirs = (
+        load_checkpoint_file(tmp_path / folder / f'epoch_{EPOCHS}.pth')['state_dict']
+        for folder in ('one', 'two')
+    )
+    torch.testing.assert_close(dict(theirs), dict(ours), rtol=1e-3, atol=1e-5)
