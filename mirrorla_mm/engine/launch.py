@@ -94,8 +94,15 @@ def build_runner(cfg: Config) -> Runner:
         Runner: Its data sets will name the files that they cannot read.
 
     Raises:
-        UserError: If a detector would run on a GPU that mmcv's ops were not compiled for.
+        UserError: If a detector would run on a GPU that mmcv's ops were not compiled for, or a
+            sharded model in a single process that nothing launched.
     """
+    if 'strategy' in cfg and cfg.launcher == 'none':
+        raise UserError(
+            'This config shares the model out over processes: start it with tools/dist_train.sh, or '
+            'tools/dist_test.sh, and their number. A checkpoint of it also tests with the config '
+            'that it is based on.'
+        )
     if gpu_without_ops() and not is_segmentation(cfg):
         raise UserError(
             'This mmcv was compiled without CUDA, and a detector needs its ops (NMS, RoIAlign, '
