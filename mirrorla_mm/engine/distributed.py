@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.model import MMDistributedDataParallel
+from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS
 from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -30,6 +32,8 @@ FULL_ON_CPU = {
 class CPUDistributedDataParallel(MMDistributedDataParallel):
     """``MMDistributedDataParallel`` for models on the CPU, which have no device to be bound to.
 
+    There is no synchronised batch norm on CPUs: each process normalises by its own batch.
+
     Args:
         module (nn.Module): The model.
         device_ids (list, optional): What mmengine passes; not used.
@@ -37,7 +41,13 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
     """
 
     def __init__(self, module: nn.Module, device_ids: list | None = None, **kwargs: Any) -> None:
-        super().__init__(module=module, **kwargs)
+        if any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()):
+            print_log(
+                'There is no SyncBN on CPUs: each process normalises by its own batch.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        super().__init__(module=revert_sync_batchnorm(module), **kwargs)
 
 
 @STRATEGIES.register_module(force=True)

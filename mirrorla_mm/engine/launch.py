@@ -99,8 +99,8 @@ def build_runner(cfg: Config) -> Runner:
     """
     if 'strategy' in cfg and cfg.launcher == 'none':
         raise UserError(
-            'This config shares the model out over processes: start it with tools/dist_train.sh, or '
-            'tools/dist_test.sh, and their number. A checkpoint of it also tests with the config '
+            'This config shares the model out over processes: start it by tools/dist_train.sh or '
+            'tools/dist_test.sh with their number. A checkpoint of it also tests with the config '
             'that it is based on.'
         )
     if gpu_without_ops() and not is_segmentation(cfg):

@@ -43,6 +43,12 @@ def command_line(config: str, **options) -> argparse.Namespace:
     )
 
 
+def test_a_sharded_config_needs_a_launcher():
+    sharded = Config(dict(strategy=dict(type='mirrorla_mm.FSDPStrategy'), launcher='none'))
+    with pytest.raises(UserError, match='start it by tools/dist_train.sh'):
+        launch.build_runner(sharded)
+
+
 def test_a_config_of_another_package_takes_an_attention_by_options():
     name = 'mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py'
     options = {'model.backbone.type': 'mirrorla_mm.LinearPVT'}

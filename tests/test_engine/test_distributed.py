@@ -1,0 +1,29 @@
+"""What distributed runs need on a machine without a GPU; whole runs are in ``test_tools``."""
+
+import pytest
+import torch
+from torch import distributed, nn
+
+from mirrorla_mm.engine.distributed import CPUDistributedDataParallel
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/meeting', rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures('process_group')
+def test_batch_norms_of_a_synchronised_model_train_on_cpus():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4))
+    weight = model[1].weight
+    parallel = CPUDistributedDataParallel(model)
+    parallel(torch.rand(2, 3, 5, 5)).square().sum().backward()
+    assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in parallel.modules())
+    assert weight.grad is not None and set(parallel.module.state_dict()) == {
+        *('0.weight', '0.bias', '1.weight', '1.bias'),
+        *('1.running_mean', '1.running_var', '1.num_batches_tracked'),
+    }
