@@ -2,12 +2,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mirrorla_mm.attention import RALA, MirrorAttention, ReLUAttention, SoftmaxAttention
-from mirrorla_mm.ops import apply_rope, elu_feature_map, rope_2d
+from mirrorla_mm.attention import (
+    RALA,
+    ELUAttention,
+    MirrorAttention,
+    ReLUAttention,
+    SoftmaxAttention,
+)
+from mirrorla_mm.ops import apply_rope, rope_2d
 from mirrorla_mm.registry import build_attention
 
 HW = (3, 5)
-METHODS = [RALA, MirrorAttention, ReLUAttention, SoftmaxAttention]
+METHODS = [RALA, ELUAttention, MirrorAttention, ReLUAttention, SoftmaxAttention]
 HOST = dict(gate=True, lepe_kernel=5, rope=True)
 
 
@@ -43,8 +49,10 @@ def matrix(attention, reflection, q, k, v):
         return scores.softmax(-1) @ v
     if reflection is not None:
         q, k = reflection(q, k)
-    phi = elu_feature_map if isinstance(attention, RALA) else F.relu
-    q, k = phi(q), phi(k)
+    if isinstance(attention, (RALA, ELUAttention)):
+        q, k = (torch.where(x > 0, x + 1, x.exp()) for x in (q, k))
+    else:
+        q, k = q.relu(), k.relu()
     weight = torch.full_like(k[..., 0], 1 / k.shape[2])
     if attention.rank_augmented:
         weight = (torch.einsum('bhd,bhnd->bhn', q.mean(2), k) / 8**0.5).softmax(-1)
