@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -175,7 +176,7 @@ def keep_freed_memory() -> None:
     By default it returns large blocks or not, depending on what went before, and a training step
     that has to fault all its pages in again takes up to half as long again.
     """
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None) if os.name == 'posix' else None
     if hasattr(libc, 'mallopt'):
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

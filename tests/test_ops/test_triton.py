@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirrorla_mm.ops import mirror_attention, mirror_attention_reference, use_backend
+from mirrorla_mm.ops import fused, mirror_attention, mirror_attention_reference, use_backend
 
 NUMERICS = Path(__file__).with_name('test_triton_numerics.py')
+needs_triton = pytest.mark.skipif(fused.TRITON_REASON is not None, reason=str(fused.TRITON_REASON))
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
 # Bytes a thread may keep on its stack. The two small kernels with sines keep the table of their
@@ -21,11 +22,11 @@ INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 LARGEST_STACK = {'rope_table_kernel': 64, 'mirror_kernel': 64}
 
 
+@needs_triton
 @pytest.mark.skipif(
     INTERPRETED or torch.cuda.is_available(), reason='the numerics run in this very process'
 )
 def test_numerics_under_the_interpreter():
-    pytest.importorskip('triton')
     pytest.importorskip('numpy')  # the interpreter's arrays
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(NUMERICS)],
@@ -44,6 +45,7 @@ def empty_qkv(head_dim, dtype=torch.bfloat16, hw_shape=(200, 320), batch=2, head
     return x.permute(2, 0, 3, 1, 4).unbind(0)[:3]
 
 
+@needs_triton
 @pytest.mark.skipif(INTERPRETED, reason='interpreted kernels do not compile')
 @pytest.mark.parametrize(
     'head_dim, dtype, capability',
@@ -51,7 +53,6 @@ def empty_qkv(head_dim, dtype=torch.bfloat16, hw_shape=(200, 320), batch=2, head
 )
 def test_compiled_within_registers_and_shared_memory(head_dim, dtype, capability):
     """Of what tuning tries for a kernel, the first; kernel_report.py compiles them all."""
-    pytest.importorskip('triton')
     from mirrorla_mm.ops.fused.ahead_of_time import SHARED_MEMORY, resources
     from mirrorla_mm.ops.fused.launch import configurations
     from mirrorla_mm.ops.fused.traffic import dry_run
@@ -67,12 +68,12 @@ def test_compiled_within_registers_and_shared_memory(head_dim, dtype, capability
         assert used.shared <= SHARED_MEMORY[capability], used
 
 
+@needs_triton
 @pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
 @pytest.mark.parametrize(
     'rank_augmented, variance_aware', list(itertools.product((True, False), repeat=2))
 )
 def test_each_pass_moves_each_tensor_once(rank_augmented, variance_aware):
-    pytest.importorskip('triton')
     from mirrorla_mm.ops.fused.traffic import dry_run, floor_bytes, traffic
     from mirrorla_mm.ops.options import Options
 
@@ -85,9 +86,9 @@ def test_each_pass_moves_each_tensor_once(rank_augmented, variance_aware):
         assert sum(x.rest for x in counted) <= 0.15 * floor
 
 
+@needs_triton
 @pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
 def test_nothing_as_long_as_n_but_inputs_outputs_and_gradients():
-    pytest.importorskip('triton')
     from mirrorla_mm.ops.fused.traffic import dry_run
     from mirrorla_mm.ops.options import Options
 
@@ -106,10 +107,10 @@ def test_nothing_as_long_as_n_but_inputs_outputs_and_gradients():
         assert seen == set(long_ones.split())
 
 
+@needs_triton
 @pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
 @pytest.mark.parametrize('batch, hw_shape', [(100_000, (2, 3)), (1, (500, 600))])
 def test_grids_are_within_the_limits_of_cuda(batch, hw_shape):
-    pytest.importorskip('triton')
     from mirrorla_mm.ops.fused.traffic import dry_run
     from mirrorla_mm.ops.options import Options
 
@@ -124,7 +125,7 @@ def test_grids_are_within_the_limits_of_cuda(batch, hw_shape):
 @pytest.mark.parametrize(
     'change, reason',
     [
-        ({}, 'tensors are on the cpu, not on a GPU'),
+        pytest.param({}, 'tensors are on the cpu, not on a GPU', marks=needs_triton),
         ({'dtype': torch.float64}, 'takes float32, float16 and bfloat16, got torch.float64'),
         ({'channels': 15}, 'need to be even and at most 128, got 15'),
         ({'channels': 130}, 'need to be even and at most 128, got 130'),
@@ -145,10 +146,8 @@ def test_forcing_the_impossible_says_why(change, reason, monkeypatch):
         mirror_attention(q, k, k, feature_map='relu', hw_shape=hw_shape)
 
 
+@needs_triton
 def test_an_old_triton_is_left_alone(monkeypatch):
-    from mirrorla_mm.ops import fused
-
-    pytest.importorskip('triton')
     assert fused._triton_reason() is None
     monkeypatch.setattr(fused, 'version', lambda name: '3.2.0')
     assert fused._triton_reason() == 'triton needs to be 3.6 or newer, got 3.2.0'
@@ -164,6 +163,7 @@ def test_cpu_tensors_fall_back_in_eager_and_in_one_compiled_graph():
         torch.testing.assert_close(compiled(q, k, v, theta), expected)
 
 
+@needs_triton
 def test_importing_the_operators_does_not_import_triton():
     code = "import sys, mirrorla_mm.ops; assert 'triton' not in sys.modules, 'imported'"
     subprocess.run([sys.executable, '-c', code], check=True, cwd=NUMERICS.parents[2])

@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from mirrorla_mm.ops import mirror_attention, mirror_attention_reference, use_backend
+from mirrorla_mm.ops.fused import TRITON_REASON
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 GPU = torch.cuda.is_available() and not INTERPRETED
 if not (INTERPRETED or GPU):
     pytest.skip('no GPU; test_triton.py interprets this file', allow_module_level=True)
-pytest.importorskip('triton')
+if TRITON_REASON:
+    pytest.skip(TRITON_REASON, allow_module_level=True)
 
 DEVICE = 'cuda' if GPU else 'cpu'
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-3}
