@@ -42,7 +42,8 @@ def check_fit(model: nn.Module, checkpoint: dict, name: str) -> None:
     try:
         _load(model, weights, name)
     except Exception:
-        model.load_state_dict(before)
+        # Sharded, only the first process holds whole weights.
+        model.load_state_dict(before, strict=False)
         raise
 
 
@@ -71,6 +72,7 @@ def _load(model: nn.Module, weights: dict, name: str) -> None:
         if mismatch is None:
             raise
         key, theirs, ours = mismatch.groups()
+        key = key.replace('_fsdp_wrapped_module.', '')
         raise CheckpointError(
             f'The checkpoint {name} is of another model: {key} has the shape {theirs} there and '
             f'{ours} in this config.'
