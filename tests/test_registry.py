@@ -73,12 +73,17 @@ def test_mmdet_and_mmseg_are_imported_when_a_host_or_head_on_them_is_used():
     assert out == "[] ['mmdet.models'] True"
 
 
-@pytest.mark.parametrize('name', ['LinearPVT', 'EfficientViTHead'])
-@pytest.mark.parametrize('scope', ['', 'mirrorla_mm.'])
-def test_what_builds_on_them_is_found_by_name(name, scope):
-    options = dict(LinearPVT=dict(arch='t'), EfficientViTHead=dict(in_channels=[8, 8, 8]))[name]
-    options = dict(options, **({} if name == 'LinearPVT' else dict(channels=8, num_classes=3)))
-    assert type(ROOT.build(dict(type=scope + name, **options))).__name__ == name
+@pytest.mark.parametrize(
+    'scope, name, options',
+    [
+        ('mmdet', 'LinearPVT', dict(arch='t')),
+        ('mmseg', 'EfficientViTHead', dict(in_channels=[8, 8, 8], channels=8, num_classes=3)),
+    ],
+)
+@pytest.mark.parametrize('prefix', ['', 'mirrorla_mm.'])
+def test_what_builds_on_them_is_found_by_name(scope, name, options, prefix):
+    with DefaultScope.overwrite_default_scope(scope):
+        assert type(ROOT.build(dict(type=prefix + name, **options))).__name__ == name
 
 
 def test_a_package_that_loads_lazily_still_names_what_it_lacks():
