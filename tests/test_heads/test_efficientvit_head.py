@@ -3,7 +3,16 @@ import torch
 
 pytest.importorskip('mmseg')
 
+from mmengine.registry import DefaultScope
+
 from mirrorla_mm.heads import EfficientViTHead
+
+
+@pytest.fixture(autouse=True)
+def _scope_of_a_segmentor():
+    """Where the head finds its loss, whatever scope an earlier test left."""
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        yield
 
 
 def build(channels=16, **kwargs):
