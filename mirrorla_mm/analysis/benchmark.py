@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
@@ -100,10 +101,11 @@ def measure_latency(
     inputs = pictures(subject, shape)
     for step in steps * 2:
         step(inputs)
+    clock = time.process_time if subject.cpu_time else time.perf_counter
     latencies: list[list[float]] = [[] for _ in steps]
     for _ in range(rounds):
         for step, times in zip(steps, latencies):
-            times.append(_seconds(step, inputs, subject))
+            times.append(elapsed(partial(step, inputs), subject.device, clock))
     return [
         Timing(variant, shape, times, [t / first for t, first in zip(times, latencies[0])])
         for variant, times in zip(variants, latencies)
@@ -120,13 +122,13 @@ def measure_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tu
     return in_fresh_process(_peak_memory, subject, variant, shape)
 
 
-def in_fresh_process(function: Callable[..., T], *args, **kwargs) -> T:
+def in_fresh_process(function: Callable[..., T], *args: object) -> T:
     """Call a function in a new process, where nothing that ran before has left its traces.
 
     Its name, arguments and result, or the exception that it raises, are pickled.
     """
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-        return pool.submit(function, *args, **kwargs).result()
+        return pool.submit(function, *args).result()
 
 
 def _peak_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tuple[float, float]:
@@ -154,12 +156,16 @@ def _resident_bytes(field: str) -> int:
     raise RuntimeError(f'/proc/self/status lacks {field}: memory is measured on Linux only.')
 
 
-def _seconds(step: Callable[[Tensor], object], inputs: Tensor, subject: Subject) -> float:
-    clock = time.process_time if subject.cpu_time else time.perf_counter
+def elapsed(
+    run: Callable[[], object],
+    device: torch.device | str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """What one call takes, to the end of what it started on a GPU."""
     start = clock()
-    step(inputs)
-    if subject.device == 'cuda':
-        torch.cuda.synchronize()
+    run()
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
     return clock() - start
 
 

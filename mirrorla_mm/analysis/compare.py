@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..attention import Attention
 from ..registry import MODELS, build_attention
+from .benchmark import elapsed
 from .flops import empty_parameters, model_complexity, total_complexity
 
 # Of malloc.h.
@@ -132,7 +132,7 @@ def scaling(
             break
         passes.append(_passes(method, side, channels, heads, device))
         first.append([measure(run, device, repeats=1) for run in passes[-1]])
-    rounds = [[[_seconds(run, device) for run in runs] for runs in passes] for _ in range(repeats)]
+    rounds = [[[elapsed(run, device) for run in runs] for runs in passes] for _ in range(repeats)]
     return [
         tuple(Cost(median(times), cost.memory) for times, cost in zip(zip(*grid), costs))
         for grid, costs in zip(zip(*rounds), first)
@@ -167,7 +167,7 @@ def measure(run: Callable[[], object], device: torch.device | str, repeats: int 
     """Time and peak memory of ``run``; memory in a pass of its own, as watching it costs time."""
     with peak_memory(torch.device(device)) as memory:
         run()
-    return Cost(median(_seconds(run, device) for _ in range(repeats)), memory())
+    return Cost(median(elapsed(run, device) for _ in range(repeats)), memory())
 
 
 def keep_freed_memory() -> None:
@@ -180,14 +180,6 @@ def keep_freed_memory() -> None:
     if hasattr(libc, 'mallopt'):
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _seconds(run: Callable[[], object], device: torch.device | str) -> float:
-    start = time.perf_counter()
-    run()
-    if torch.device(device).type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 @contextmanager
