@@ -215,7 +215,7 @@ def build_model(subject: Subject, words: set[str]) -> nn.Module:
     if 'reference' in words:
         backbone = cfg.model.backbone
         model.backbone = reference_backbone(
-            backbone.get('arch', 't'), backbone.get('layout', 'paper')
+            backbone.get('arch', 't'), backbone.get('layout', 'hybrid')
         )
     return model.backbone if subject.backbone_only else model
 

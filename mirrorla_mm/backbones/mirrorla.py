@@ -27,7 +27,7 @@ class MirrorLA(RAVLT):
     def __init__(
         self,
         arch: str | dict = 't',
-        layout: str | Sequence[str] = 'paper',
+        layout: str | Sequence[str] = 'hybrid',
         reflection: dict | None = None,
         **kwargs,
     ) -> None:

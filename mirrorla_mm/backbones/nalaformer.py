@@ -50,7 +50,7 @@ class NaLaFormer(RAVLT):
     Args:
         arch (str | dict): ``'xt'``, ``'t'``, ``'s'``, ``'b'``, ``'l'``, or a dict as for
             :class:`RAVLT`.
-        layout (str | Sequence[str]): See :class:`RAVLT`; the published layout is ``'paper'`` too.
+        layout (str | Sequence[str]): See :class:`RAVLT`; the published layout is ``'hybrid'`` too.
         attn_cfg (dict, optional): The attention of the linear stages. Defaults to
             :class:`~mirrorla_mm.attention.NaLaAttention`.
         **kwargs: Options of :class:`RAVLT`.
@@ -65,7 +65,7 @@ class NaLaFormer(RAVLT):
     def __init__(
         self,
         arch: str | dict = 't',
-        layout: str | Sequence[str] = 'paper',
+        layout: str | Sequence[str] = 'hybrid',
         attn_cfg: dict | None = None,
         **kwargs,
     ) -> None:

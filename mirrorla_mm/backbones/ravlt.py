@@ -56,10 +56,8 @@ ARCHS = {
 ARCH_KEYS = ('embed_dims', 'depths', 'num_heads')
 ARCH_DEFAULTS = dict(drop_path_rate=0.0, layer_scale=1.0, mlp_ratio=3.5)
 
-LAYOUTS = {
-    'paper': ('linear', 'linear', 'softmax', 'softmax'),
-    'linear': ('linear',) * 4,
-}
+HYBRID = ('linear', 'linear', 'softmax', 'softmax')
+LAYOUTS = {'hybrid': HYBRID, 'linear': ('linear',) * 4, 'paper': HYBRID}  # 'paper': older configs
 
 
 @register_model
@@ -70,9 +68,9 @@ class RAVLT(BaseModule):
         arch (str | dict): ``'xt'``, ``'t'``, ``'s'``, ``'b'``, ``'l'`` (paper, Tab. 6), or a dict
             with ``embed_dims``, ``depths`` and ``num_heads`` of the stages and, optionally,
             ``drop_path_rate``, ``layer_scale`` (a number, or one per stage) and ``mlp_ratio``.
-        layout (str | Sequence[str]): ``'paper'``: linear attention in stages 1 and 2, softmax in
-            the others, which is what the paper's FLOPs count; ``'linear'``: linear in all; or
-            ``'linear'`` or ``'softmax'`` per stage.
+        layout (str | Sequence[str]): ``'hybrid'``: linear attention in stages 1 and 2, softmax in
+            the others, which is what the paper's FLOPs count (``'paper'`` is the same, for older
+            configs); ``'linear'``: linear in all; or ``'linear'`` or ``'softmax'`` per stage.
         attn_cfg (dict): The attention of the linear stages. Defaults to RALA.
         in_channels (int): Channels of the picture. Defaults to 3.
         out_indices (Sequence[int]): Stages to return, of 0 to 3.
@@ -105,7 +103,7 @@ class RAVLT(BaseModule):
     def __init__(
         self,
         arch: str | dict = 't',
-        layout: str | Sequence[str] = 'paper',
+        layout: str | Sequence[str] = 'hybrid',
         attn_cfg: dict | None = None,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),

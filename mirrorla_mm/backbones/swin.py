@@ -50,7 +50,7 @@ class LinearSwin(SwinTransformer):
             ``num_heads``. Defaults to the stock's defaults, Swin-T.
         attn_cfg (dict | Sequence[dict | None], optional): The attention of the linear stages, or
             one per stage. Defaults to the mirror map.
-        layout (str | Sequence[str]): ``'paper'``: linear in stages 1 and 2, softmax in the others
+        layout (str | Sequence[str]): ``'hybrid'``: linear in stages 1 and 2, softmax in the others
             (FLatten's "LLSS"); ``'linear'``; or ``'linear'`` or ``'softmax'`` per stage.
         linear_window (int, optional): Windows of at most this side in linear stages too, shifted in
             every other block, see :class:`~mirrorla_mm.backbones.stock.WindowAttention`. Defaults
@@ -70,7 +70,7 @@ class LinearSwin(SwinTransformer):
         self,
         arch: str | None = None,
         attn_cfg: dict | Sequence[dict | None] | None = None,
-        layout: str | Sequence[str] = 'paper',
+        layout: str | Sequence[str] = 'hybrid',
         linear_window: int | None = None,
         **kwargs,
     ) -> None:

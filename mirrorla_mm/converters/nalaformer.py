@@ -20,14 +20,14 @@ RENAMES = (
 
 
 @blames_the_file
-def convert_nalaformer(state_dict: dict[str, Tensor], layout: str = 'paper') -> Converted:
+def convert_nalaformer(state_dict: dict[str, Tensor], layout: str = 'hybrid') -> Converted:
     """Convert the weights of a NaLaFormer classifier.
 
     They become ``backbone.``, ``neck.`` and ``head.`` of an mmpretrain classifier.
 
     Args:
         state_dict (dict): From :func:`~mirrorla_mm.converters.read_state_dict`.
-        layout (str): Of the converted model. Defaults to the published one, ``'paper'``.
+        layout (str): Of the converted model. Defaults to the published one, ``'hybrid'``.
 
     Returns:
         Converted: The weights and the backbone's config.

@@ -41,7 +41,7 @@ REFLECTION = r'\.attn\.reflection\.'
 
 @blames_the_file
 def convert_ravlt(
-    state_dict: dict[str, Tensor], to: str = 'RAVLT', layout: str = 'paper'
+    state_dict: dict[str, Tensor], to: str = 'RAVLT', layout: str = 'hybrid'
 ) -> Converted:
     """Convert an official file's weights, to ``RAVLT`` or as a warm start of ``MirrorLA``.
 
@@ -52,7 +52,7 @@ def convert_ravlt(
     Args:
         state_dict (dict): From :func:`~mirrorla_mm.converters.read_state_dict`.
         to (str): ``'RAVLT'`` or ``'MirrorLA'``.
-        layout (str): Of the converted model. Defaults to the published one, ``'paper'``.
+        layout (str): Of the converted model. Defaults to the published one, ``'hybrid'``.
 
     Returns:
         Converted: The weights, the backbone's config and what is new.

@@ -14,6 +14,7 @@ def kinds(model):
 def test_layouts_place_the_mirror():
     assert kinds(MirrorLA(TOY, 'linear')) == [MirrorAttention] * 4
     assert kinds(MirrorLA(TOY)) == [MirrorAttention] * 2 + [SoftmaxAttention] * 2
+    assert MirrorLA(TOY, 'paper').layout == MirrorLA(TOY, 'hybrid').layout == MirrorLA(TOY).layout
     mixed = ('softmax', 'linear', 'softmax', 'linear')
     assert kinds(MirrorLA(TOY, mixed)) == [SoftmaxAttention, MirrorAttention] * 2
 

@@ -16,7 +16,7 @@ def parameters_in_millions(model):
 
 
 @pytest.mark.parametrize('host', HOSTS)
-@pytest.mark.parametrize('layout', ['paper', 'linear', ('softmax', 'linear', 'linear', 'softmax')])
+@pytest.mark.parametrize('layout', ['hybrid', 'linear', ('softmax', 'linear', 'linear', 'softmax')])
 @pytest.mark.parametrize('size', [(64, 64), (70, 90), (33, 47), (1, 1)])
 def test_any_size_gives_strides_rounded_up(host, layout, size):
     outputs = host(TOY, layout).eval()(torch.rand(2, 3, *size))
@@ -43,7 +43,7 @@ def test_parameters_are_the_published_ones(arch, with_head):
 
 
 @pytest.mark.parametrize(
-    'name, layout', [('ravlt_det_paper', 'paper'), ('ravlt_det_linear', 'linear')]
+    'name, layout', [('ravlt_det_paper', 'hybrid'), ('ravlt_det_linear', 'linear')]
 )
 def test_outputs_are_those_of_the_authors_model(oracle, name, layout):
     recorded = oracle(name)
@@ -80,7 +80,7 @@ def renamed(state_dict):
 
 
 @pytest.mark.parametrize('host', HOSTS)
-@pytest.mark.parametrize('layout', ['paper', 'linear'])
+@pytest.mark.parametrize('layout', ['hybrid', 'linear'])
 def test_every_parameter_learns(host, layout):
     model = host(TOY, layout, drop_path_rate=0.0)
     sum(y.square().sum() for y in model(torch.rand(2, 3, 48, 40))).backward()
@@ -149,7 +149,7 @@ def test_layer_scale_starts_per_stage():
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('layout', ['paper', 'linear'])
+@pytest.mark.parametrize('layout', ['hybrid', 'linear'])
 def test_autocast_gives_finite_losses_and_gradients(dtype, layout):
     model = MirrorLA(TOY, layout)
     with torch.autocast('cpu', dtype=dtype):
@@ -179,7 +179,7 @@ def test_weights_of_another_architecture_in_a_stock_config_are_left_out():
         (dict(arch=dict(embed_dims=(8,), depths=(1,))), r"missing: \['num_heads'\], unknown: \[\]"),
         (dict(arch={**TOY, 'head': 1}), r"unknown: \['head'\]"),
         (dict(arch={**TOY, 'depths': (1, 1)}), 'need one value a stage'),
-        (dict(layout='hybrid'), "layout needs to be one of 'paper', 'linear' or a sequence"),
+        (dict(layout='half'), "layout needs to be one of 'hybrid', 'linear', 'paper' or a sequence"),
         (dict(layout=('linear', 'softmax')), 'one for each of the 4 stages'),
         (dict(out_indices=(0, 4)), 'out_indices needs ascending stages from 0 to 3'),
         (dict(out_indices=()), 'out_indices needs ascending stages'),

@@ -6,6 +6,7 @@ python tools/model_converters/nalaformer.py NALAFORMER_T.pth nalaformer-t.pth
 import argparse
 import functools
 
+from mirrorla_mm.backbones.ravlt import LAYOUTS
 from mirrorla_mm.converters import convert_file, convert_nalaformer, report
 from mirrorla_mm.engine.errors import one_line_errors
 
@@ -15,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('src', help='official file of a classifier')
     parser.add_argument('dst', help='checkpoint to write')
     parser.add_argument(
-        '--layout', choices=('paper', 'linear'), default='paper', help='layout of the backbone'
+        '--layout', choices=tuple(LAYOUTS), default='hybrid', help='layout of the backbone'
     )
     return parser.parse_args()
 

@@ -6,6 +6,7 @@ python tools/model_converters/ravlt.py RAVLT_T.pth mirrorla-t.pth --to MirrorLA
 import argparse
 import functools
 
+from mirrorla_mm.backbones.ravlt import LAYOUTS
 from mirrorla_mm.converters import convert_file, convert_ravlt, report
 from mirrorla_mm.engine.errors import one_line_errors
 
@@ -16,7 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('dst', help='checkpoint to write')
     parser.add_argument('--to', choices=('RAVLT', 'MirrorLA'), default='RAVLT', help='the backbone')
     parser.add_argument(
-        '--layout', choices=('paper', 'linear'), default='paper', help='layout of the backbone'
+        '--layout', choices=tuple(LAYOUTS), default='hybrid', help='layout of the backbone'
     )
     return parser.parse_args()
 
