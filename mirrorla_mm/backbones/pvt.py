@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmdet.models.backbones.pvt import PVTEncoderLayer, PyramidVisionTransformer
+from mmdet.models.backbones.pvt import (
+    PVTEncoderLayer,
+    PyramidVisionTransformer,
+    SpatialReductionAttention,
+    pvt_convert,
+)
 from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
+from .pretrained import has_checkpoint, load_pretrained
 from .stock import ReducedAttention, stage_attentions, with_arch
 
 ARCHS = {
@@ -16,22 +22,25 @@ ARCHS = {
     'm': dict(num_layers=(3, 4, 18, 3)),
     'l': dict(num_layers=(3, 8, 27, 3)),
 }
+AUTHORS_EPS = 1e-5
 
 
 @register_model
 class LinearPVT(PyramidVisionTransformer):
     """Pyramid Vision Transformer whose attention is replaced in the stages that ask for it.
 
-    It is mmdet's class, takes the same arguments and reads stock checkpoints for all that the two
-    have in common, so that in any config ``type='PyramidVisionTransformer'`` can become
-    ``type='mirrorla_mm.LinearPVT'``. Patch and position embedding, feed-forward networks, norms
-    and the conversion of the original authors' checkpoints are the stock's; only the attention
-    module of the linear stages is not, where ``attn_drop_rate`` has no meaning. mmseg has no PVT of
-    its own, so this host needs mmdet in segmentation too.
+    It is mmdet's class and takes the same arguments, so that in any config
+    ``type='PyramidVisionTransformer'`` can become ``type='mirrorla_mm.LinearPVT'``. Three things
+    differ. The attention of the linear stages is another; ``attn_drop_rate`` has no meaning there.
+    The norms of patch embedding and spatial reduction have an epsilon of 1e-5, as in the code of
+    PVT's, FLatten's, Agent's and PolaFormer's authors; mmdet's 1e-6 shows on dark and flat images.
+    And ``init_cfg`` takes a ``prefix`` and refuses a checkpoint that does not fit, see
+    :func:`~mirrorla_mm.backbones.pretrained.load_pretrained`; unless ``convert_weights=False``, it
+    also reads files of PVT's authors. mmseg has no PVT, so this host needs mmdet there too.
 
     Args:
         arch (str, optional): ``'t'``, ``'s'``, ``'m'`` or ``'l'`` sets ``num_layers``. Defaults to
-            the stock's default, PVT-S.
+            mmdet's default, PVT-S.
         attn_cfg (dict | Sequence[dict | None], optional): The attention of the linear stages, or
             one per stage. Defaults to the mirror map.
         layout (str | Sequence[str]): See :class:`~mirrorla_mm.backbones.LinearSwin`. Defaults to
@@ -39,7 +48,9 @@ class LinearPVT(PyramidVisionTransformer):
         linear_sr_ratios (Sequence[int]): Spatial reduction of k and v in the linear stages.
             Defaults to 1, none, as the authors' published models have it; ``sr_ratios`` is that of
             the softmax stages.
-        **kwargs: Arguments of the stock class.
+        **kwargs: Arguments of mmdet's class. With ``norm_cfg`` all norms are as it says. Stages
+            have ``embed_dims * num_heads`` channels: InLine-PVT, with twice the heads, is
+            ``embed_dims=32, num_heads=(2, 4, 10, 16)``.
 
     Raises:
         ValueError: If ``arch``, ``attn_cfg`` or ``layout`` is not valid.
@@ -59,6 +70,8 @@ class LinearPVT(PyramidVisionTransformer):
         **kwargs,
     ) -> None:
         super().__init__(**with_arch(arch, ARCHS, kwargs))
+        if 'norm_cfg' not in kwargs:
+            self._take_authors_epsilon()
         size = kwargs.get('pretrain_img_size', 224)
         grid = (size, size) if isinstance(size, int) else tuple(size)
         cfgs = stage_attentions(attn_cfg, layout, self.num_stages)
@@ -80,5 +93,27 @@ class LinearPVT(PyramidVisionTransformer):
                     )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of ``out_indices`` as a tuple, which mmpretrain wants; the stock returns a list."""
+        """Maps of ``out_indices`` as a tuple, which mmpretrain wants; mmdet's class has a list."""
         return tuple(super().forward(x))
+
+    def init_weights(self) -> None:
+        """Initialise as mmdet's class does, or load the checkpoint of ``init_cfg``.
+
+        Raises:
+            CheckpointError: If the checkpoint does not fit.
+        """
+        if not has_checkpoint(self.init_cfg):
+            return super().init_weights()
+        load_pretrained(self, self._renamed)
+
+    def _renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.convert_weights and any(key.startswith('patch_embed1.') for key in weights):
+            return pvt_convert(weights)
+        return weights
+
+    def _take_authors_epsilon(self) -> None:
+        for embedding, *_ in self.layers:
+            embedding.norm.eps = AUTHORS_EPS
+        for module in self.modules():
+            if isinstance(module, SpatialReductionAttention) and module.sr_ratio > 1:
+                module.norm.eps = AUTHORS_EPS

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..attention.base import to_map, to_tokens
 from ..registry import register_model
 from .layers import NORM_EPS, Block, Downsample, Stem
+from .pretrained import has_checkpoint, load_pretrained
 
 # Paper, Tab. 6. LayerScale starts at 1 where features are shallow and near 0 where they are deep.
 ARCHS = {
@@ -179,6 +180,18 @@ class RAVLT(BaseModule):
             if i in self.out_indices:
                 outputs.append(self._normalise(x, str(i)))
         return tuple(outputs)
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says.
+
+        Raises:
+            CheckpointError: If a checkpoint does not fit, see
+                :func:`~mirrorla_mm.backbones.pretrained.load_pretrained`.
+        """
+        if has_checkpoint(self.init_cfg):
+            load_pretrained(self)
+        else:
+            super().init_weights()
 
     def switch_to_deploy(self) -> RAVLT:
         """Fold for inference whatever can be folded; outputs stay the same but for rounding.

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch.nn.functional as F
-from mmengine.logging import MMLogger
-from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
+from .pretrained import has_checkpoint, load_pretrained
 from .stock import WindowAttention, stage_attentions, with_arch
 
 if find_spec('mmdet'):
@@ -93,23 +92,21 @@ class LinearSwin(SwinTransformer):
         return tuple(super().forward(x))
 
     def init_weights(self) -> None:
-        """Initialise as the stock class does, or load a checkpoint of this class or the stock's."""
-        if self.init_cfg is None:
+        """Initialise as mmdet's class does, or load the checkpoint of ``init_cfg``.
+
+        Raises:
+            CheckpointError: If the checkpoint does not fit.
+        """
+        if not has_checkpoint(self.init_cfg):
             return super().init_weights()
-        logger = MMLogger.get_current_instance()
-        checkpoint = CheckpointLoader.load_checkpoint(
-            self.init_cfg['checkpoint'], map_location='cpu', logger=logger
-        )
-        state_dict = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
-        if getattr(self, 'convert_weights', False):
-            state_dict = swin_converter(state_dict)
-        if any(key.startswith('backbone.') for key in state_dict):
-            state_dict = {
-                key.removeprefix('backbone.'): value
-                for key, value in state_dict.items()
-                if key.startswith('backbone.')
-            }
-        load_state_dict(self, self._fit_tables(state_dict), strict=False, logger=logger)
+        load_pretrained(self, self._renamed)
+
+    def _renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        official = any(key.startswith('layers.') for key in weights)
+        if official and getattr(self, 'convert_weights', False):
+            weights = swin_converter(weights)
+            weights = {key.removeprefix('backbone.'): value for key, value in weights.items()}
+        return self._fit_tables(weights)
 
     def train(self, mode: bool = True) -> LinearSwin:
         """Set the mode, keeping frozen stages in evaluation; unlike the stock it returns itself."""

@@ -179,7 +179,10 @@ def test_weights_of_another_architecture_in_a_stock_config_are_left_out():
         (dict(arch=dict(embed_dims=(8,), depths=(1,))), r"missing: \['num_heads'\], unknown: \[\]"),
         (dict(arch={**TOY, 'head': 1}), r"unknown: \['head'\]"),
         (dict(arch={**TOY, 'depths': (1, 1)}), 'need one value a stage'),
-        (dict(layout='half'), "layout needs to be one of 'hybrid', 'linear', 'paper' or a sequence"),
+        (
+            dict(layout='half'),
+            "layout needs to be one of 'hybrid', 'linear', 'paper' or a sequence",
+        ),
         (dict(layout=('linear', 'softmax')), 'one for each of the 4 stages'),
         (dict(out_indices=(0, 4)), 'out_indices needs ascending stages from 0 to 3'),
         (dict(out_indices=()), 'out_indices needs ascending stages'),

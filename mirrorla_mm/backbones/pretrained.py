@@ -1,0 +1,102 @@
+"""Start a host from a checkpoint, where a checkpoint that does not fit is an error."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from ..engine.checkpoint import CheckpointError
+
+ENOUGH = 0.5  # Stock weights fill some 70 % of a host whose attention is another.
+NAMED = 3
+StateDict = dict[str, Tensor]
+
+
+def has_checkpoint(init_cfg: dict | list | None) -> bool:
+    """Whether an ``init_cfg`` is ``dict(type='Pretrained', ...)``, which :func:`load_pretrained`
+    reads; mmengine reads all others.
+    """
+    return isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained'
+
+
+def load_pretrained(
+    model: nn.Module, adapt: Callable[[StateDict], StateDict] | None = None
+) -> None:
+    """Load the checkpoint that a host's ``init_cfg`` names.
+
+    The host's entries may stand alone or, as in a whole detector, under ``backbone.``, whether or
+    not ``prefix`` says so. What the checkpoint lacks keeps its initial values, and is logged.
+
+    Args:
+        model (nn.Module): With ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)``.
+        adapt (Callable, optional): Changes the entries to the host's names and shapes.
+
+    Raises:
+        CheckpointError: If an entry has another shape than the host's, if no entry begins with
+            ``prefix``, or if the checkpoint holds less than half of the host's parameters.
+    """
+    file, prefix = model.init_cfg['checkpoint'], model.init_cfg.get('prefix')
+    checkpoint = CheckpointLoader.load_checkpoint(file, map_location='cpu', logger='current')
+    weights = _without_prefix(_weights(checkpoint), prefix, file)
+    weights = weights if adapt is None else adapt(weights)
+    origin = _origin(checkpoint)
+    try:
+        absent, beyond = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        mismatch = re.search(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', str(error), re.S)
+        if mismatch is None:
+            raise
+        key, theirs, ours = mismatch.groups()
+        raise CheckpointError(
+            f'{file} does not fit {type(model).__name__}: {key} has the shape {theirs} there and '
+            f'{ours} in this config.{origin}'
+        ) from error
+    parameters = {key for key, _ in model.named_parameters()}
+    missing = [key for key in absent if key in parameters]
+    if len(missing) > (1 - ENOUGH) * len(parameters):
+        raise CheckpointError(
+            f'{file} does not fit {type(model).__name__}: {len(missing)} of its {len(parameters)} '
+            f'parameters are not there, such as {missing[0]}; {len(beyond)} entries of the file '
+            f'have no place, such as {_named(beyond)}.{origin}'
+        )
+    if missing or beyond:
+        print_log(
+            f'{file}: {len(missing)} parameters of {type(model).__name__} are not there and keep '
+            f'their initial values ({_named(missing)}); {len(beyond)} entries of the file have no '
+            f'place ({_named(beyond)}).',
+            'current',
+            logging.WARNING,
+        )
+
+
+def _weights(checkpoint: dict) -> StateDict:
+    weights = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
+    return {key.removeprefix('module.'): value for key, value in weights.items()}
+
+
+def _without_prefix(weights: StateDict, prefix: str | None, file: str) -> StateDict:
+    """The host's own entries, by its own names."""
+    prefix = f'{(prefix or "backbone").rstrip(".")}.'
+    own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    # A file of the host alone has no prefix to take off.
+    if not own and prefix != 'backbone.':
+        raise CheckpointError(
+            f'{file}: no entry begins with the prefix {prefix!r} that init_cfg names; its entries '
+            f'are such as {_named(list(weights))}.'
+        )
+    return own or weights
+
+
+def _origin(checkpoint: dict) -> str:
+    """What a converter noted in the file."""
+    backbone = (checkpoint.get('meta') or {}).get('backbone')
+    return f' The file was converted for backbone={backbone}.' if backbone else ''
+
+
+def _named(keys: list[str]) -> str:
+    return ', '.join(keys[:NAMED]) + (', ...' if len(keys) > NAMED else '') or 'none'
