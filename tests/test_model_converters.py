@@ -1,26 +1,36 @@
 """Converters, on files made with the authors' own code."""
 
-import os
-import subprocess
+import argparse
+import runpy
+import shlex
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
+from mirrorla_mm.analysis.paper_tables import quick_bases
+from mirrorla_mm.backbones import nalaformer, ravlt
 from mirrorla_mm.converters import (
     ConversionError,
     convert_backbone,
+    convert_nalaformer,
     convert_ravlt,
+    convert_swin_pvt,
     fit,
     read_state_dict,
     rename_keys,
     write_checkpoint,
 )
+from mirrorla_mm.engine import CheckpointError
+from mirrorla_mm.engine.launch import add_common_arguments, load_config
 from mirrorla_mm.heads import ProjectionNeck
 from mirrorla_mm.registry import MODELS
+from tests.official_files import NALAFORMER_ARCH, nalaformer_file
 
 ROOT = Path(__file__).parents[1]
 KINDS = {'ravlt_cls_paper': 'paper', 'ravlt_det_paper': 'paper', 'ravlt_det_linear': 'linear'}
@@ -145,36 +155,19 @@ def test_a_dense_backbone_starts_from_the_written_file(oracle, tmp_path):
             torch.testing.assert_close(loaded[key[len('backbone.') :]], value, rtol=0, atol=0)
 
 
-def test_command_line_writes_a_checkpoint_that_mmengine_loads(oracle, tmp_path):
+def test_command_line_writes_a_checkpoint_that_mmengine_loads(
+    oracle, tmp_path, monkeypatch, capsys
+):
     data = oracle('ravlt_det_linear')
     torch.save(dict(model=data['state_dict']), tmp_path / 'official.pth')
-    command = [sys.executable, 'tools/model_converters/ravlt.py']
-    command += [str(tmp_path / 'official.pth'), str(tmp_path / 'ours.pth')]
-    options = ['--to', 'MirrorLA', '--layout', 'linear']
-    done = subprocess.run(
-        command + options,
-        cwd=ROOT,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert 'stages.3.0.attn.reflection.theta' in done.stdout
+    files = (tmp_path / 'official.pth', tmp_path / 'ours.pth')
+    options = ('--to', 'MirrorLA', '--layout', 'linear')
+    printed = run_tool('ravlt', *files, *options, monkeypatch=monkeypatch, capsys=capsys)
+    assert 'stages.3.0.attn.reflection.theta' in printed
+    assert 'arch={' in printed and "'_delete_': True" in printed
     converted = convert_ravlt(data['state_dict'], to='MirrorLA', layout='linear')
     model = nn.ModuleDict(dict(backbone=MODELS.build(converted.backbone)))
     load_checkpoint(model, str(tmp_path / 'ours.pth'), strict=True)
-
-    torch.save(dict(model={'other.weight': torch.ones(1)}), tmp_path / 'official.pth')
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert 'no official RAVLT' in done.stderr
-    assert 'Traceback' not in done.stderr
 
 
 TOY = dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2))
@@ -188,6 +181,14 @@ def classifier(**options) -> dict[str, torch.Tensor]:
     backbone = MODELS.build({**DENSE, 'out_indices': (1,), 'out_norm': False, **options})
     model = nn.ModuleDict(dict(backbone=backbone, head=nn.Linear(16, 3)))
     return model.state_dict()
+
+
+def test_backbone_with_more_outputs_than_the_config_is_taken_without_their_norms():
+    weights = classifier(out_indices=(0, 1), out_norm=True)
+    converted = convert_backbone(weights, {**DENSE, 'out_indices': (1,)})
+    assert converted.left_out == ('backbone.norms.0.weight', 'backbone.norms.0.bias')
+    assert converted.new == ()
+    assert 'backbone.norms.1.weight' in converted.state_dict
 
 
 def test_classifier_becomes_the_backbone_of_a_dense_config():
@@ -214,3 +215,180 @@ def test_classifier_becomes_the_backbone_of_a_dense_config():
 def test_backbone_of_another_config_is_refused(weights, message):
     with pytest.raises(ConversionError, match=message):
         convert_backbone(weights, DENSE)
+
+
+def run_tool(name: str, *args, monkeypatch, capsys) -> str:
+    """Run a converter as the command line does; return what it prints."""
+    monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
+    runpy.run_path(str(ROOT / 'tools' / 'model_converters' / f'{name}.py'), run_name='__main__')
+    return capsys.readouterr().out
+
+
+def configured(config: str, printed: str):
+    """The config of a run with the options that a converter's report gives."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('config')
+    add_common_arguments(parser)
+    options = shlex.split(printed[printed.index('--cfg-options') :].replace('\\\n', ' '))
+    with quick_bases():
+        cfg = load_config(parser.parse_args([str(ROOT / 'configs' / config), *options]))
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def assert_starts_from(cfg, file: Path) -> None:
+    """The backbone of the config, initialised, has every weight of the file."""
+    backbone = MODELS.build(cfg.model.backbone)
+    backbone.init_weights()
+    loaded = backbone.state_dict()
+    weights = torch.load(file, weights_only=True)['state_dict']
+    written = {k.removeprefix('backbone.'): v for k, v in weights.items() if 'backbone.' in k}
+    assert len(written) > 50
+    for key, value in written.items():
+        assert torch.equal(loaded[key], value), key
+
+
+TOY_RAVLT = dict(embed_dims=(16, 32, 48, 64), depths=(1, 1, 2, 1), num_heads=(1, 2, 3, 4))
+REPORTS = {
+    'ravlt_cls_paper': ('ravlt', 'mask_rcnn/mask-rcnn_ravlt-t_fpn_amp-1x_coco.py', ()),
+    'ravlt_det_paper': (
+        'ravlt',
+        'mask_rcnn/mask-rcnn_mirrorla-t-linear_fpn_amp-1x_coco.py',
+        ('--to', 'MirrorLA'),
+    ),
+    'ravlt_det_linear': (
+        'ravlt',
+        'sem_fpn/ravlt-t_fpn_4xb4-80k_ade20k-512x512.py',
+        ('--layout', 'linear'),
+    ),
+    'nalaformer': ('nalaformer', 'retinanet/retinanet_nalaformer-t_fpn_1x_coco.py', ()),
+    'flatten_swin': ('swin_pvt', 'retinanet/retinanet_flatten-swin-t_fpn_1x_coco.py', ()),
+    'flatten_pvt': ('swin_pvt', 'mask_rcnn/mask-rcnn_flatten-pvt-t_fpn_amp-1x_coco.py', ()),
+    'polaformer_swin': ('swin_pvt', 'retinanet/retinanet_pola-swin-t_fpn_1x_coco.py', ()),
+    'polaformer_pvt': ('swin_pvt', 'retinanet/retinanet_pola-pvt-t_fpn_1x_coco.py', ()),
+}
+
+
+@pytest.mark.parametrize('name', REPORTS)
+def test_dense_config_starts_from_the_file_by_the_line_that_the_report_gives(
+    name, oracle, tmp_path, monkeypatch, capsys
+):
+    tool, config, options = REPORTS[name]
+    monkeypatch.setitem(ravlt.ARCHS, 'toy', TOY_RAVLT)
+    monkeypatch.setitem(nalaformer.ARCHS, 'toy', NALAFORMER_ARCH)
+    if name == 'nalaformer':
+        model = nalaformer.NaLaFormer('toy', out_indices=(3,), out_norm=False)
+        weights = nalaformer_file(model)
+    else:
+        weights = oracle(name)['state_dict']
+    torch.save(weights, tmp_path / 'official.pth')
+    file = tmp_path / 'ours.pth'
+    printed = run_tool(
+        tool, tmp_path / 'official.pth', file, *options, monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert_starts_from(configured(config, printed), file)
+
+
+def test_dense_config_starts_from_the_backbone_of_a_training(tmp_path, monkeypatch, capsys):
+    config = 'quickstart/retinanet_mirrorla-xt_fpn_demo.py'
+    backbone = dict(type='mirrorla_mm.MirrorLA', arch='xt', layout='linear')
+    weights = nn.ModuleDict(dict(backbone=MODELS.build(backbone))).state_dict()
+    torch.save(dict(state_dict=weights), tmp_path / 'trained.pth')
+    file = tmp_path / 'backbone.pth'
+    printed = run_tool(
+        'backbone',
+        ROOT / 'configs' / config,
+        tmp_path / 'trained.pth',
+        file,
+        monkeypatch=monkeypatch,
+        capsys=capsys,
+    )
+    assert_starts_from(configured(config, printed), file)
+
+
+def test_the_released_t_of_nalaformer_has_a_name_and_the_papers_t_refuses_it(tmp_path):
+    arch = dict(nalaformer.ARCHS['t-mlp4'])
+    file = nalaformer_file(nalaformer.NaLaFormer('t-mlp4', out_indices=(3,), out_norm=False), arch)
+    converted = convert_nalaformer(file)
+    assert converted.backbone['arch'] == 't-mlp4'
+    write_checkpoint(converted, tmp_path / 'nala.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'nala.pth'))
+    with pytest.raises(CheckpointError, match=r"ffn.* has the shape .*'arch': 't-mlp4'"):
+        nalaformer.NaLaFormer('t', init_cfg=init_cfg).init_weights()
+
+
+def test_warm_start_is_drawn_from_its_seed_and_leaves_the_global_one(oracle):
+    weights = oracle('ravlt_det_paper')['state_dict']
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = (
+        convert_ravlt(weights, to='MirrorLA', seed=seed).state_dict for seed in (1, 1, 2)
+    )
+    theta = next(key for key in first if key.endswith('reflection.theta'))
+    assert torch.equal(first[theta], again[theta]) and not torch.equal(first[theta], other[theta])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ('name', 'option', 'expected'),
+    [('flatten_swin', 'focusing_factor', 3), ('polaformer_pvt', 'alpha', 4)],
+)
+def test_number_that_a_file_does_not_tell_is_said_and_can_be_given(
+    oracle, name, option, expected, tmp_path, monkeypatch, capsys
+):
+    weights = oracle(name)['state_dict']
+    converted = convert_swin_pvt(weights)
+    assert converted.assumed == {option: expected}
+    other = convert_swin_pvt(weights, **{option: 2})
+    assert other.backbone['attn_cfg'][option] == 2
+    torch.save(weights, tmp_path / 'official.pth')
+    printed = run_tool(
+        'swin_pvt',
+        tmp_path / 'official.pth',
+        tmp_path / 'ours.pth',
+        f'--{option.replace("_", "-")}=2.5',
+        monkeypatch=monkeypatch,
+        capsys=capsys,
+    )
+    assert f'Assumed, as the file does not tell: {option}=2.5' in printed
+    assert f'model.backbone.attn_cfg.{option}=2.5' in printed
+
+
+RAVLT_ENTRY = 'layers.0.blocks.0.attn.qkvo.weight'
+
+
+@pytest.mark.parametrize(
+    ('convert', 'entry', 'message'),
+    [
+        (convert_ravlt, 'layers.0.blocks.0.cpe1.weight', 'of NaLaFormer: .*/nalaformer.py'),
+        (convert_nalaformer, RAVLT_ENTRY, 'of RAVLT: .*/ravlt.py'),
+        (convert_nalaformer, f'backbone.{RAVLT_ENTRY}', 'of RAVLT: .*/ravlt.py'),
+        (convert_swin_pvt, 'layers.0.blocks.0.attn.an_bias', 'of Agent Attention: no converter'),
+        (convert_swin_pvt, 'layers.0.blocks.0.attn.residual.0.weight', 'of InLine: no converter'),
+        (convert_ravlt, 'block1.0.attn.positional_encoding', 'PolaFormer: .*/swin_pvt.py'),
+        (convert_swin_pvt, 'backbone.stages.0.0.pos.weight', 'training: .*/backbone.py'),
+        (
+            convert_ravlt,
+            'layers.0.blocks.0.attn.relative_position_bias_table',
+            'Swin with softmax attention: mirrorla_mm.LinearSwin reads it',
+        ),
+    ],
+)
+def test_file_of_another_family_is_refused_with_what_to_do(convert, entry, message):
+    with pytest.raises(ConversionError, match=message):
+        convert({entry: torch.ones(4, 4)})
+
+
+def test_pvt_with_softmax_stages_is_refused_by_their_number(oracle):
+    weights = oracle('flatten_pvt')['state_dict']
+    mixed = {k: v for k, v in weights.items() if not k.startswith('block3') or '.norm' in k}
+    with pytest.raises(ConversionError, match=r'Stages \[3\] of this PVT have softmax attention'):
+        convert_swin_pvt(mixed)
+
+
+def test_thousands_of_block_names_are_refused_at_once():
+    names = {f'layers.0.blocks.{i}.norm1.norm.weight': torch.ones(4) for i in range(10_000)}
+    start = time.perf_counter()
+    with pytest.raises(ConversionError, match='it has 10000 blocks'):
+        convert_ravlt({**names, RAVLT_ENTRY: torch.ones(4)})
+    assert time.perf_counter() - start < 2

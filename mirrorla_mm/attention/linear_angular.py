@@ -19,8 +19,8 @@ class LinearAngularAttention(StateAttention):
     in each head before a convolution of v along the token sequence is added (You et al.,
     "Castling-ViT: Compressing Self-Attention via Switching Towards Linear-Angular Attention During
     Vision Transformer Inference", CVPR 2023). As in the authors' code the constant half
-    weighs the token's own value only. The sparse softmax branch they use while training is left
-    out: it is quadratic, and at inference it is gone. Where the host reduces k and v, the token's
+    weighs the token's own value only. The sparse softmax branch beside it is left out: it is
+    quadratic, and though the paper drops it at inference, the released code keeps it there. Where the host reduces k and v, the token's
     own value is interpolated from them.
 
     Complexity O(N d^2) per head. Shapes are those of

@@ -20,6 +20,9 @@ class MirrorLA(RAVLT):
             the paper's Tab. 8; ``shared=False`` unties q and k.
         **kwargs: Options of :class:`RAVLT`, ``attn_cfg`` apart.
 
+    Raises:
+        ValueError: If ``attn_cfg`` is given, or an option of :class:`RAVLT` is not valid.
+
     Example:
         >>> model = MirrorLA('t', layout='linear', reflection=dict(cross_head=False))
     """
@@ -31,5 +34,10 @@ class MirrorLA(RAVLT):
         reflection: dict | None = None,
         **kwargs,
     ) -> None:
+        if 'attn_cfg' in kwargs:
+            raise ValueError(
+                "MirrorLA's attention is MirrorAttention; for another use RAVLT(attn_cfg=...), and "
+                'for options of the reflections MirrorLA(reflection=dict(...)).'
+            )
         attn_cfg = dict(type='MirrorAttention', reflection=reflection or {})
         super().__init__(arch, layout, attn_cfg=attn_cfg, **kwargs)

@@ -13,10 +13,12 @@ from .ravlt import ARCHS as RAVLT_ARCHS
 from .ravlt import RAVLT
 
 # Sizes as published, but for XT: 6.1 M and 0.6 G here and in the authors' released code, where the
-# paper has 8 M and 1.0 G. Their code's T has mlp_ratio=4, which makes it 15.9 M and 2.9 G.
+# paper has 8 M and 1.0 G. The T that the authors released has mlp_ratio=4 (15.9 M, 2.9 G), which is
+# 't-mlp4' here; the paper's T has 15 M.
 ARCHS = {
     'xt': dict(RAVLT_ARCHS['xt'], num_heads=(1, 2, 4, 12), drop_path_rate=0.1),
     't': RAVLT_ARCHS['t'],
+    't-mlp4': dict(RAVLT_ARCHS['t'], mlp_ratio=4),
     's': RAVLT_ARCHS['s'],
     'b': dict(RAVLT_ARCHS['b'], mlp_ratio=4),
     'l': RAVLT_ARCHS['l'],
@@ -48,8 +50,8 @@ class NaLaFormer(RAVLT):
     """RAVLT with norm-aware linear attention and NaLaFormer's blocks (Meng et al., ICML 2026).
 
     Args:
-        arch (str | dict): ``'xt'``, ``'t'``, ``'s'``, ``'b'``, ``'l'``, or a dict as for
-            :class:`RAVLT`.
+        arch (str | dict): ``'xt'``, ``'t'``, ``'t-mlp4'`` (the T of the authors' released code),
+            ``'s'``, ``'b'``, ``'l'``, or a dict as for :class:`RAVLT`.
         layout (str | Sequence[str]): See :class:`RAVLT`; the published layout is ``'hybrid'`` too.
         attn_cfg (dict, optional): The attention of the linear stages. Defaults to
             :class:`~mirrorla_mm.attention.NaLaAttention`.

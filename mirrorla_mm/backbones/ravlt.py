@@ -68,7 +68,8 @@ class RAVLT(BaseModule):
     Args:
         arch (str | dict): ``'xt'``, ``'t'``, ``'s'``, ``'b'``, ``'l'`` (paper, Tab. 6), or a dict
             with ``embed_dims``, ``depths`` and ``num_heads`` of the stages and, optionally,
-            ``drop_path_rate``, ``layer_scale`` (a number, or one per stage) and ``mlp_ratio``.
+            ``drop_path_rate``, ``layer_scale`` (a number, or one per stage) and ``mlp_ratio``. In
+            a config that inherits a named arch, the dict needs ``_delete_=True``.
         layout (str | Sequence[str]): ``'hybrid'``: linear attention in stages 1 and 2, softmax in
             the others, which is what the paper's FLOPs count (``'paper'`` is the same, for older
             configs); ``'linear'``: linear in all; or ``'linear'`` or ``'softmax'`` per stage.

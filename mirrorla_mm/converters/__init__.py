@@ -1,18 +1,13 @@
 """From checkpoints, published elsewhere or trained here, to models of this package."""
 
 from .backbone import convert_backbone
-from .base import (
-    ConversionError,
-    Converted,
-    convert_file,
-    fit,
-    read_state_dict,
-    rename_keys,
-    report,
-    write_checkpoint,
-)
+from .converted import ConversionError, Converted, report
+from .files import convert_file, write_checkpoint
+from .fitting import fit
 from .nalaformer import convert_nalaformer
+from .naming import rename_keys
 from .ravlt import convert_ravlt
+from .reading import read_state_dict
 from .swin_pvt import convert_swin_pvt
 
 __all__ = [

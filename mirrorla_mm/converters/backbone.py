@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .base import ConversionError, Converted, blames_the_file, fit
+from .converted import ConversionError, Converted, blames_the_file
+from .fitting import fit
 
 PREFIX = 'backbone.'
 # Norms of the outputs, which a classifier has of its last stage at most.
@@ -16,7 +19,9 @@ OUTPUT_NORMS = r'^backbone\.(norms\.|norm)\d'
 def convert_backbone(state_dict: dict[str, Tensor], backbone: dict) -> Converted:
     """Take the backbone out of a classifier, detector or segmentor, as another config has it.
 
-    A dense config normalises the outputs of its stages, a classifier does not: these norms are new.
+    Only the norms of the outputs may differ. A dense config has one for each of its outputs, a
+    classifier has none: those that the checkpoint lacks are new, and those of outputs that the
+    config does not use are left out.
 
     Args:
         state_dict (dict): Of a model trained here, its backbone under ``backbone.``.
@@ -32,5 +37,8 @@ def convert_backbone(state_dict: dict[str, Tensor], backbone: dict) -> Converted
     if not weights:
         raise ConversionError(f"There is no backbone in it: no entry starts with '{PREFIX}'.")
     model = nn.ModuleDict(dict(backbone=MODELS.build(dict(backbone, init_cfg=None))))
-    fitted, new = fit(model, weights, new=(OUTPUT_NORMS,))
-    return Converted(fitted, backbone, new)
+    wanted = model.state_dict()
+    unused = [key for key in weights if key not in wanted and re.match(OUTPUT_NORMS, key)]
+    used = {key: value for key, value in weights.items() if key not in unused}
+    fitted, new = fit(model, used, new=(OUTPUT_NORMS,))
+    return Converted(fitted, backbone, new, left_out=tuple(unused))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..backbones.nalaformer import ARCHS
-from .base import Converted, blames_the_file, fit_built, rename_keys
+from .converted import Converted, blames_the_file
+from .fitting import fit_built
+from .naming import NALAFORMER, rename_keys, require_family
 from .ravlt import RENAMES as RAVLT_RENAMES
 from .ravlt import ROPE, pyramid_arch, pyramid_classifier
 
@@ -37,6 +39,7 @@ def convert_nalaformer(state_dict: dict[str, Tensor], layout: str = 'hybrid') ->
             another model.
         ValueError: If ``layout`` is not valid.
     """
+    require_family(state_dict, NALAFORMER)
     backbone = dict(
         type='mirrorla_mm.NaLaFormer',
         arch=pyramid_arch(state_dict, ARCHS),

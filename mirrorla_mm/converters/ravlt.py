@@ -12,14 +12,9 @@ from torch import Tensor, nn
 from ..backbones.ravlt import ARCH_DEFAULTS, ARCHS
 from ..heads import ProjectionNeck
 from ..registry import MODELS
-from .base import (
-    ConversionError,
-    Converted,
-    blames_the_file,
-    block_counts,
-    fit_built,
-    rename_keys,
-)
+from .converted import Converted, blames_the_file
+from .fitting import fit_built
+from .naming import RAVLT, block_counts, rename_keys, require_family, required
 
 KIND = 'RAVLT or NaLaFormer'
 BACKBONES = ('RAVLT', 'MirrorLA')
@@ -41,7 +36,7 @@ REFLECTION = r'\.attn\.reflection\.'
 
 @blames_the_file
 def convert_ravlt(
-    state_dict: dict[str, Tensor], to: str = 'RAVLT', layout: str = 'hybrid'
+    state_dict: dict[str, Tensor], to: str = 'RAVLT', layout: str = 'hybrid', seed: int = 0
 ) -> Converted:
     """Convert an official file's weights, to ``RAVLT`` or as a warm start of ``MirrorLA``.
 
@@ -53,6 +48,7 @@ def convert_ravlt(
         state_dict (dict): From :func:`~mirrorla_mm.converters.read_state_dict`.
         to (str): ``'RAVLT'`` or ``'MirrorLA'``.
         layout (str): Of the converted model. Defaults to the published one, ``'hybrid'``.
+        seed (int): Of the reflections' initial values, which ``MirrorLA`` adds.
 
     Returns:
         Converted: The weights, the backbone's config and what is new.
@@ -64,6 +60,7 @@ def convert_ravlt(
     """
     if to not in BACKBONES:
         raise ValueError(f"A RAVLT file converts to {' or '.join(BACKBONES)}, not to '{to}'.")
+    require_family(state_dict, RAVLT)
     official, rest = _split_model(state_dict)
     dense = any(key.startswith('extra_norms.') for key in official)
     backbone = dict(type=f'mirrorla_mm.{to}', arch=pyramid_arch(official, ARCHS), layout=layout)
@@ -76,7 +73,7 @@ def convert_ravlt(
         return pyramid_classifier(backbone, official)
 
     renamed = rename_keys(official, RENAMES, computed=(ROPE,))
-    fitted, new = fit_built(build, renamed, new=(REFLECTION,))
+    fitted, new = fit_built(build, renamed, new=(REFLECTION,), seed=seed)
     return Converted({**fitted, **rest}, backbone, new)
 
 
@@ -126,6 +123,4 @@ def pyramid_arch(official: dict[str, Tensor], archs: dict[str, dict]) -> str | d
 
 
 def _get(official: dict[str, Tensor], key: str) -> Tensor:
-    if key not in official:
-        raise ConversionError(f"This is no official {KIND} file: '{key}' is missing.")
-    return official[key]
+    return required(official, key, KIND)

@@ -12,14 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .base import (
-    ConversionError,
-    Converted,
-    blames_the_file,
-    block_counts,
-    fit_built,
-    rename_keys,
-)
+from .converted import ConversionError, Converted, blames_the_file
+from .fitting import fit_built
+from .naming import SWIN_PVT, block_counts, rename_keys, require_family, required
 
 KIND = 'FLatten or PolaFormer'
 ATTENTION_RENAMES = (
@@ -54,26 +49,36 @@ PVT_COMPUTED = (r'^norm\.',)
 
 
 @blames_the_file
-def convert_swin_pvt(state_dict: dict[str, Tensor]) -> Converted:
+def convert_swin_pvt(
+    state_dict: dict[str, Tensor], focusing_factor: float = 3, alpha: float = 4
+) -> Converted:
     """Convert a FLatten-Swin, FLatten-PVT, Pola-Swin or Pola-PVT classifier.
 
     It becomes ``backbone.`` and ``head.`` of an mmpretrain classifier with global average pooling.
-    Method, host, sizes and the kind of each stage are read off the entries.
+    Method, host, sizes and the kind of each stage are read off the entries. One number is not in
+    the file: the power that FLatten focuses with, or PolaFormer's range of powers. A wrong one
+    converts too, to a model whose outputs are some percent off.
 
     Args:
         state_dict (dict): From :func:`~mirrorla_mm.converters.read_state_dict`.
+        focusing_factor (float): FLatten's. Defaults to 3, that of all its published files.
+        alpha (float): PolaFormer's. Defaults to 4, that of all its published files.
 
     Returns:
-        Converted: The weights and the backbone's config.
+        Converted: The weights, the backbone's config and which of the two numbers it assumes.
 
     Raises:
         ConversionError: If an entry is missing, has no place or another size, or the file is of
             another model.
     """
+    require_family(state_dict, SWIN_PVT)
+    polarity = any(key.endswith('.attn.power') for key in state_dict)
+    assumed = dict(alpha=alpha) if polarity else dict(focusing_factor=focusing_factor)
+    method = dict(type='PolaAttention' if polarity else 'FLattenAttention', **assumed)
     if 'pos_embed1' in state_dict:
-        backbone, renamed = _pvt(state_dict)
+        backbone, renamed = _pvt(state_dict, method)
     elif any(key.startswith('layers.0.blocks.') for key in state_dict):
-        backbone, renamed = _swin(state_dict)
+        backbone, renamed = _swin(state_dict, method)
     else:
         raise ConversionError(
             'This is neither a Swin nor a PVT of FLatten or PolaFormer: there is no '
@@ -90,10 +95,10 @@ def convert_swin_pvt(state_dict: dict[str, Tensor]) -> Converted:
         return nn.ModuleDict(dict(backbone=MODELS.build(backbone), head=head))
 
     fitted, new = fit_built(build, renamed)
-    return Converted(fitted, backbone, new)
+    return Converted(fitted, backbone, new, assumed=assumed)
 
 
-def _swin(official: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+def _swin(official: dict[str, Tensor], method: dict) -> tuple[dict, dict[str, Tensor]]:
     depths = block_counts(official, r'layers\.(\d+)\.blocks\.(\d+)\.', KIND)
     first = [f'layers.{stage}.blocks.0' for stage in range(len(depths))]
     linear = [f'{name}.attn.positional_encoding' in official for name in first]
@@ -108,7 +113,7 @@ def _swin(official: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
         embed_dims=channels,
         depths=depths,
         layout=tuple('linear' if kind else 'softmax' for kind in linear),
-        attn_cfg=_method(official),
+        attn_cfg=method,
         out_indices=(len(depths) - 1,),
     )
     if tables:
@@ -132,9 +137,15 @@ def _swin(official: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
     return backbone, renamed
 
 
-def _pvt(official: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+def _pvt(official: dict[str, Tensor], method: dict) -> tuple[dict, dict[str, Tensor]]:
     depths = block_counts(official, r'block(\d+)\.(\d+)\.', KIND, first=1)
     stages = range(1, len(depths) + 1)
+    softmax = [s for s in stages if f'block{s}.0.attn.positional_encoding' not in official]
+    if softmax:
+        raise ConversionError(
+            f'Stages {softmax} of this PVT have softmax attention: only a PVT that is linear in '
+            'all stages, as both papers publish it, can be converted.'
+        )
     channels = [len(_get(official, f'patch_embed{stage}.proj.bias')) for stage in stages]
     head_dim = _head_dim(official, 'block1.0')
     backbone = dict(
@@ -147,7 +158,7 @@ def _pvt(official: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
             len(_get(official, f'block{stage}.0.mlp.fc1.bias')) // dims
             for stage, dims in zip(stages, channels)
         ),
-        attn_cfg=_method(official),
+        attn_cfg=method,
         linear_sr_ratios=tuple(
             official[name].shape[-1]
             if (name := f'block{stage}.0.attn.sr.weight') in official
@@ -180,11 +191,6 @@ def _packed(official: dict[str, Tensor]) -> dict[str, Tensor]:
     return entries
 
 
-def _method(official: dict[str, Tensor]) -> dict:
-    polarity = any(key.endswith('.attn.power') for key in official)
-    return dict(type='PolaAttention' if polarity else 'FLattenAttention')
-
-
 def _head_dim(official: dict[str, Tensor], block: str) -> int:
     """The convolution that the heads share has a kernel for each channel of a head."""
     return len(_get(official, f'{block}.attn.dwc.weight'))
@@ -199,6 +205,4 @@ def _merged_channels(value: Tensor) -> Tensor:
 
 
 def _get(official: dict[str, Tensor], key: str) -> Tensor:
-    if key not in official:
-        raise ConversionError(f"This is no official {KIND} file: '{key}' is missing.")
-    return official[key]
+    return required(official, key, KIND)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import mirrorla_mm
 from mirrorla_mm.attention import MirrorAttention, SoftmaxAttention
 from mirrorla_mm.backbones import RAVLT, MirrorLA
 
@@ -46,3 +47,14 @@ def test_outputs_of_one_picture_do_not_depend_on_its_batch():
     x = torch.rand(3, 3, 37, 45)
     for together, alone in zip(model(x), model(x[1:2])):
         torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_another_attention_is_refused_with_the_host_that_takes_it():
+    with pytest.raises(ValueError, match=r'use RAVLT\(attn_cfg=...\)'):
+        MirrorLA(TOY, attn_cfg=dict(type='RALA'))
+
+
+def test_backbones_are_found_in_the_package_itself():
+    assert mirrorla_mm.MirrorLA is MirrorLA and mirrorla_mm.RAVLT is RAVLT
+    with pytest.raises(AttributeError, match="no attribute 'MirorLA'"):
+        mirrorla_mm.MirorLA  # noqa: B018

@@ -4,47 +4,12 @@ import torch.nn.functional as F
 
 from mirrorla_mm.backbones import NaLaFormer
 from mirrorla_mm.converters import ConversionError, convert_nalaformer
-
-ARCH = dict(embed_dims=(8, 16, 16, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 2))
-
-
-def official(model):
-    """The names of the authors' released code for the parameters of ours, and a classifier."""
-    renames = [
-        ('stem.', 'patch_embed.proj.'),
-        ('.pos2.', '.cpe2.'),
-        ('.pos.', '.cpe1.'),
-        ('.norm1.', '.norm1.norm.'),
-        ('.norm2.', '.norm2.norm.'),
-        ('.qkv.', '.qkvg.'),
-        ('attn.proj.', 'attn.out_proj.'),
-        ('attn.out_norm.', 'attn.ln.'),
-        ('gamma', 'gamma_'),
-    ]
-    entries = {}
-    for key, value in model.state_dict().items():
-        for ours, theirs in renames:
-            key = key.replace(ours, theirs)
-        parts = key.split('.')
-        if parts[0] == 'stages':
-            key = '.'.join(['layers', parts[1], 'blocks', *parts[2:]])
-        if parts[0] == 'downsamples':
-            kind = 'norm' if parts[2] == '1' else 'reduction'
-            key = '.'.join(['layers', parts[1], 'downsample', kind, *parts[3:]])
-        entries[key] = value[None, :, None, None] if 'gamma' in key else value
-    for i, (dims, heads) in enumerate(zip(ARCH['embed_dims'], ARCH['num_heads'])):
-        entries[f'layers.{i}.RoPE.angle'] = torch.zeros(dims // heads // 2)
-    entries |= {'proj.weight': torch.rand(24, 32), 'proj.bias': torch.rand(24)}
-    entries |= {
-        f'norm.{name}': torch.rand(24) for name in ('weight', 'bias', 'running_mean', 'running_var')
-    }
-    entries |= {'norm.num_batches_tracked': torch.tensor(1)}
-    return entries | {'head.weight': torch.rand(5, 24, 1, 1), 'head.bias': torch.rand(5)}
+from tests.official_files import NALAFORMER_ARCH, nalaformer_file
 
 
 def test_converted_backbone_is_the_one_that_was_written():
-    model = NaLaFormer(ARCH, out_indices=(3,), out_norm=False).eval()
-    converted = convert_nalaformer(official(model))
+    model = NaLaFormer(NALAFORMER_ARCH, out_indices=(3,), out_norm=False).eval()
+    converted = convert_nalaformer(nalaformer_file(model))
     assert converted.new == ()
     again = NaLaFormer(**{k: v for k, v in converted.backbone.items() if k != 'type'}).eval()
     weights = {k: v for k, v in converted.state_dict.items() if k.startswith('backbone.')}
@@ -55,7 +20,7 @@ def test_converted_backbone_is_the_one_that_was_written():
 
 
 def test_a_file_that_does_not_fit_is_refused_by_name():
-    entries = official(NaLaFormer(ARCH, out_indices=(3,), out_norm=False))
+    entries = nalaformer_file(NaLaFormer(NALAFORMER_ARCH, out_indices=(3,), out_norm=False))
     entries.pop('layers.1.blocks.0.cpe2.bias')
     with pytest.raises(ConversionError, match=r'missing .*stages.1.0.pos2.bias'):
         convert_nalaformer(entries)
@@ -75,7 +40,7 @@ def test_sizes_are_the_published_ones(arch, params):
 
 def test_a_block_convolves_before_the_attention_and_before_the_hidden_layer():
     """The authors' block, written out from its parts."""
-    block = NaLaFormer(ARCH).stages[2][0].double()
+    block = NaLaFormer(NALAFORMER_ARCH).stages[2][0].double()
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_(std=0.3)
@@ -95,10 +60,10 @@ def test_a_block_convolves_before_the_attention_and_before_the_hidden_layer():
 
 
 def test_softmax_stages_normalise_and_gate_too():
-    model = NaLaFormer(ARCH)
+    model = NaLaFormer(NALAFORMER_ARCH)
     assert all(block.attn.out_norm is not None for stage in model.stages for block in stage)
 
 
 def test_unknown_arch_is_explained():
-    with pytest.raises(ValueError, match="Unknown arch 'q'; choose from xt, t, s, b, l"):
+    with pytest.raises(ValueError, match="Unknown arch 'q'; choose from xt, t, t-mlp4, s, b, l"):
         NaLaFormer('q')

@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 from mirrorla_mm.backbones import LinearPVT
 from mirrorla_mm.converters import ConversionError, convert_swin_pvt
 from mirrorla_mm.engine import CheckpointError
-from tests.test_backbones.test_swin import classify
+from tests.official_files import classify
 
 SMALL = dict(embed_dims=16, num_layers=(1, 1, 2, 1), num_heads=(1, 2, 3, 4), mlp_ratios=(2,) * 4)
 

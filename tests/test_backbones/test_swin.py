@@ -1,25 +1,13 @@
 import pytest
 import torch
 from mmdet.models.backbones.swin import SwinTransformer
-from mmengine.registry import MODELS
 
 from mirrorla_mm.backbones import LinearSwin
 from mirrorla_mm.backbones.stock import window_lengths
 from mirrorla_mm.converters import ConversionError, convert_swin_pvt
+from tests.official_files import classify
 
 SMALL = dict(embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8))
-
-
-def classify(converted, x):
-    """The official classifier's end: mean over the map, then the linear head."""
-    model = MODELS.build(converted.backbone).eval()
-    parts = {'backbone': {}, 'head': {}}
-    for key, value in converted.state_dict.items():
-        part, name = key.split('.', 1)
-        parts[part][name] = value
-    model.load_state_dict(parts['backbone'])
-    pooled = model(x)[-1].mean((2, 3))
-    return pooled @ parts['head']['fc.weight'].t() + parts['head']['fc.bias']
 
 
 @pytest.mark.parametrize('name', ['flatten_swin', 'polaformer_swin'])

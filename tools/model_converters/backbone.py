@@ -30,7 +30,7 @@ def main() -> None:
         converted = convert_file(
             functools.partial(convert_backbone, backbone=backbone), args.src, args.dst
         )
-        print(report(converted, args.dst))
+        print(report(converted, args.dst, settings=False))
 
 
 if __name__ == '__main__':

@@ -19,6 +19,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--layout', choices=tuple(LAYOUTS), default='hybrid', help='layout of the backbone'
     )
+    parser.add_argument(
+        '--seed', type=int, default=0, help="of the reflections' initial values, for MirrorLA"
+    )
     return parser.parse_args()
 
 
@@ -26,7 +29,9 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         converted = convert_file(
-            functools.partial(convert_ravlt, to=args.to, layout=args.layout), args.src, args.dst
+            functools.partial(convert_ravlt, to=args.to, layout=args.layout, seed=args.seed),
+            args.src,
+            args.dst,
         )
         print(report(converted, args.dst))
 

@@ -1,0 +1,59 @@
+"""From a file to a file: nothing is written before all of it fits."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..engine.saving import AtomicLocalBackend
+from .converted import ConversionError, Converted
+from .reading import read_state_dict
+
+
+def convert_file(
+    convert: Callable[[dict[str, Tensor]], Converted],
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+) -> Converted:
+    """Read a file, convert and write it.
+
+    Args:
+        convert (Callable): A converter.
+        src (str | os.PathLike): Official file.
+        dst (str | os.PathLike): Checkpoint to write, only if all goes well.
+
+    Returns:
+        Converted: What was written.
+
+    Raises:
+        CheckpointError: If ``src`` is damaged or asks to run code.
+        ConversionError: If it is not what the converter reads; the message names the file.
+        OSError: If there is no such file, or ``dst`` cannot be written.
+    """
+    weights = read_state_dict(src)
+    try:
+        converted = convert(weights)
+    except ValueError as error:
+        reason = str(error)
+        raise ConversionError(
+            f'{src} cannot be converted: {reason[:1].lower()}{reason[1:]}'
+        ) from error
+    write_checkpoint(converted, dst)
+    return converted
+
+
+def write_checkpoint(converted: Converted, file: str | os.PathLike) -> None:
+    """Write a checkpoint as mmengine does, with the backbone's config in its ``meta``.
+
+    Raises:
+        OSError: If it cannot be written; then there is no new file, and an old one is untouched.
+    """
+    content = io.BytesIO()
+    torch.save(
+        dict(meta=dict(backbone=converted.backbone), state_dict=converted.state_dict), content
+    )
+    AtomicLocalBackend().put(content.getvalue(), os.fspath(file))
