@@ -20,8 +20,8 @@ class LinearAngularAttention(StateAttention):
     "Castling-ViT: Compressing Self-Attention via Switching Towards Linear-Angular Attention During
     Vision Transformer Inference", CVPR 2023). As in the authors' code the constant half
     weighs the token's own value only. The sparse softmax branch beside it is left out: it is
-    quadratic, and though the paper drops it at inference, the released code keeps it there. Where the host reduces k and v, the token's
-    own value is interpolated from them.
+    quadratic. The paper drops it at inference; the released code does not. Where the host reduces k
+    and v, the token's own value is interpolated from them.
 
     Complexity O(N d^2) per head. Shapes are those of
     :class:`~mirrorla_mm.attention.base.Attention`. The convolution replaces the host's

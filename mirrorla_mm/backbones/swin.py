@@ -41,9 +41,9 @@ class LinearSwin(SwinTransformer):
     ``qk_scale`` and ``attn_drop_rate`` have no meaning.
 
     A linear stage attends over the whole map, as the authors of Agent attention do for dense
-    prediction; at 224x224 that is FLatten's window of 56. Softmax stages keep the stock's windows and
-    their padding. Agent's dense code shifts windows on maps no larger than one, as the stock does,
-    and so differs from ours on such small images.
+    prediction; at 224x224 that is FLatten's window of 56. Softmax stages keep the stock's windows
+    and their padding. Agent's dense code shifts windows on maps no larger than one, as the stock
+    does, and so differs from ours on such small images.
 
     Args:
         arch (str, optional): ``'t'``, ``'s'`` or ``'b'`` sets ``embed_dims``, ``depths`` and
