@@ -53,9 +53,9 @@ def empty_qkv(head_dim, dtype=torch.bfloat16, hw_shape=(200, 320), batch=2, head
 )
 def test_compiled_within_registers_and_shared_memory(head_dim, dtype, capability):
     """Of what tuning tries for a kernel, the first; kernel_report.py compiles them all."""
-    from mirrorla_mm.ops.fused.ahead_of_time import SHARED_MEMORY, resources
-    from mirrorla_mm.ops.fused.launch import configurations
-    from mirrorla_mm.ops.fused.traffic import dry_run
+    from mirrorla_mm.analysis.ahead_of_time import SHARED_MEMORY, resources
+    from mirrorla_mm.analysis.traffic import dry_run
+    from mirrorla_mm.ops.fused.tuning import configurations
     from mirrorla_mm.ops.options import Options
 
     qkv = empty_qkv(head_dim, dtype)
@@ -69,12 +69,29 @@ def test_compiled_within_registers_and_shared_memory(head_dim, dtype, capability
 
 
 @needs_triton
+@pytest.mark.skipif(INTERPRETED, reason='interpreted kernels do not compile')
+def test_tf32_operands_are_rounded_and_not_cut():
+    """Cut operands shrink every product: 1.5e-3 off instead of 5e-4."""
+    from mirrorla_mm.analysis.ahead_of_time import compile_launch
+    from mirrorla_mm.analysis.traffic import dry_run
+    from mirrorla_mm.ops.fused.tuning import configurations
+    from mirrorla_mm.ops.options import Options
+
+    (launch,) = (
+        x for x in dry_run(*empty_qkv(32, torch.float16), Options()) if x.name == 'output_kernel'
+    )
+    ptx = compile_launch(launch, configurations(launch)[0], 90).asm['ptx']
+    assert 'tf32' in ptx.replace('cvt.rna.tf32', '')  # the products
+    assert 'cvt.rna.tf32.f32' in ptx
+
+
+@needs_triton
 @pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
 @pytest.mark.parametrize(
     'rank_augmented, variance_aware', list(itertools.product((True, False), repeat=2))
 )
 def test_each_pass_moves_each_tensor_once(rank_augmented, variance_aware):
-    from mirrorla_mm.ops.fused.traffic import dry_run, floor_bytes, traffic
+    from mirrorla_mm.analysis.traffic import dry_run, floor_bytes, traffic
     from mirrorla_mm.ops.options import Options
 
     qkv = empty_qkv(64)
@@ -89,7 +106,7 @@ def test_each_pass_moves_each_tensor_once(rank_augmented, variance_aware):
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
 def test_nothing_as_long_as_n_but_inputs_outputs_and_gradients():
-    from mirrorla_mm.ops.fused.traffic import dry_run
+    from mirrorla_mm.analysis.traffic import dry_run
     from mirrorla_mm.ops.options import Options
 
     tokens = 512 * 512
@@ -111,7 +128,7 @@ def test_nothing_as_long_as_n_but_inputs_outputs_and_gradients():
 @pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
 @pytest.mark.parametrize('batch, hw_shape', [(100_000, (2, 3)), (1, (500, 600))])
 def test_grids_are_within_the_limits_of_cuda(batch, hw_shape):
-    from mirrorla_mm.ops.fused.traffic import dry_run
+    from mirrorla_mm.analysis.traffic import dry_run
     from mirrorla_mm.ops.options import Options
 
     qkv = empty_qkv(32, hw_shape=hw_shape, batch=batch)

@@ -1,5 +1,6 @@
 """Data parallelism, unused outputs, activation checkpointing and compilation, together."""
 
+import gc
 import os
 import socket
 import subprocess
@@ -64,6 +65,10 @@ def worker(rank: int, port: int, compiled: bool, out: str) -> None:
     if rank == 0:
         torch.save(gradients(model.module), out)
     dist.barrier()
+    # The reducer in the wrapper would drop the last reference to gloo's group with the GIL held,
+    # and wait for a thread that wants the GIL (pytorch #180701, #182083).
+    del step, model
+    gc.collect()
     dist.destroy_process_group()
 
 

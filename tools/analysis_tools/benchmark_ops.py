@@ -214,7 +214,7 @@ def copy_bandwidth() -> float:
 
 def measure(case: Case, copy: float) -> Iterator[Row]:
     """Time every method forwards, then forwards and backwards."""
-    from mirrorla_mm.ops.fused.traffic import floor_bytes
+    from mirrorla_mm.analysis.traffic import floor_bytes
     from mirrorla_mm.ops.options import Options
 
     qkv, theta, grad = inputs(case, 'cuda')

@@ -23,9 +23,9 @@ from typing import NamedTuple
 import torch
 import triton
 
-from mirrorla_mm.ops.fused.ahead_of_time import SHARED_MEMORY, Resources, resources
-from mirrorla_mm.ops.fused.launch import Launch, configurations
-from mirrorla_mm.ops.fused.traffic import dry_run, traffic
+from mirrorla_mm.analysis.ahead_of_time import SHARED_MEMORY, Resources, resources
+from mirrorla_mm.analysis.traffic import dry_run, traffic
+from mirrorla_mm.ops.fused.tuning import Launch, configurations
 from mirrorla_mm.ops.options import Options
 
 HW_SHAPE = (200, 320)

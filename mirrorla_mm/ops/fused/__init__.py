@@ -26,8 +26,8 @@ rank-augmented                         5         9
 plain                                  4         7
 ===============================  =======  ========
 
-:mod:`.traffic` counts it in bytes, and what splits and statistics add. Derivation of the backward
-pass: docs/mirror_attention_backward.md.
+``mirrorla_mm/analysis/traffic.py`` counts it in bytes, and what splits and statistics add. The
+backward pass is derived in docs/mirror_attention_backward.md.
 
 Importing this module needs torch alone; triton is imported by the first call.
 """

@@ -9,7 +9,6 @@ tokens first (of the angle, of the mean query) it is launched twice.
 import triton
 import triton.language as tl
 
-from .launch import autotune
 from .tiles import (
     angle_gradient,
     dot,
@@ -29,8 +28,9 @@ from .tiles import (
     store_tile,
     store_vector,
 )
+from .tuning import autotune
 
-_SIZES = ('tokens', 'heads', 'splits', 'height', 'width')
+_SIZES = ('tokens', 'heads', 'regime', 'splits', 'height', 'width')
 
 
 @triton.jit
@@ -88,6 +88,7 @@ def query_backward_kernel(
     tokens,
     heads,
     chunk,
+    regime,
     height,
     width,
     REDUCE: tl.constexpr,
@@ -97,10 +98,8 @@ def query_backward_kernel(
     ROPE: tl.constexpr,
     FEATURE_MAP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Gradients through the output. ``f = phi(q_t)``, ``z = 1 / (f . m + 1e-6)``, ``u = R^T S g``:
@@ -140,8 +139,8 @@ def query_backward_kernel(
         z = 1 / (tl.sum(f * normaliser, 1) + 1e-6)[:, None]
         if REDUCE:
             # z goes with the features, so that g is an operand as it was loaded.
-            state_grad += dot(tl.trans(turned * z), g, DOT, PRECISION)
-        u = rotate(dot(g, tl.trans(matrix), DOT, PRECISION), rope_cos, -rope_sin, ROPE)
+            state_grad += dot(tl.trans(turned * z), g, PRECISION)
+        u = rotate(dot(g, tl.trans(matrix), PRECISION), rope_cos, -rope_sin, ROPE)
         y_grad = -z * z * tl.sum(f * u, 1)[:, None]
         f_grad = z * u + y_grad * normaliser
         if REDUCE:
@@ -185,6 +184,7 @@ def key_backward_kernel(
     tokens,
     heads,
     chunk,
+    regime,
     height,
     width,
     score_scale,
@@ -196,10 +196,8 @@ def key_backward_kernel(
     ROPE: tl.constexpr,
     FEATURE_MAP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Gradients through the state. With ``f = phi(k_t)``, the weight w, ``u = R^T dS v_t + dm``:
@@ -247,10 +245,10 @@ def key_backward_kernel(
         else:
             weight = 1.0 / tokens
         if WRITE_V:
-            v_value = weight * dot(turned, matrix, DOT, PRECISION)
+            v_value = weight * dot(turned, matrix, PRECISION)
             store_tile(v_grad, v_grad_strides, v_value, t0, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
         if REDUCE or WRITE_K:
-            u = dot(value, tl.trans(matrix), DOT, PRECISION)
+            u = dot(value, tl.trans(matrix), PRECISION)
             u = rotate(u, rope_cos, -rope_sin, ROPE) + normaliser_grad
             f_grad = weight * u
             if RANK_AUGMENTED:

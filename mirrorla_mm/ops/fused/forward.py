@@ -8,7 +8,6 @@ and the rows are added in a fixed order: no atomics, the same bits every time.
 import triton
 import triton.language as tl
 
-from .launch import autotune
 from .tiles import (
     dot,
     head_pointer,
@@ -29,8 +28,9 @@ from .tiles import (
     store_vector,
     tile_mask,
 )
+from .tuning import autotune
 
-_SIZES = ('tokens', 'heads', 'splits', 'height', 'width')
+_SIZES = ('tokens', 'heads', 'regime', 'splits', 'height', 'width')
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -93,9 +93,9 @@ def moments_kernel(
     tokens,
     heads,
     chunk,
+    regime,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Per split, mean and ``sum (x - mean)^2`` of each channel of q (third grid index 0) or k (1).
@@ -190,10 +190,10 @@ def mean_query_kernel(
     tokens,
     heads,
     chunk,
+    regime,
     FEATURE_MAP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Per split, its share of two means over the tokens.
@@ -237,6 +237,7 @@ def state_kernel(
     tokens,
     heads,
     chunk,
+    regime,
     height,
     width,
     score_scale,
@@ -244,10 +245,8 @@ def state_kernel(
     ROPE: tl.constexpr,
     FEATURE_MAP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Per split, ``S = sum_t p_t R(phi(k_t))^T v_t`` and ``m = sum_t p_t phi(k_t)``, unnormalised.
@@ -295,7 +294,7 @@ def state_kernel(
             f *= p[:, None]
         total += p
         normaliser += f
-        state += dot(tl.trans(rotate(f, rope_cos, rope_sin, ROPE)), value, DOT, PRECISION)
+        state += dot(tl.trans(rotate(f, rope_cos, rope_sin, ROPE)), value, PRECISION)
     partial = own_row(partial, HEAD_DIM * (HEAD_DIM + 1))
     store_matrix(partial, state, HEAD_DIM, BLOCK_D)
     store_vector(partial + HEAD_DIM * HEAD_DIM, tl.sum(normaliser, 0), HEAD_DIM, BLOCK_D)
@@ -360,15 +359,14 @@ def output_kernel(
     tokens,
     heads,
     chunk,
+    regime,
     height,
     width,
     ROPE: tl.constexpr,
     FEATURE_MAP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BUCKET: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """``o_t = R(phi(q_t)) S / (phi(q_t) . m + 1e-6)``; the normaliser knows no rotation."""
@@ -385,7 +383,7 @@ def output_kernel(
             ROPE, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         scale = 1 / (tl.sum(f * normaliser, 1) + 1e-6)
-        value = dot(turned, matrix, DOT, PRECISION) * scale[:, None]
+        value = dot(turned, matrix, PRECISION) * scale[:, None]
         if out.dtype.element_ty == tl.float16:
             # A nearly dead query divides by almost nothing: float16's largest number, not infinity.
             # Comparisons keep a NaN, which minimum and maximum on a GPU would hide.

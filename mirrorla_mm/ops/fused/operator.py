@@ -6,12 +6,14 @@ backward, and the backward, which has no derivative of its own.
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
+from ..mirror_attention import mirror_attention_reference
 from ..options import Options
 from . import passes
 from .passes import Statistics
@@ -59,11 +61,13 @@ def mirror_attention_backward_op(
     feature_map: str,
     rank_augmented: bool,
     variance_aware: bool,
+    lam: float,
+    alpha_max: float,
     hw_shape: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and of the angles of q and of k; empty where ``needs`` is False."""
     grid: tuple = tuple(hw_shape)
-    options = Options(feature_map, rank_augmented, variance_aware, math.nan, math.nan, grid)
+    options = Options(feature_map, rank_augmented, variance_aware, lam, alpha_max, grid)
     statistics = Statistics(state, log_sum, mean_query, mirror)
     gradients = passes.backward(grad_out, q, k, v, statistics, needs, options)
     filled = tuple(q.new_empty(0) if x is None else x for x in gradients)
@@ -86,32 +90,63 @@ def _(grad_out, q, k, v, state, log_sum, mean_query, mirror, needs, *options):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, theta, theta_k, feature_map, rank_augmented, variance_aware, _, _, hw_shape = inputs
-    ctx.save_for_backward(q, k, v, *output[1:])
+    q, k, v, theta, theta_k, *options = inputs
+    ctx.save_for_backward(q, k, v, theta, theta_k, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.theta_dtypes = tuple(None if x is None else x.dtype for x in (theta, theta_k))
-    ctx.options = (feature_map, rank_augmented, variance_aware, hw_shape)
+    ctx.options = options
 
 
 def _backward(ctx, grad_out, *_):
-    nothing = (None,) * 11
+    nothing = (None,) * len(ctx.options)
     if grad_out is None:
-        return nothing
+        return *(None,) * 5, *nothing
+    saved = ctx.saved_tensors  # checkpointing hands them out once
+    inputs, statistics = saved[:5], saved[5:]
     needs = list(ctx.needs_input_grad[:5])
-    shared = ctx.theta_dtypes[1] is None
-    if shared:
-        needs[4] = needs[3]
-    *gradients, theta, theta_k = mirror_attention_backward_op(
-        grad_out, *ctx.saved_tensors, needs, *ctx.options
+    try:
+        gradients = _gradients(grad_out, inputs, statistics, needs, ctx.options)
+    except OutOfResources as error:
+        options = Options(*ctx.options)
+        _remember_too_large(inputs, options, error)
+        gradients = _reference_gradients(grad_out, inputs, needs, options)
+    return *gradients, *nothing
+
+
+def _gradients(
+    grad_out: Tensor,
+    inputs: Sequence[Tensor | None],
+    statistics: Sequence[Tensor],
+    needs: Sequence[bool],
+    options: Sequence,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of q, k, v, theta and theta_k by the kernels, None where not needed."""
+    *qkv, theta, theta_k = inputs
+    shared = theta_k is None
+    wanted = [*needs[:4], needs[3] if shared else needs[4]]
+    *of_qkv, of_q, of_k = mirror_attention_backward_op(
+        grad_out, *qkv, *statistics, wanted, *options
     )
-    if shared and needs[3]:
-        theta = theta + theta_k
-    of_theta = (
-        x.to(dtype) if need and dtype is not None else None
-        for x, need, dtype in zip((theta, theta_k), needs[3:], ctx.theta_dtypes)
+    of_theta = of_q + of_k if shared and needs[3] else of_q
+    found = (*of_qkv, of_theta, of_k)
+    return tuple(
+        x.to(of.dtype) if need and of is not None else None
+        for x, need, of in zip(found, needs, inputs)
     )
-    return *(x if need else None for x, need in zip(gradients, needs)), *of_theta, *nothing[5:]
+
+
+def _reference_gradients(
+    grad_out: Tensor, inputs: Sequence[Tensor | None], needs: Sequence[bool], options: Options
+) -> tuple[Tensor | None, ...]:
+    """:func:`_gradients`, by the reference."""
+    leaves = [
+        None if x is None else x.detach().requires_grad_(need) for x, need in zip(inputs, needs)
+    ]
+    with torch.enable_grad():
+        out = _reference(leaves, options)
+    wanted = [x for x, need in zip(leaves, needs) if need and x is not None]
+    found = iter(torch.autograd.grad(out, wanted, grad_out))
+    return tuple(next(found) if need else None for need in needs)
 
 
 mirror_attention_op.register_autograd(_backward, setup_context=_setup_context)
@@ -129,6 +164,37 @@ mirror_attention_backward_op.register_autograd(
 )
 
 
+_too_large: set[tuple] = set()
+
+
+def _size(inputs: Sequence[Tensor | None], options: Options) -> tuple:
+    """What decides on the shared memory that a kernel takes."""
+    q, k, v = inputs[:3]
+    assert q is not None and k is not None and v is not None
+    return q.device, q.dtype, k.dtype, v.dtype, q.shape[-1], *options[:3], bool(options.hw_shape)
+
+
+def _remember_too_large(
+    inputs: Sequence[Tensor | None], options: Options, error: OutOfResources
+) -> None:
+    _too_large.add(_size(inputs, options))
+    q = inputs[0]
+    assert q is not None
+    warnings.warn(
+        f'The fused mirror attention with {q.shape[-1]} channels per head in {q.dtype} does not '
+        f'fit on {q.device} ({error}); the reference runs instead, slower and with more memory. '
+        'float16 or bfloat16 (autocast) would fit.',
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _reference(inputs: Sequence[Tensor | None], options: Options) -> Tensor:
+    q, k, v, theta, theta_k = inputs
+    fields = options._asdict() | {'hw_shape': options.hw_shape or None}
+    return mirror_attention_reference(q, k, v, theta, theta_k=theta_k, **fields)  # type: ignore[arg-type]
+
+
 def mirror_attention_fused(
     q: Tensor,
     k: Tensor,
@@ -137,8 +203,20 @@ def mirror_attention_fused(
     theta_k: Tensor | None,
     options: Options,
 ) -> Tensor:
-    """:func:`~mirrorla_mm.ops.mirror_attention` by the fused kernels."""
+    """:func:`~mirrorla_mm.ops.mirror_attention` by the fused kernels.
+
+    Where the GPU has too little shared memory for one of them, the reference runs, after a warning.
+    """
     if not options.mirrors:
         theta = theta_k = None
     *flags, hw_shape = options
-    return mirror_attention_op(q, k, v, theta, theta_k, *flags, hw_shape or ())[0]
+    inputs = (q, k, v, theta, theta_k)
+    if torch.compiler.is_compiling():  # the graph holds the operator, whatever the GPU
+        return mirror_attention_op(*inputs, *flags, hw_shape or ())[0]
+    if _size(inputs, options) in _too_large:
+        return _reference(inputs, options)
+    try:
+        return mirror_attention_op(*inputs, *flags, hw_shape or ())[0]
+    except OutOfResources as error:
+        _remember_too_large(inputs, options, error)
+        return _reference(inputs, options)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..options import Options
@@ -22,7 +21,16 @@ from .forward import (
     rope_table_kernel,
     state_kernel,
 )
-from .launch import INTERPRETED, MANY_PROGRAMS, Split, few_programs, launch, split_tokens
+from .tuning import (
+    INTERPRETED,
+    MANY_PROGRAMS,
+    Split,
+    few_programs,
+    launch,
+    layout,
+    regime,
+    split_tokens,
+)
 
 SPLITS_AT_ONCE = 16
 
@@ -80,6 +88,7 @@ class _Plan:
             for programs in (few_programs(self.block), MANY_PROGRAMS)
         )
         self.options = options
+        self.layout = layout(q, k, v)
         self.widths = dict(HEAD_DIM=self.channels, BLOCK_D=self.block)
         self.feature = dict(FEATURE_MAP=options.feature_map, **self.widths)
         self.score_scale = self.channels**-0.5 * math.log2(math.e)
@@ -90,10 +99,17 @@ class _Plan:
             width=width,
             table=self._rope_table(q, height, width) if rope else None,
             ROPE=rope,
-            DOT=_dot_dtype(q, k, v),
-            PRECISION=_dot_precision(q, k, v),
+            PRECISION=precision(q, k, v),
             **self.feature,
         )
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether two products with the same matrix, as it is and transposed, are too large.
+
+        Both copies of 128 x 128 float32 numbers would have to be in shared memory at once.
+        """
+        return self.block == 128 and self.attention['PRECISION'] != 'bf16'
 
     def grid(self, split: Split) -> tuple[int, int]:
         """A program for every head and split."""
@@ -101,7 +117,12 @@ class _Plan:
 
     def sizes(self, split: Split) -> dict[str, int]:
         """What every kernel over the tokens takes of the plan."""
-        return dict(tokens=self.tokens, heads=self.heads, **split.arguments)
+        return dict(
+            tokens=self.tokens,
+            heads=self.heads,
+            chunk=split.chunk,
+            regime=regime(split.chunk, self.layout),
+        )
 
     def sums(self, x: Tensor, split: Split, *size: int, leading: Sequence[int] = ()) -> Tensor:
         """Room for what every head and split sums, in float32."""
@@ -123,22 +144,19 @@ class _Plan:
         return table
 
 
-def _dot_dtype(*tensors: Tensor) -> tl.dtype:
-    """bfloat16 for bfloat16 (the interpreter has no such dot), else float32.
+def precision(*tensors: Tensor) -> str:
+    """How products are taken, see :func:`~.tiles.dot`.
 
-    float16 operands are multiplied as TF32, which holds every one of them exactly and, unlike
-    float16, the products with normalisers and loss scales as well.
+    - ``'bf16'`` for bfloat16 alone (the interpreter has no such product).
+    - ``'tf32'`` for float16: it holds every float16 number exactly and, unlike float16, the
+      products with normalisers and loss scales as well. For float32 too where torch's products
+      use it.
+    - ``'tf32x3'`` for float32 else. Splitting each operand into a high and a low TF32 part keeps
+      float32's precision on the tensor cores; products in float32 proper would spill thousands of
+      bytes a thread.
     """
-    bfloat16 = all(x.dtype == torch.bfloat16 for x in tensors)
-    return tl.bfloat16 if bfloat16 and not INTERPRETED else tl.float32
-
-
-def _dot_precision(*tensors: Tensor) -> str:
-    """TF32 for half precision; for float32 too where torch's products use it, else three of them.
-
-    Splitting each operand into a high and a low TF32 part keeps float32's precision on the tensor
-    cores; products in float32 proper would spill thousands of bytes a thread.
-    """
+    if all(x.dtype == torch.bfloat16 for x in tensors) and not INTERPRETED:
+        return 'bf16'
     if all(x.dtype != torch.float32 for x in tensors):
         return 'tf32'
     matmul = torch.backends.cuda.matmul
@@ -414,8 +432,12 @@ def backward(
     partial = plan.sums(q, plan.few, 3 * channels // 2)
     reduces = through_mean or (mirrors and (need_theta_k or (need_k and by_variance)))
     key_now = k_grad if k_at_once else None
-    if reduces or key_now is not None or v_grad is not None:
-        call.key_pass(query_sums, partial if reduces else None, key_now, v_grad)
+    first = partial if reduces else None
+    if plan.one_at_a_time and reduces and v_grad is not None:
+        call.key_pass(query_sums, None, None, v_grad)
+        call.key_pass(query_sums, first, key_now)
+    elif reduces or key_now is not None or v_grad is not None:
+        call.key_pass(query_sums, first, key_now, v_grad)
     mean_query_grad, angle_grad_k = (
         x.contiguous() for x in partial.sum(1).split((channels, channels // 2), 1)
     )

@@ -9,6 +9,9 @@ thread holds both.
 
 import triton
 import triton.language as tl
+from triton import knobs
+
+INTERPRETED: tl.constexpr = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
@@ -132,9 +135,27 @@ def store_matrix(x, value, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def dot(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """``a @ b`` of operands rounded to ``DOT``, summed in float32."""
-    return tl.dot(a.to(DOT), b.to(DOT), input_precision=PRECISION)
+def round_to_tf32(x):
+    """To the nearest TF32 number: the tensor cores would cut the lower bits off, a steady shrink.
+
+    The interpreter knows no assembly, and its products are exact.
+    """
+    if not INTERPRETED:
+        x = tl.inline_asm_elementwise(
+            'cvt.rna.tf32.f32 $0, $1;', '=r,r', [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return x
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr):
+    """``a @ b``, summed in float32: of bfloat16 or TF32 operands, or three TF32 products."""
+    if PRECISION == 'bf16':
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+    elif PRECISION == 'tf32':
+        return tl.dot(round_to_tf32(a), round_to_tf32(b), input_precision='tf32')
+    else:
+        return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit

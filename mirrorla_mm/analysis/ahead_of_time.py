@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .launch import Launch
+from mirrorla_mm.ops.fused.tuning import Launch
 
 # Bytes that one block may have, from the tuning guides of CUDA's documentation.
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
@@ -44,12 +44,17 @@ class Resources(NamedTuple):
     loop: int
 
 
-def resources(launch: Launch, config: triton.Config, capability: int) -> Resources:
+def compile_launch(launch: Launch, config: triton.Config, capability: int) -> Any:
     """Compile a launch with one configuration for ``capability``, say 90 for sm_90."""
     options = {'num_warps': config.num_warps, 'num_stages': config.num_stages}
     target = GPUTarget('cuda', capability, 32)
     source = _source(launch.function, {**launch.arguments, **config.kwargs})
-    compiled = triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target, options=options)
+
+
+def resources(launch: Launch, config: triton.Config, capability: int) -> Resources:
+    """What a launch uses, compiled by :func:`compile_launch`."""
+    compiled = compile_launch(launch, config, capability)
     usage, assembly = _disassemble(compiled.asm['cubin'])
     return Resources(
         launch.name,

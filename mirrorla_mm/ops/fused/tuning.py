@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from triton import knobs
 
 INTERPRETED = knobs.runtime.interpret
@@ -24,6 +23,9 @@ CONFIGS = {
 }
 INTERPRETER_CONFIG = (32, 4, 1)
 
+# Where none of these keeps its operands in registers (float32 with more than 64 channels).
+SMALLEST = {'light': (32, 8, 1), 'product': (16, 8, 1), 'backward': (16, 8, 2)}
+
 # Words a thread may hold of a tile and of a (d, d) matrix, both operands of products. Beyond these
 # registers spill on one architecture or another (tools/analysis_tools/kernel_report.py).
 LARGEST_TILE = {'light': 64, 'product': 32, 'backward': 16}
@@ -35,24 +37,29 @@ LARGEST_BLOCK = 128
 SMALLEST_CHUNK = 256
 INTERPRETER_CHUNK = 64
 _KEY = (
-    'BUCKET',
+    'regime',
     'HEAD_DIM',
-    'DOT',
     'PRECISION',
     'FEATURE_MAP',
+    'RANK_AUGMENTED',
+    'VARIANCE_AWARE',
+    'ROPE',
     'REDUCE',
     'WRITE',
     'WRITE_K',
     'WRITE_V',
 )
+LAYOUTS = ('channels', 'tokens', 'mixed')
 
 
 def autotune(kind: str) -> Callable:
-    """Choose among ``CONFIGS[kind]``, keyed on dtypes, d and a bucket of N (the chunk)."""
+    """Choose among ``CONFIGS[kind]``; triton adds the dtypes of all tensors to the key.
+
+    The key is written as JSON, so it holds numbers, strings and flags alone.
+    """
 
     def decorate(kernel):
-        choices = (INTERPRETER_CONFIG,) if INTERPRETED else CONFIGS[kind]
-        configs = [triton.Config({'BLOCK_N': n}, num_warps=w, num_stages=s) for n, w, s in choices]
+        configs = [_config(INTERPRETER_CONFIG)] if INTERPRETED else [*map(_config, CONFIGS[kind])]
         key = [name for name in _KEY if name in kernel.arg_names]
         options = {'prune_configs_by': {'early_config_prune': partial(_without_spills, kind)}}
         if 'cache_results' in inspect.signature(triton.autotune).parameters:
@@ -60,6 +67,11 @@ def autotune(kind: str) -> Callable:
         return triton.autotune(configs, key, **options)(kernel)
 
     return decorate
+
+
+def _config(choice: tuple[int, int, int]) -> triton.Config:
+    block, warps, stages = choice
+    return triton.Config({'BLOCK_N': block}, num_warps=warps, num_stages=stages)
 
 
 def configurations(launch: Launch) -> list[triton.Config]:
@@ -71,12 +83,10 @@ def configurations(launch: Launch) -> list[triton.Config]:
 
 
 def _without_spills(kind: str, configs: list, arguments: dict, **constants: Any) -> list:
-    """Those configurations whose operands fit in registers; the lightest if none does."""
+    """Those configurations whose operands fit in registers; the smallest if none does."""
     arguments = arguments | constants
     width = arguments['BLOCK_D']
-    words = (
-        1 if arguments.get('DOT') == tl.bfloat16 else 2 + (arguments.get('PRECISION') == 'tf32x3')
-    )
+    words = {'bf16': 1, 'tf32x3': 3}.get(arguments.get('PRECISION', ''), 2)
 
     def load(config) -> float:
         threads = 32 * config.num_warps
@@ -84,7 +94,7 @@ def _without_spills(kind: str, configs: list, arguments: dict, **constants: Any)
         matrix = width * width * words / threads / LARGEST_MATRIX[kind]
         return max(tile, matrix)
 
-    return [config for config in configs if load(config) <= 1] or [min(configs, key=load)]
+    return [config for config in configs if load(config) <= 1] or [_config(SMALLEST[kind])]
 
 
 class Split(NamedTuple):
@@ -98,10 +108,23 @@ class Split(NamedTuple):
     chunk: int
     count: int  # type: ignore[assignment]  # tuple has a method of that name
 
-    @property
-    def arguments(self) -> dict[str, int]:
-        """What kernels take of it; the bucket is a key of their tuning."""
-        return {'chunk': self.chunk, 'BUCKET': triton.next_power_of_2(self.chunk)}
+
+def layout(*tensors: torch.Tensor) -> str:
+    """Which neighbours in memory are read together: channels, tokens, or not the same in all."""
+    for name, dimension in (('channels', 3), ('tokens', 2)):
+        if all(x.stride(dimension) == 1 for x in tensors):
+            return name
+    return 'mixed'
+
+
+def regime(chunk: int, layout: str) -> int:
+    """One number for the tuner's key: what no kernel reads, but decides which choice is fastest.
+
+    The layout, and whether a program walks few tokens (up to 512), some, or many (beyond 2048). It
+    is no constant of the kernels, so a new length times the choices again but compiles nothing.
+    """
+    length = (chunk > 512) + (chunk > 2048)
+    return LAYOUTS.index(layout) * 3 + length
 
 
 def few_programs(width: int) -> int:

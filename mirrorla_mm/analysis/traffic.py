@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..options import Options
-from . import passes
-from .launch import Launch, record_launches
+from mirrorla_mm.ops.fused import passes
+from mirrorla_mm.ops.fused.tuning import Launch, record_launches
+from mirrorla_mm.ops.options import Options
 
 
 class Traffic(NamedTuple):

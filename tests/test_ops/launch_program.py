@@ -1,0 +1,57 @@
+"""Run the fused operator on a fake GPU, as ``test_triton_launch.py`` asks; a program of its own.
+
+Reads a list of cases as JSON from its only argument, prints one record for each call as JSON.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from mirrorla_mm.analysis.fake_gpu import fake_gpu
+from mirrorla_mm.ops.fused import backward, forward, operator
+from mirrorla_mm.ops.options import Options
+
+
+def two_choices_each() -> None:
+    """Enough for the tuner to have a choice."""
+    for module in (forward, backward):
+        for kernel in vars(module).values():
+            if hasattr(kernel, 'configs'):
+                kernel.configs = kernel.configs[:2]
+
+
+def inputs(channels: int, dtype: str, layout: str, tokens: int) -> list[torch.Tensor]:
+    """q, k, v as views of one projection, and theta."""
+    if layout == 'packed':
+        x = torch.zeros(1, tokens, 4, 2, channels).permute(2, 0, 3, 1, 4)
+    else:
+        x = torch.zeros(4, 1, 2, channels, tokens).transpose(3, 4)
+    theta = torch.zeros(2, channels // 2)
+    return [*x.to(getattr(torch, dtype)).unbind(0)[:3], theta]
+
+
+def call(channels, dtype, layout, capability=90, grid=(30, 20), rope=True, calls=1):
+    """Forward and backward, ``calls`` times; what was launched, timed and warned of."""
+    for _ in range(calls):
+        leaves = [x.requires_grad_() for x in inputs(channels, dtype, layout, grid[0] * grid[1])]
+        options = Options(hw_shape=tuple(grid) if rope else None)
+        with fake_gpu(capability) as gpu, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter('always')
+            out = operator.mirror_attention_fused(*leaves, None, options)
+            torch.autograd.grad(out, leaves, out)
+        yield dict(
+            kernels=[x.kernel for x in gpu.launched],
+            timed=gpu.timed,
+            warnings=[str(x.message) for x in warned if x.category is RuntimeWarning],
+        )
+
+
+if __name__ == '__main__':
+    two_choices_each()
+    cases = json.loads(sys.argv[1])
+    print(json.dumps([list(call(**case)) for case in cases]))

@@ -1,0 +1,67 @@
+"""The path from a call to the driver, which the interpreter and ahead-of-time compiles go round.
+
+Tuner, binder, specialisation, cache on disk and compiler run in processes of their own, on a
+driver that stands for a GPU; ``kernel_report.py --launch`` runs more head dimensions, dtypes and
+layouts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mirrorla_mm.ops import fused
+
+pytestmark = [
+    pytest.mark.skipif(fused.TRITON_REASON is not None, reason=str(fused.TRITON_REASON)),
+    pytest.mark.skipif(
+        os.environ.get('TRITON_INTERPRET') == '1', reason='interpreted kernels are not launched'
+    ),
+]
+PROGRAM = Path(__file__).with_name('launch_program.py')
+KERNELS = 12  # launches of a forward and a backward
+
+
+def run(cache: Path, *cases: dict) -> list:
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), json.dumps(cases)],
+        env={**os.environ, 'TRITON_CACHE_DIR': str(cache)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_tuned_once_in_this_process_and_never_in_the_next(tmp_path):
+    case = dict(channels=32, dtype='bfloat16', layout='packed')
+    longer, elsewhere = dict(grid=(33, 25)), dict(layout='channels first')
+    cases = (case | dict(calls=2), case | longer, case | elsewhere)
+    (first, second), (other_length,), (other_layout,) = run(tmp_path, *cases)
+    assert first['timed'] > 0 and len(first['kernels']) > KERNELS
+    for again in (second, other_length):  # another length of the same kind
+        assert again['timed'] == 0 and len(again['kernels']) == KERNELS
+    assert other_layout['timed'] > 0
+    for calls in run(tmp_path, *cases):
+        assert all(call['timed'] == 0 for call in calls), 'what tuning found was not kept on disk'
+
+
+def test_every_kind_of_input_is_launched(tmp_path):
+    cases = [
+        dict(channels=24, dtype='float16', layout='packed', capability=80),
+        dict(channels=96, dtype='float32', layout='packed', capability=80),
+    ]
+    for (call,) in run(tmp_path, *cases):
+        assert len(call['kernels']) >= KERNELS and not call['warnings']
+
+
+def test_a_kernel_too_large_for_the_gpu_falls_back_with_one_warning(tmp_path):
+    case = dict(channels=96, dtype='float32', layout='packed', capability=89, calls=2)
+    ((first, second),) = run(tmp_path, case)
+    assert len(first['warnings']) == 1 and 'does not fit' in first['warnings'][0]
+    assert not second['warnings'] and not second['kernels']
