@@ -1,9 +1,8 @@
 """The registry scope ``mirrorla_mm``.
 
 A config finds every class of this package as ``mirrorla_mm.NAME``, from any default scope: mmengine
-imports ``mirrorla_mm.registry`` when it meets the prefix. The hosts and heads that users put into
-their own configs are registered in the root registry as well, so that after
-``custom_imports=dict(imports=['mirrorla_mm'])`` the bare name works too.
+imports ``mirrorla_mm.registry`` when it meets the prefix. Nothing is registered elsewhere, so that
+names that users register themselves stay theirs.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from importlib import import_module
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import LOOPS as ROOT_LOOPS
+from mmengine.registry import MODEL_WRAPPERS as ROOT_MODEL_WRAPPERS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import STRATEGIES as ROOT_STRATEGIES
@@ -33,19 +34,23 @@ def _scoped(root: Registry) -> Registry:
 DATA_SAMPLERS = _scoped(ROOT_DATA_SAMPLERS)
 MODELS = _scoped(ROOT_MODELS)
 HOOKS = _scoped(ROOT_HOOKS)
+LOOPS = _scoped(ROOT_LOOPS)
+MODEL_WRAPPERS = _scoped(ROOT_MODEL_WRAPPERS)
 OPTIM_WRAPPERS = _scoped(ROOT_OPTIM_WRAPPERS)
 STRATEGIES = _scoped(ROOT_STRATEGIES)
 TRANSFORMS = _scoped(ROOT_TRANSFORMS)
 
 
 def register_model(cls: type[nn.Module]) -> type[nn.Module]:
-    """Class decorator: register a host or head in this scope and at the root.
+    """Class decorator: register a host, head or attention in this scope.
 
     A second registration (module reload) replaces the first instead of raising.
     """
     MODELS.register_module(force=True, module=cls)
-    ROOT_MODELS.register_module(force=True, module=cls)
     return cls
+
+
+register_attention = register_model
 
 
 def register_lazily(package: str, **modules: str) -> Callable[[str], type[nn.Module]]:
@@ -74,17 +79,10 @@ def register_lazily(package: str, **modules: str) -> Callable[[str], type[nn.Mod
         return build
 
     for name in modules:
-        for registry in (MODELS, ROOT_MODELS):
-            # Once imported, the class itself is there.
-            if name not in registry.module_dict:
-                registry.register_module(name=name, module=builder(name))
+        # Once imported, the class itself is there.
+        if name not in MODELS.module_dict:
+            MODELS.register_module(name=name, module=builder(name))
     return load
-
-
-def register_attention(cls: type[nn.Module]) -> type[nn.Module]:
-    """Class decorator: register an attention module in this scope alone."""
-    MODELS.register_module(force=True, module=cls)
-    return cls
 
 
 def build_attention(cfg: dict, **defaults) -> nn.Module:
@@ -108,7 +106,9 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
 __all__ = [
     'DATA_SAMPLERS',
     'HOOKS',
+    'LOOPS',
     'MODELS',
+    'MODEL_WRAPPERS',
     'OPTIM_WRAPPERS',
     'SCOPE',
     'STRATEGIES',

@@ -33,7 +33,7 @@ from mirrorla_mm.demo.dataset import Recipe, draw_dataset, is_drawn, remove_data
 from mirrorla_mm.demo.pictures import detection_picture, segmentation_picture
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.launch import gpu_without_ops
-from mirrorla_mm.engine.saving import find_latest_checkpoint
+from mirrorla_mm.engine.resuming import find_latest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = Path('data/demo')

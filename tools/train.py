@@ -6,14 +6,14 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
-from mirrorla_mm.engine.bad_data import POLICIES, check_loading
+from mirrorla_mm.engine.bad_data import POLICIES
 from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
 from mirrorla_mm.engine.data import check_data
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.launch import add_common_arguments, build_runner, load_config
-from mirrorla_mm.engine.reproducible import make_reproducible
-from mirrorla_mm.engine.saving import find_latest_checkpoint
+from mirrorla_mm.engine.prepare import prepare_training
+from mirrorla_mm.engine.resuming import find_latest_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,8 +78,7 @@ def build(args: argparse.Namespace) -> Runner:
         enable_auto_scale_lr(cfg)
     checkpoint = resume_from(cfg, args.resume) if args.resume else None
     check_data(cfg, ('train_dataloader', 'val_dataloader', 'val_evaluator'))
-    make_reproducible(cfg)
-    check_loading(cfg, args.bad_data)
+    prepare_training(cfg, args.bad_data)
     runner = build_runner(cfg)
     if checkpoint:
         runner.register_hook(CheckpointFitHook(checkpoint))

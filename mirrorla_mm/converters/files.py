@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..engine.saving import AtomicLocalBackend
+from ..engine.atomic import whole_file
 from .converted import ConversionError, Converted
 from .reading import read_state_dict
 
@@ -56,4 +56,5 @@ def write_checkpoint(converted: Converted, file: str | os.PathLike) -> None:
     torch.save(
         dict(meta=dict(backbone=converted.backbone), state_dict=converted.state_dict), content
     )
-    AtomicLocalBackend().put(content.getvalue(), os.fspath(file))
+    with whole_file(file) as partial:
+        partial.write_bytes(content.getvalue())

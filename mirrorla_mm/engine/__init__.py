@@ -1,6 +1,19 @@
-"""What touches mmengine's runtime: checkpoints, mixed precision, and what command lines share."""
+"""What touches mmengine's runtime: checkpoints, mixed precision, and what command lines share.
 
-from . import amp, bad_data, distributed, reproducible, saving  # noqa: F401
+Importing it registers classes under the scope ``mirrorla_mm`` and changes nothing else; what a
+config or a call switches on is in :mod:`.prepare`.
+"""
+
+from . import (  # noqa: F401
+    amp,
+    bad_data,
+    distributed,
+    frozen_norms,
+    reproducible,
+    resuming,
+    saving,
+    sharded,
+)
 from .checkpoint import (
     CheckpointError,
     UnsafeCheckpointError,
@@ -8,11 +21,13 @@ from .checkpoint import (
     register_safe_loader,
 )
 from .errors import UserError
+from .prepare import prepare_training
 
 __all__ = [
     'CheckpointError',
     'UnsafeCheckpointError',
     'UserError',
     'load_checkpoint_file',
+    'prepare_training',
     'register_safe_loader',
 ]

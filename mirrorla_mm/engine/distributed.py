@@ -1,31 +1,27 @@
-"""Sharded training, and distributed runs on machines without a GPU."""
+"""Data parallelism: on machines without a GPU, and parameters that the loss does not use."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
-from mmengine.registry import MODEL_WRAPPERS
+from mmengine.runner import Runner
 from torch import distributed, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
-from ..registry import STRATEGIES
+from ..registry import MODEL_WRAPPERS
+from .errors import UserError
 
-__all__ = ['CPUDistributedDataParallel', 'FSDPStrategy', 'use_gloo_without_gpu']
+__all__ = ['CPUDistributedDataParallel', 'name_unused_parameters', 'use_gloo_without_gpu']
 
-# What 'full' is, but for the offloading to the CPU: of what is there already torch would keep
-# memory that it frees or uses again.
-FULL_ON_CPU = {
-    'state_dict_type': 'FULL_STATE_DICT',
-    'state_dict_config': {'type': 'FullStateDictConfig', 'offload_to_cpu': False},
-    'optim_state_dict_config': {'type': 'FullOptimStateDictConfig', 'offload_to_cpu': False},
-}
+SHOWN = 5
 
 
 @MODEL_WRAPPERS.register_module(force=True)
@@ -50,37 +46,6 @@ class CPUDistributedDataParallel(MMDistributedDataParallel):
         super().__init__(module=revert_sync_batchnorm(module), **kwargs)
 
 
-@STRATEGIES.register_module(force=True)
-class FSDPStrategy(MMEngineFSDPStrategy):
-    """mmengine's ``FSDPStrategy``, which resumes with torch 2.1 and later, and runs on CPUs.
-
-    Args:
-        model_wrapper (dict, optional): Options of ``MMFullyShardedDataParallel``.
-        state_dict_cfg (str | dict): ``'full'``: whole weights and optimizer states in one file.
-        **kwargs: Options of :class:`mmengine._strategy.FSDPStrategy`.
-    """
-
-    def __init__(
-        self,
-        *,
-        model_wrapper: dict | None = None,
-        state_dict_cfg: str | dict = 'full',
-        **kwargs: Any,
-    ) -> None:
-        if get_device() == 'cpu':
-            model_wrapper = {'device_id': 'cpu', **(model_wrapper or {})}
-            state_dict_cfg = FULL_ON_CPU if state_dict_cfg == 'full' else state_dict_cfg
-        super().__init__(model_wrapper=model_wrapper, state_dict_cfg=state_dict_cfg, **kwargs)
-
-    def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Load a whole optimizer state; mmengine's gives torch the arguments in their old order."""
-        optimizer = self.optim_wrapper.optimizer
-        shards = FullyShardedDataParallel.optim_state_dict_to_load(
-            model=self.model, optim=optimizer, optim_state_dict=state_dict
-        )
-        self.optim_wrapper.load_state_dict(shards)
-
-
 def use_gloo_without_gpu(cfg: Config) -> None:
     """Let a config that was launched by torchrun run on CPUs.
 
@@ -96,9 +61,35 @@ def use_gloo_without_gpu(cfg: Config) -> None:
     cfg.setdefault(
         'model_wrapper_cfg',
         {
-            'type': 'CPUDistributedDataParallel',
+            'type': 'mirrorla_mm.CPUDistributedDataParallel',
             'broadcast_buffers': False,
             'find_unused_parameters': cfg.get('find_unused_parameters', False),
         },
     )
     torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def name_unused_parameters(runner: Runner) -> Iterator[None]:
+    """Say which parameters the loss does not use, where data parallelism stops at them.
+
+    torch gives their numbers alone, and only at the second iteration.
+
+    Raises:
+        UserError: In place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r'did not receive grad for rank \d+: ([\d ]+)', str(error))
+        if found is None:
+            raise
+        model = runner.model.module
+        names = [name for name, value in model.named_parameters() if value.requires_grad]
+        unused = [names[int(number)] for number in found[1].split()]
+        shown = ', '.join(unused[:SHOWN]) + (', ...' if len(unused) > SHOWN else '')
+        raise UserError(
+            f'{len(unused)} parameters have no part in the loss, and the processes wait for their '
+            f'gradients: {shown}. Take them out of the model (out_indices of a backbone names the '
+            'stages that the neck or head uses), or set --cfg-options find_unused_parameters=True.'
+        ) from error

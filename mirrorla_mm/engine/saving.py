@@ -1,121 +1,217 @@
-"""Saving checkpoints so that an interruption never costs the last one.
+"""Saving checkpoints so that an interruption never costs the last or the best one.
 
-mmengine writes a checkpoint in place, so that a killed run leaves half a file under the final name,
-and with ``max_keep_ckpts`` it deletes the oldest *before* the new one is written, so that a full
-disk can leave none. Importing this module replaces both in mmengine's registries.
+mmengine writes a checkpoint in place, so that a killed run leaves half a file under the final name;
+it deletes the oldest and the previous best *before* the new one is written, so that a full disk can
+leave none; and of several processes it saves and scores the batch norms that each has for itself.
+A config that names ``mirrorla_mm.CheckpointHook`` instead of ``CheckpointHook`` has none of that.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import zipfile
+import re
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from mmengine.dist import is_main_process
-from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook
-from mmengine.logging import print_log
-from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine._strategy import SingleDeviceStrategy
+from mmengine.dist import all_reduce_params, is_main_process
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner, find_latest_checkpoint
 
-from .checkpoint import ZIP, CheckpointError
+from ..registry import HOOKS
+from .atomic import PARTIAL, whole_file
+from .checkpoint import CheckpointError
+from .work_dir import hold_work_dir, release_work_dir
 
-__all__ = ['AtomicLocalBackend', 'SafeCheckpointHook', 'find_latest_checkpoint']
+__all__ = ['CheckpointHook']
 
 
-@register_backend('local', force=True, prefixes='')
-class AtomicLocalBackend(LocalBackend):
-    """Local files that appear complete or not at all."""
+class _WholeSaves:
+    """A runner whose checkpoints appear complete or not at all."""
 
-    def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
-        """Write to ``<name>.partial`` beside the file, then rename.
+    def __init__(self, runner: Runner, hook: CheckpointHook) -> None:
+        self._runner = runner
+        self._hook = hook
 
-        Raises:
-            OSError: If it cannot be written; an earlier file of that name is left as it was.
-        """
-        target = Path(filepath).resolve()  # a link stays a link
-        if target.exists() and not target.is_file():  # a device or a pipe
-            super().put(obj, filepath)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def save_checkpoint(
+        self, out_dir: str, filename: str, *args: Any, meta: dict, **kwargs: Any
+    ) -> None:
+        """Save as the runner does, local files under another name until they are complete."""
+        self._hook.place = dict(meta)
+        save = self._runner.save_checkpoint
+        if '://' in out_dir or not is_main_process() or not _writes_one_file(self._runner):
+            save(out_dir, filename, *args, meta=meta, **kwargs)
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f'{target.name}.partial')
-        try:
-            partial.write_bytes(obj)
-            partial.replace(target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            message = f'{filepath} cannot be written: {error.strerror}'
-            raise OSError(error.errno, message) from error
+        with whole_file(Path(out_dir, filename)) as file:
+            save(str(file.parent), file.name, *args, meta=meta, **kwargs)
 
 
-@HOOKS.register_module(name='CheckpointHook', force=True)
-class SafeCheckpointHook(CheckpointHook):
-    """mmengine's hook, but an old checkpoint is deleted only once the new one is there."""
+def _writes_one_file(runner: Runner) -> bool:
+    """Whether a checkpoint is a file of the main process; DeepSpeed and others write folders."""
+    strategy = getattr(runner, 'strategy', None)
+    if hasattr(strategy, '_is_full_state_dict'):
+        return strategy._is_full_state_dict()
+    return strategy is None or isinstance(strategy, SingleDeviceStrategy)
+
+
+@HOOKS.register_module(force=True)
+class CheckpointHook(MMEngineCheckpointHook):
+    """mmengine's hook, safe against interruptions, full disks and what a checkpoint claims.
+
+    A file appears complete or not at all; an old one is deleted once the new one is there, and only
+    if its name is one that this hook gives, in the folder it saves to. Before a checkpoint is saved
+    or validated, the processes of a distributed run agree on the buffers (statistics of batch
+    norms), so that the score is that of the file. Training holds the work dir: see
+    :func:`.work_dir.hold_work_dir`.
+
+    Args:
+        **kwargs: Options of :class:`mmengine.hooks.CheckpointHook`.
+    """
+
+    place: dict | None = None
+    _agreed = False
+    _resumed_from: str | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Make room for one id more than is kept."""
+        """Take over what a resumed run left, as far as it is its own."""
+        if is_main_process():
+            hold_work_dir(runner.work_dir)
+        self._forget_foreign_files(runner.message_hub)
         super().before_train(runner)
+        for key, path in self._best().items():
+            if path:  # The folder may have moved.
+                self._set_best(key, self._inside(path))
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = deque(self.keep_ckpt_ids)
+        if runner.iter > 0:
+            source = runner._load_from or find_latest_checkpoint(runner.work_dir)
+            self._resumed_from = source
+            if source and self._inside(source) == source:
+                self.last_ckpt = source
+        if is_main_process() and os.path.isdir(self.out_dir):
+            for partial in Path(self.out_dir).glob(f'*{PARTIAL}'):
+                if self._is_own(partial.name.rsplit('.', 2)[0]):
+                    partial.unlink(missing_ok=True)
+
+    def after_run(self, runner: Runner) -> None:
+        """Let other trainings use the work dir."""
+        if is_main_process():
+            release_work_dir(runner.work_dir)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Remember that the processes' buffers will differ."""
+        self._agreed = False
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note the place in the run: ``FlexibleRunner`` counts too far after validation."""
+        checkpoint['meta'].update(self.place or {})
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Score what is saved."""
+        self._agree_on_buffers(runner)
+
+    def _agree_on_buffers(self, runner: Runner) -> None:
+        if self._agreed:
+            return
+        averages = [hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model')]
+        for model in (runner.model, *averages):
+            buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+            all_reduce_params(buffers, op='mean')
+        self._agreed = True
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        keep, previous = self.max_keep_ckpts, self.last_ckpt
+        self._agree_on_buffers(runner)
+        keep, previous = self.max_keep_ckpts, self.last_ckpt or self._resumed_from
         if keep > 0:
             self.max_keep_ckpts = keep + 1
         try:
-            super()._save_checkpoint_with_step(runner, step, meta)
-        except OSError as error:
-            last = f'the last usable one is {previous}' if previous else 'there is none yet'
-            raise CheckpointError(
-                f'The checkpoint of step {step} was not saved ({error.strerror}); {last}. Free '
-                'space there and go on with --resume.'
-            ) from error
+            with _said(f'The checkpoint of step {step}', previous):
+                super()._save_checkpoint_with_step(self._whole(runner), step, meta)
         finally:
             self.max_keep_ckpts = keep
-        if keep > 0:
-            self._remove_beyond(keep)
+        while keep > 0 and len(self.keep_ckpt_ids) > keep:
+            self._remove(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
 
-    def _remove_beyond(self, keep: int) -> None:
-        while len(self.keep_ckpt_ids) > keep:
-            name = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
-            if is_main_process():
-                path = self.file_backend.join_path(self.out_dir, name)
-                if self.file_backend.isdir(path):  # sharded checkpoints
-                    self.file_backend.rmtree(path)
-                elif self.file_backend.isfile(path):
-                    self.file_backend.remove(path)
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not self.save_best:
+            return
+        before = self._best()
+        for key in before:
+            self._set_best(key, None)  # or mmengine deletes it first
+        try:
+            with _said('The best checkpoint', self.last_ckpt or self._resumed_from):
+                super()._save_best_checkpoint(self._whole(runner), metrics)
+        finally:
+            after = self._best()
+            for key, path in before.items():
+                if after[key] is None:
+                    self._set_best(key, path)
+        for key, path in before.items():
+            if path and after[key] not in (None, path):
+                self._remove(path)
+
+    def _whole(self, runner: Runner | _WholeSaves) -> _WholeSaves:
+        return runner if isinstance(runner, _WholeSaves) else _WholeSaves(runner, self)
+
+    def _best(self) -> dict[str | None, str | None]:
+        """The best checkpoint of each metric; of a single one under the key None."""
+        if not self.save_best:
+            return {}
+        if len(self.key_indicators) == 1:
+            return {None: self.best_ckpt_path}
+        return dict(self.best_ckpt_path_dict)
+
+    def _set_best(self, key: str | None, path: str | None) -> None:
+        if key is None:
+            self.best_ckpt_path = path
+        else:
+            self.best_ckpt_path_dict[key] = path
+
+    def _is_own(self, name: str) -> bool:
+        """Whether this hook gives files such a name."""
+        step = re.escape(self.filename_tmpl).replace(r'\{\}', r'\d+')
+        return re.fullmatch(rf'(best_[^/]+_)?{step}', name) is not None
+
+    def _inside(self, path: str) -> str:
+        return self.file_backend.join_path(self.out_dir, os.path.basename(path))
+
+    def _remove(self, path: str) -> None:
+        """Delete a checkpoint of this hook in its folder, wherever the path leads."""
+        path = self._inside(path)
+        if not is_main_process() or not self._is_own(os.path.basename(path)):
+            return
+        if self.file_backend.isdir(path):  # sharded checkpoints
+            self.file_backend.rmtree(path)
+        elif self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+
+    def _forget_foreign_files(self, hub: MessageHub) -> None:
+        """Drop what a checkpoint names as the run's files, where the run gives no such names."""
+        info = hub.runtime_info
+        for key in [key for key in info if str(key).startswith('best_ckpt')]:
+            path = info[key]
+            if not isinstance(path, str) or not self._is_own(os.path.basename(path)):
+                del info[key]
+        ids = info.get('keep_ckpt_ids', [])
+        if not isinstance(ids, list) or not all(type(step) is int for step in ids):
+            info.pop('keep_ckpt_ids')
 
 
-def find_latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
-    """The checkpoint to resume from, also where ``last_checkpoint`` was torn or the folder moved.
-
-    Files that end before they should, as an interrupted copy leaves them, are passed over with a
-    warning.
-
-    Args:
-        work_dir (str | os.PathLike): Folder of a run.
-
-    Returns:
-        str | None: The file that ``last_checkpoint`` names, else the newest ``epoch_*`` or
-        ``iter_*`` file; None where there is none.
-    """
-    work_dir = Path(work_dir)
-    note = work_dir / 'last_checkpoint'
-    named = Path(note.read_text().strip() or '.') if note.is_file() else Path()
-    saved = [p for pattern in ('epoch_*.pth', 'iter_*.pth') for p in work_dir.glob(pattern)]
-    saved.sort(key=lambda p: p.stat().st_mtime, reverse=True)
-    for path in (named, work_dir / named.name, *saved):
-        if path.is_file():
-            if _is_whole(path):
-                return str(path)
-            print_log(f'{path} is cut short and not resumed from.', 'current', logging.WARNING)
-    return None
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file has the end that its beginning announces."""
-    with path.open('rb') as file:
-        start = file.read(len(ZIP))
-    return bool(start) and (start != ZIP or zipfile.is_zipfile(path))
+@contextmanager
+def _said(what: str, last: str | None) -> Iterator[None]:
+    """Name the last usable checkpoint where one cannot be saved."""
+    try:
+        yield
+    except OSError as error:
+        usable = f'the last usable one is {last}' if last else 'there is none yet'
+        raise CheckpointError(
+            f'{what} was not saved ({error.strerror or error}); {usable}. Free space there and go '
+            'on with --resume.'
+        ) from error

@@ -1,10 +1,8 @@
-"""Saving and resuming: an interruption leaves whole files, and a resumed run is the same run."""
+"""Saving: an interruption leaves whole files, and nothing but the run's own is deleted."""
 
 import errno
 import os
-import resource
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -12,20 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.fileio import get_file_backend
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmengine.runner import find_latest_checkpoint as mmengine_latest
 
 from mirrorla_mm.engine.checkpoint import CheckpointError, load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook, check_fit
-from mirrorla_mm.engine.saving import (
-    AtomicLocalBackend,
-    SafeCheckpointHook,
-    find_latest_checkpoint,
-)
+from mirrorla_mm.engine.resuming import find_latest_checkpoint
 
-from .toy import LossRecorder, ToyModel, toy_runner
+from .toy import LossRecorder, ToyMetric, ToyModel, toy_runner, validation
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -42,7 +33,6 @@ def train(runner: Runner) -> LossRecorder:
 def test_resumed_run_is_the_undisturbed_run(tmp_path):
     whole = train(toy_runner(tmp_path))
     final = load_checkpoint_file(tmp_path / 'iter_8.pth')
-    (tmp_path / 'part').mkdir()
     resumed = train(
         toy_runner(tmp_path / 'part', resume=True, load_from=str(tmp_path / 'iter_4.pth'))
     )
@@ -93,46 +83,7 @@ def test_killed_run_leaves_whole_checkpoints_and_resumes(tmp_path):
     assert sorted(resumed.losses) == [done, done + 1]
 
 
-# --- Files ----------------------------------------------------------------------------------------
-
-
-def test_mmengine_uses_the_atomic_backend_and_the_safe_hook():
-    assert isinstance(get_file_backend('some/path'), AtomicLocalBackend)
-    assert isinstance(get_file_backend(backend_args={'backend': 'local'}), AtomicLocalBackend)
-    assert HOOKS.get('CheckpointHook') is SafeCheckpointHook
-
-
-def test_file_that_does_not_fit_the_disk_leaves_the_old_one(tmp_path):
-    path = tmp_path / 'a.pth'
-    AtomicLocalBackend().put(b'old', path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r'a\.pth cannot be written'):
-            AtomicLocalBackend().put(b'x' * 5000, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert path.read_bytes() == b'old'
-    assert checkpoints(tmp_path) == ['a.pth']
-
-
-def test_put_follows_links_makes_folders_and_spares_devices(tmp_path):
-    (tmp_path / 'real').write_bytes(b'old')
-    (tmp_path / 'link').symlink_to(tmp_path / 'real')
-    backend = AtomicLocalBackend()
-    backend.put(b'new', tmp_path / 'link')
-    backend.put(b'deep', tmp_path / 'a' / 'b' / 'c')
-    os.mkfifo(tmp_path / 'pipe')
-    reader = os.open(tmp_path / 'pipe', os.O_RDONLY | os.O_NONBLOCK)
-    backend.put(b'pipe', tmp_path / 'pipe')
-    assert os.read(reader, 9) == b'pipe'
-    os.close(reader)
-    assert stat.S_ISFIFO((tmp_path / 'pipe').stat().st_mode)
-    assert (tmp_path / 'link').is_symlink()
-    assert (tmp_path / 'real').read_bytes() == b'new'
-    assert (tmp_path / 'a' / 'b' / 'c').read_bytes() == b'deep'
+# --- Which files are kept -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('keep, expected', [(1, [8]), (2, [6, 8]), (-1, [2, 4, 6, 8])])
@@ -149,61 +100,108 @@ def test_resuming_keeps_as_many(tmp_path):
     assert checkpoints(tmp_path) == ['iter_8.pth']
 
 
-def test_full_disk_stops_with_the_last_usable_checkpoint(tmp_path, monkeypatch):
-    put = AtomicLocalBackend.put
+@pytest.fixture()
+def disk(monkeypatch) -> set[str]:
+    """Names of files that no longer fit the disk."""
+    full: set[str] = set()
+    replace = Path.replace
 
-    def full_at_six(self, obj, filepath):
-        if str(filepath).endswith('iter_6.pth'):
+    def replace_unless_full(self, target):
+        if Path(target).name in full:
             raise OSError(errno.ENOSPC, 'No space left on device')
-        put(self, obj, filepath)
+        return replace(self, target)
 
-    monkeypatch.setattr(AtomicLocalBackend, 'put', full_at_six)
+    monkeypatch.setattr(Path, 'replace', replace_unless_full)
+    return full
+
+
+def test_full_disk_stops_with_the_last_usable_checkpoint(tmp_path, disk):
+    disk.add('iter_6.pth')
     runner = toy_runner(tmp_path, checkpoint={'max_keep_ckpts': 1})
     with pytest.raises(CheckpointError, match=r'step 6 .*No space left.*iter_4\.pth'):
         runner.train()
     latest = find_latest_checkpoint(tmp_path)
     assert Path(latest).name == 'iter_4.pth'
-    monkeypatch.undo()
+    # Nothing has been saved since, but there is one.
+    again = toy_runner(tmp_path, resume=True, load_from=latest)
+    with pytest.raises(CheckpointError, match=r'step 6 .*No space left.*iter_4\.pth'):
+        again.train()
+    disk.clear()
     resumed = train(toy_runner(tmp_path, resume=True, load_from=latest))
     assert sorted(resumed.losses) == [4, 5, 6, 7]
 
 
-# --- Which checkpoint to resume from --------------------------------------------------------------
+BEST = {'save_best': 'acc', 'max_keep_ckpts': 1}
 
 
-def test_latest_checkpoint_is_the_noted_one(tmp_path):
-    assert find_latest_checkpoint(tmp_path) is None
-    train(toy_runner(tmp_path, max_iters=4))
-    assert find_latest_checkpoint(tmp_path) == mmengine_latest(str(tmp_path))
+def test_best_checkpoint_is_deleted_once_the_better_one_is_there(tmp_path, disk):
+    metric = ToyMetric([1, 2, 0, 3])
+    train(toy_runner(tmp_path, checkpoint=BEST, **validation(2, metric)))
+    assert checkpoints(tmp_path) == ['best_acc_iter_8.pth', 'iter_8.pth']
+    disk.add('best_acc_iter_4.pth')
+    runner = toy_runner(tmp_path / 'full', checkpoint=BEST, **validation(2, ToyMetric([1, 2])))
+    with pytest.raises(CheckpointError, match=r'best checkpoint was not saved \(.*iter_4\.pth'):
+        runner.train()
+    assert checkpoints(tmp_path / 'full') == ['best_acc_iter_2.pth', 'iter_4.pth']
 
 
-@pytest.mark.parametrize('note', ['', 'elsewhere/iter_9.pth', None])
-def test_torn_or_stale_note_falls_back_to_the_newest(tmp_path, note):
-    for age, step in enumerate((10, 9, 8)):
-        path = tmp_path / f'iter_{step}.pth'
-        path.write_bytes(b'whole')
-        os.utime(path, (1e9 - age, 1e9 - age))
-    (tmp_path / 'best_mIoU.pth').touch()
-    if note is not None:
-        (tmp_path / 'last_checkpoint').write_text(note)
-    expected = 'iter_9.pth' if note else 'iter_10.pth'  # a moved folder still has the noted name
-    assert Path(find_latest_checkpoint(tmp_path)).name == expected
+def test_best_of_several_metrics_and_after_a_resume_in_another_folder(tmp_path):
+    options = {'save_best': ['acc', 'toy/acc'], 'rule': ['greater', 'less']}
+    metrics = [ToyMetric([1, 2, 1, 3]), ToyMetric([1, 2, 0, 3])]
+    metrics[1].prefix = 'toy'
+    both = validation(2, *metrics)
+    train(toy_runner(tmp_path / 'old', max_iters=4, checkpoint=options, **both))
+    best = ['best_acc_iter_4.pth', 'best_toy_acc_iter_2.pth']
+    assert [name for name in checkpoints(tmp_path / 'old') if 'best' in name] == best
+    (tmp_path / 'old').rename(tmp_path / 'new')
+    latest = find_latest_checkpoint(tmp_path / 'new')
+    train(toy_runner(tmp_path / 'new', checkpoint=options, resume=True, load_from=latest, **both))
+    best = ['best_acc_iter_8.pth', 'best_toy_acc_iter_6.pth']
+    assert [name for name in checkpoints(tmp_path / 'new') if 'best' in name] == best
 
 
-@pytest.mark.parametrize('noted', (True, False))
-@pytest.mark.parametrize('share', (0, 0.01, 0.5, 0.999))
-def test_half_written_checkpoint_is_never_picked_up(tmp_path, noted, share):
-    train(toy_runner(tmp_path, max_iters=4, checkpoint={'interval': 2}))
-    newest = tmp_path / 'iter_4.pth'
-    assert find_latest_checkpoint(tmp_path) == str(newest)
-    content = newest.read_bytes()
-    newest.write_bytes(content[: int(share * len(content))])
-    (tmp_path / 'iter_6.pth.partial').write_bytes(content[:999])
-    if not noted:
-        (tmp_path / 'last_checkpoint').unlink()
-    latest = find_latest_checkpoint(tmp_path)
-    assert Path(latest).name == 'iter_2.pth'
-    assert sorted(train(toy_runner(tmp_path, resume=True, load_from=latest)).losses)[0] == 2
+@pytest.mark.parametrize('kind', ['file', 'folder', 'another name'])
+def test_checkpoint_cannot_have_files_of_others_deleted(tmp_path, kind):
+    train(
+        toy_runner(tmp_path / 'run', max_iters=4, checkpoint=BEST, **validation(2, ToyMetric([1])))
+    )
+    victim = tmp_path / ('run/notes.pth' if kind == 'another name' else 'best_acc_iter_2.pth')
+    if kind == 'folder':
+        victim.mkdir()
+    else:
+        victim.touch()
+    hostile = load_checkpoint_file(tmp_path / 'run' / 'iter_4.pth')
+    hub = hostile['message_hub']
+    hub['runtime_info'].update(
+        best_ckpt=str(victim),
+        best_score=-1,
+        keep_ckpt_ids=['../../best_acc_iter_2', 1, 2, 3],
+        last_ckpt=str(victim),
+    )
+    for key in ('best_ckpt', 'best_score', 'keep_ckpt_ids', 'last_ckpt'):
+        hub['resumed_keys'][key] = True
+    torch.save(hostile, tmp_path / 'hostile.pth')
+    load_from = str(tmp_path / 'hostile.pth')
+    metric = ToyMetric([1, 2, 3])
+    options = {'resume': True, 'load_from': load_from, **validation(2, metric)}
+    train(toy_runner(tmp_path / 'new', checkpoint=BEST, **options))
+    assert metric.validations and victim.exists() and Path(load_from).exists()
+    assert checkpoints(tmp_path / 'new') == ['best_acc_iter_8.pth', 'iter_8.pth']
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
+    left = ['iter_6.pth.0123abcd.partial', 'best_acc_iter_4.pth.0123abcd.partial']
+    for name in (*left, 'thesis.pth.0123abcd.partial'):
+        (tmp_path / name).touch()
+    train(toy_runner(tmp_path, max_iters=2))
+    assert checkpoints(tmp_path) == ['iter_2.pth', 'thesis.pth.0123abcd.partial']
+
+
+def test_checkpoint_keeps_its_permissions(tmp_path):
+    train(toy_runner(tmp_path, max_iters=2))
+    (tmp_path / 'iter_2.pth').chmod(0o600)
+    train(toy_runner(tmp_path, max_iters=2))
+    assert (tmp_path / 'iter_2.pth').stat().st_mode & 0o777 == 0o600
 
 
 # --- Fit ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import itertools
 
 import torch
 from mmengine.dataset import InfiniteSampler
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -41,6 +42,26 @@ class ToyData(Dataset):
         return x, x.sum()[None]
 
 
+class ToyMetric(BaseMetric):
+    """Reports the scores of a list, one a validation, and counts them.
+
+    Args:
+        scores (list[float]): What to report; the last again and again.
+    """
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.scores = scores
+        self.validations = 0
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        self.validations += 1
+        return {'acc': self.scores[min(self.validations, len(self.scores)) - 1]}
+
+
 class LossRecorder(Hook):
     """Keeps the loss of every iteration."""
 
@@ -51,7 +72,23 @@ class LossRecorder(Hook):
         self.losses[runner.iter] = outputs['loss'].item()
 
 
-def toy_runner(work_dir, max_iters=8, checkpoint=None, **kwargs) -> Runner:
+class Killed(Exception):
+    """Stands for a signal that no process survives."""
+
+
+def validation(interval: int, *metrics: ToyMetric) -> dict:
+    """Options of ``toy_runner`` that validate."""
+    return {
+        'val_dataloader': DataLoader(ToyData(), batch_size=16),
+        'val_evaluator': list(metrics),
+        'val_cfg': {},
+        'val_interval': interval,
+    }
+
+
+def toy_runner(
+    work_dir, max_iters=8, checkpoint=None, val_interval=1000, hooks=(), **kwargs
+) -> Runner:
     """A runner that saves every second iteration; further options as for ``Runner``."""
     torch.manual_seed(0)
     return Runner(
@@ -60,7 +97,7 @@ def toy_runner(work_dir, max_iters=8, checkpoint=None, **kwargs) -> Runner:
         train_dataloader=DataLoader(
             ToyData(), batch_size=4, sampler=InfiniteSampler(ToyData(), seed=3)
         ),
-        train_cfg={'by_epoch': False, 'max_iters': max_iters},
+        train_cfg={'by_epoch': False, 'max_iters': max_iters, 'val_interval': val_interval},
         optim_wrapper={
             'type': 'OptimWrapper',
             'optimizer': {'type': 'AdamW', 'lr': 0.1},
@@ -73,14 +110,14 @@ def toy_runner(work_dir, max_iters=8, checkpoint=None, **kwargs) -> Runner:
         ],
         default_hooks={
             'checkpoint': {
-                'type': 'CheckpointHook',
+                'type': 'mirrorla_mm.CheckpointHook',
                 'interval': 2,
                 'by_epoch': False,
                 **(checkpoint or {}),
             },
             'logger': {'type': 'LoggerHook', 'interval': 1},
         },
-        custom_hooks=[{'type': 'EMAHook', 'momentum': 0.1}],
+        custom_hooks=[{'type': 'EMAHook', 'momentum': 0.1}, *hooks],
         experiment_name=f'toy{next(_names)}',
         log_level='ERROR',
         **kwargs,

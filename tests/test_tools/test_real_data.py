@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
-from mirrorla_mm.engine.saving import find_latest_checkpoint
+from mirrorla_mm.engine.resuming import find_latest_checkpoint
 
 from .conftest import REPOSITORY
 

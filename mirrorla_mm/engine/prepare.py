@@ -1,0 +1,54 @@
+"""One call that gives a training all that this package has for its safety."""
+
+from __future__ import annotations
+
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
+
+from .bad_data import check_loading
+from .reproducible import make_reproducible
+
+__all__ = ['prepare_training']
+
+CHECKPOINT_HOOK = 'mirrorla_mm.CheckpointHook'
+EPOCH_LOOP = 'mirrorla_mm.EpochBasedTrainLoop'
+HOOKS = ('mirrorla_mm.LostValidationHook', 'mirrorla_mm.FrozenNormHook')
+
+
+def prepare_training(cfg: Config, bad_data: str = 'refuse') -> None:
+    """Let the training of a config survive interruptions and damaged data.
+
+    Entries of the config are changed; outside of it, mmdet's data sets report the boxes they leave
+    out. Hooks and loops of the user's own stay.
+
+    - checkpoints appear complete or not at all, the work dir takes one training at a time, and the
+      processes of a distributed run agree before they save or validate
+      (:class:`.saving.CheckpointHook`);
+    - a validation that was cut off is done after resuming, and so is the rest of an epoch
+      (:mod:`.resuming`);
+    - a resumed run draws the random numbers of an undisturbed one (:mod:`.reproducible`);
+    - images and labels are checked where they are read (:mod:`.bad_data`);
+    - batch norms that are frozen untrained are named (:mod:`.frozen_norms`).
+
+    Args:
+        cfg (Config): Of a training run, with ``work_dir``; ``resume`` and ``load_from`` are set if
+            it resumes.
+        bad_data (str): ``'refuse'`` or ``'skip'`` what cannot be trusted.
+    """
+    hooks = cfg.setdefault('default_hooks', {})
+    checkpoint = hooks.setdefault('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
+    if checkpoint and checkpoint.get('type') in ('CheckpointHook', MMEngineCheckpointHook):
+        checkpoint['type'] = CHECKPOINT_HOOK
+    loop = cfg.train_cfg
+    if loop.get('by_epoch') or loop.get('type') in (
+        'EpochBasedTrainLoop',
+        MMEngineEpochBasedTrainLoop,
+    ):
+        loop.pop('by_epoch', None)
+        loop['type'] = EPOCH_LOOP
+    custom = cfg.get('custom_hooks') or []
+    present = {hook.get('type') for hook in custom if isinstance(hook, dict)}
+    cfg.custom_hooks = [*custom, *({'type': hook} for hook in HOOKS if hook not in present)]
+    make_reproducible(cfg)
+    check_loading(cfg, bad_data)

@@ -1,0 +1,225 @@
+"""Resuming: from the right checkpoint, at the right place, with nothing lost."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import find_latest_checkpoint as mmengine_latest
+from torch.utils.data import DataLoader
+
+from mirrorla_mm.engine.checkpoint import UnsafeCheckpointError
+from mirrorla_mm.engine.errors import UserError
+from mirrorla_mm.engine.resuming import find_latest_checkpoint
+
+from .toy import Killed, LossRecorder, ToyData, ToyMetric, toy_runner, validation
+
+# --- From which checkpoint ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> Path:
+    """The work dir of a run of four iterations, saved at the second and fourth."""
+    folder = tmp_path_factory.mktemp('finished')
+    toy_runner(folder, max_iters=4).train()
+    return folder
+
+
+@pytest.fixture()
+def work_dir(finished, tmp_path) -> Path:
+    """A copy of it, with a note of its own."""
+    shutil.copytree(finished, tmp_path / 'run')
+    (tmp_path / 'run' / 'last_checkpoint').write_text(str(tmp_path / 'run' / 'iter_4.pth'))
+    return tmp_path / 'run'
+
+
+def latest(work_dir: Path) -> str:
+    return Path(find_latest_checkpoint(work_dir)).name
+
+
+def test_latest_checkpoint_is_the_noted_one(work_dir, tmp_path):
+    assert find_latest_checkpoint(tmp_path) is None
+    assert find_latest_checkpoint(work_dir) == mmengine_latest(str(work_dir))
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_2.pth'))
+    assert latest(work_dir) == 'iter_2.pth'
+
+
+@pytest.mark.parametrize(
+    'note', [b'', b'elsewhere/iter_99.pth', b'\xff\xfe\x00', b'a\x00b', b'.', None, 'link']
+)
+def test_torn_or_stale_note_falls_back_to_the_highest_number(work_dir, note):
+    (work_dir / 'last_checkpoint').unlink()
+    if note == 'link':
+        (work_dir / 'last_checkpoint').symlink_to(work_dir / 'gone')
+    elif note is not None:
+        (work_dir / 'last_checkpoint').write_bytes(note)
+    (work_dir / 'iter_4.pth').rename(work_dir / 'iter_10.pth')
+    os.utime(work_dir / 'iter_10.pth', (1e9, 1e9))  # a copy has lost the order of times
+    shutil.copy(work_dir / 'iter_2.pth', work_dir / 'iter_9.pth')
+    shutil.copy(work_dir / 'iter_2.pth', work_dir / 'best_acc_iter_11.pth')
+    (work_dir / 'iter_12.pth').symlink_to(work_dir / 'gone')
+    assert latest(work_dir) == 'iter_10.pth'
+
+
+def test_copied_folder_is_resumed_from_itself(work_dir, tmp_path):
+    shutil.copytree(work_dir, tmp_path / 'copy')
+    assert find_latest_checkpoint(tmp_path / 'copy') == str(tmp_path / 'copy' / 'iter_4.pth')
+
+
+def cut(share: float):
+    return lambda content: content[: int(share * len(content))]
+
+
+DAMAGE = {
+    'empty': cut(0),
+    'a hundredth': cut(0.01),
+    'half': cut(0.5),
+    'nearly whole': cut(0.999),
+    'zeros': lambda content: bytes(len(content)),
+    'first half zero': lambda content: bytes(len(content) // 2) + content[len(content) // 2 :],
+    'a hole': lambda content: content[:2000] + bytes(1500) + content[3500:],
+}
+
+
+@pytest.mark.parametrize('noted', (True, False))
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_half_written_checkpoint_is_never_picked_up(work_dir, noted, damage):
+    newest = work_dir / 'iter_4.pth'
+    newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
+    (work_dir / 'iter_6.pth.0123abcd.partial').write_bytes(b'half')
+    if not noted:
+        (work_dir / 'last_checkpoint').unlink()
+    assert latest(work_dir) == 'iter_2.pth'
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_half_written_checkpoint_of_the_old_format_is_never_picked_up(work_dir, damage):
+    newest = work_dir / 'iter_4.pth'
+    weights = {'state_dict': {'weight': torch.arange(2000.0)}, 'meta': {}}
+    torch.save(weights, newest, _use_new_zipfile_serialization=False)
+    assert latest(work_dir) == 'iter_4.pth'
+    newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
+    if damage != 'a hole':  # the old format has no checksums
+        assert latest(work_dir) == 'iter_2.pth'
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ('ran',)
+
+
+def test_hostile_checkpoint_is_not_passed_over(work_dir):
+    torch.save({'state_dict': Hostile()}, work_dir / 'iter_4.pth')
+    with pytest.raises(UnsafeCheckpointError):
+        find_latest_checkpoint(work_dir)
+
+
+# --- A validation that was cut off ----------------------------------------------------------------
+
+BEST = {'save_best': 'acc'}
+HOOKS = [{'type': 'mirrorla_mm.LostValidationHook'}]
+
+
+class KilledMetric(ToyMetric):
+    """Dies in its second validation."""
+
+    def process(self, data_batch, data_samples):
+        if self.validations == 1:
+            raise Killed
+        super().process(data_batch, data_samples)
+
+
+def test_validation_that_a_kill_cut_off_is_done_after_resuming(tmp_path):
+    options = {'checkpoint': BEST, 'hooks': HOOKS}
+    with pytest.raises(Killed):
+        toy_runner(tmp_path, **options, **validation(2, KilledMetric([1]))).train()
+    assert not (tmp_path / 'best_acc_iter_4.pth').exists()
+    options |= {'resume': True, 'load_from': str(tmp_path / 'iter_4.pth')}
+    metric = ToyMetric([2, 1])
+    toy_runner(tmp_path, max_iters=6, **options, **validation(2, metric)).train()
+    assert metric.validations == 2
+    assert (tmp_path / 'best_acc_iter_4.pth').exists()
+    assert not (tmp_path / 'best_acc_iter_2.pth').exists()
+    # What was validated is not validated again, also where nothing is left to train.
+    metric = ToyMetric([9])
+    options['load_from'] = str(tmp_path / 'iter_6.pth')
+    toy_runner(tmp_path, max_iters=6, **options, **validation(2, metric)).train()
+    assert metric.validations == 0
+
+
+def test_a_score_of_the_resumed_place_survives_another_kill(tmp_path):
+    options = {'checkpoint': BEST, 'hooks': HOOKS}
+    with pytest.raises(Killed):
+        toy_runner(tmp_path, **options, **validation(2, KilledMetric([1]))).train()
+    options |= {'resume': True, 'load_from': str(tmp_path / 'iter_4.pth')}
+    runner = toy_runner(tmp_path, **options, **validation(2, ToyMetric([2])))
+    runner.register_hook(StopAt(5))
+    with pytest.raises(Killed):
+        runner.train()
+    metric = ToyMetric([1])
+    toy_runner(tmp_path, max_iters=6, **options, **validation(2, metric)).train()
+    assert (tmp_path / 'best_acc_iter_4.pth').exists()
+    assert not (tmp_path / 'best_acc_iter_6.pth').exists()
+
+
+def test_a_fresh_start_forgets_what_an_earlier_run_validated(tmp_path):
+    options = {'checkpoint': BEST, 'hooks': HOOKS}
+    toy_runner(tmp_path, max_iters=4, **options, **validation(2, ToyMetric([1]))).train()
+    with pytest.raises(Killed):
+        toy_runner(tmp_path, **options, **validation(2, KilledMetric([1]))).train()
+    options |= {'resume': True, 'load_from': str(tmp_path / 'iter_4.pth')}
+    metric = ToyMetric([1])
+    toy_runner(tmp_path, max_iters=4, **options, **validation(2, metric)).train()
+    assert metric.validations == 1
+
+
+# --- The middle of an epoch -----------------------------------------------------------------------
+
+
+class StopAt(LossRecorder):
+    """Dies before an iteration, as the number of finished ones is this."""
+
+    def __init__(self, finished: int) -> None:
+        super().__init__()
+        self.finished = finished
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.finished:
+            raise Killed
+
+
+def epochs(folder, batch_size: int = 4, hook=None, **options) -> LossRecorder:
+    """Two epochs of 16 samples, saved after every iteration; schedules by iteration and epoch."""
+    runner = toy_runner(folder, checkpoint={'interval': 1}, **options)
+    runner._train_loop = {'type': 'mirrorla_mm.EpochBasedTrainLoop', 'max_epochs': 2}
+    runner._train_dataloader = DataLoader(ToyData(), batch_size=batch_size)
+    recorder = hook or LossRecorder()
+    runner.register_hook(recorder)
+    runner.train()
+    return recorder
+
+
+@pytest.mark.parametrize('finished', [2, 4, 6, 8])
+def test_run_goes_on_in_the_middle_of_an_epoch(tmp_path, finished):
+    whole = epochs(tmp_path / 'whole')
+    assert sorted(whole.losses) == list(range(8))
+    hook = StopAt(finished)
+    if finished < 8:
+        with pytest.raises(Killed):
+            epochs(tmp_path / 'part', hook=hook)
+    else:
+        epochs(tmp_path / 'part', hook=hook)
+    path = str(tmp_path / 'part' / f'iter_{finished}.pth')
+    resumed = epochs(tmp_path / 'part', resume=True, load_from=path)
+    assert hook.losses | resumed.losses == whole.losses
+    assert sorted(resumed.losses) == list(range(finished, 8))
+    assert (tmp_path / 'part' / 'iter_8.pth').exists()
+    assert not (tmp_path / 'part' / 'iter_9.pth').exists()
+
+
+def test_middle_of_an_epoch_of_another_length_is_refused_and_its_end_is_not(tmp_path):
+    epochs(tmp_path)
+    path = str(tmp_path / 'iter_2.pth')
+    with pytest.raises(UserError, match='middle of an epoch of 4 iterations, which now has 2'):
+        epochs(tmp_path / 'new', batch_size=8, resume=True, load_from=path)
