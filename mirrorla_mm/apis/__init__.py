@@ -1,5 +1,6 @@
-"""Using a trained model."""
+"""Use a trained model: :class:`Inferencer` for an image, :func:`predict` for files."""
 
-from .inference import build_inferencer, predict
+from .inference import Inferencer, Prediction
+from .predict import predict
 
-__all__ = ['build_inferencer', 'predict']
+__all__ = ['Inferencer', 'Prediction', 'predict']

@@ -1,185 +1,267 @@
-"""Pictures, folders and videos in; annotated pictures and JSON out.
-
-Thin over mmdet's ``DetInferencer`` and mmseg's ``MMSegInferencer``, which know neither videos nor,
-for segmentation, JSON.
-"""
+"""A trained detector or segmentor as a function from an image to what is in it."""
 
 from __future__ import annotations
 
-import json
+import argparse
+import colorsys
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import mmcv
 import numpy as np
+import torch
+from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmengine.infer import BaseInferencer
-from rich.progress import track
+from mmengine.dataset import pseudo_collate
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
 
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
+from ..engine.checkpoint import require_file
+from ..engine.checkpoint_fit import check_fit
+from ..engine.data import DataError
+from ..engine.errors import UserError
+from ..engine.images import read_image
+from ..engine.launch import gpu_without_ops, load_config
+from .drawing import draw_instances, draw_label_map
+
+SCOPES = ('mmdet', 'mmseg')
 
 
-def build_inferencer(
-    config: str | os.PathLike | Config,
-    checkpoint: str | os.PathLike,
-    device: str | None = None,
-) -> BaseInferencer:
-    """mmdet's or mmseg's own inferencer for a config, without their progress bars.
+@dataclass(frozen=True)
+class Prediction:
+    """What a model found in an image of H x W pixels: instances or a label map.
+
+    Attributes:
+        size (tuple[int, int]): H and W.
+        classes (tuple[str, ...]): Names of the classes.
+        palette (tuple): Their colours, (red, green, blue) of 0 to 255.
+        labels (np.ndarray): Class of each of the N instances, by falling score.
+        scores (np.ndarray): Of 0 to 1, shape (N,).
+        boxes (np.ndarray): Left, top, right, bottom in pixels, shape (N, 4).
+        masks (np.ndarray, optional): Shape (N, H, W), bool.
+        label_map (np.ndarray, optional): Class of each pixel, shape (H, W); None of a detector.
+    """
+
+    size: tuple[int, int]
+    classes: tuple[str, ...]
+    palette: tuple
+    labels: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    masks: np.ndarray | None = None
+    label_map: np.ndarray | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Class names of the instances."""
+        return [self.classes[label] for label in self.labels]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the image of each class that is in the label map, the largest first."""
+        labels, pixels = np.unique(self.label_map, return_counts=True)
+        found = sorted(zip(pixels / self.label_map.size, labels), reverse=True)
+        return {self.classes[label]: float(share) for share, label in found}
+
+    def above(self, score: float) -> Prediction:
+        """The instances of at least this score; a label map stays as it is."""
+        kept = self.scores >= score
+        masks = None if self.masks is None else self.masks[kept]
+        parts = dict(labels=self.labels[kept], scores=self.scores[kept], boxes=self.boxes[kept])
+        return replace(self, **parts, masks=masks)
+
+    def draw(self, image: np.ndarray) -> np.ndarray:
+        """Draw the prediction over its image.
+
+        Args:
+            image (np.ndarray): BGR, shape (H, W, 3), uint8.
+
+        Returns:
+            np.ndarray: A new image, likewise.
+        """
+        if self.label_map is not None:
+            return draw_label_map(image, self.label_map, self.classes, self.palette)
+        colours = [self.palette[label] for label in self.labels]
+        texts = [f'{name} {score:.2f}' for name, score in zip(self.names, self.scores)]
+        return draw_instances(image, self.boxes, texts, colours, self.masks)
+
+    def summary(self) -> str:
+        """Say in a few words what was found."""
+        if self.label_map is not None:
+            return ', '.join(f'{name} {share:.0%}' for name, share in self.shares.items())
+        counts = Counter(self.names)
+        return ', '.join(f'{count} {name}' for name, count in counts.items()) or 'nothing'
+
+    def to_dict(self) -> dict:
+        """The prediction as JSON has it; masks in COCO's run-length encoding."""
+        height, width = self.size
+        if self.label_map is not None:
+            return dict(width=width, height=height, shares=self.shares)
+        found = dict(
+            width=width,
+            height=height,
+            names=self.names,
+            labels=self.labels.tolist(),
+            scores=[round(float(score), 4) for score in self.scores],
+            bboxes=[[round(float(side), 2) for side in box] for box in self.boxes],
+        )
+        if self.masks is not None:
+            from pycocotools import mask
+
+            encoded = [mask.encode(np.asfortranarray(m.astype(np.uint8))) for m in self.masks]
+            found['masks'] = [{**m, 'counts': m['counts'].decode()} for m in encoded]
+        return found
+
+
+class Inferencer:
+    """A trained detector or segmentor.
 
     Args:
-        config (str | os.PathLike | Config): Config of a detector or segmentor.
-        checkpoint (str | os.PathLike): Its weights, and the names of its classes.
-        device (str, optional): Such as ``'cuda:0'``. Defaults to a GPU where there is one.
-
-    Returns:
-        BaseInferencer: Takes pictures as BGR arrays or paths.
+        config (str | os.PathLike | Config): Config, also as ``mmdet::NAME`` of a package.
+        checkpoint (str | os.PathLike): Its weights, a file or URL.
+        device (str, optional): Such as ``'cuda:0'``. Defaults to a GPU where there is one that the
+            model runs on.
+        cfg_options (dict, optional): Settings to override, by dotted name.
 
     Raises:
-        ValueError: If the config is neither a detector's nor a segmentor's.
+        CheckpointError: If the checkpoint cannot be read or is of another model.
+        FileNotFoundError: If there is no checkpoint.
+        UserError: If the config cannot be read, or is neither a detector's nor a segmentor's.
+
+    Example:
+        >>> model = Inferencer('config.py', 'epoch_12.pth')
+        >>> found = model('street.jpg').above(0.5)
+        >>> list(zip(found.names, found.scores, found.boxes))
     """
-    cfg = config if isinstance(config, Config) else Config.fromfile(config)
-    if cfg.get('default_scope') == 'mmdet':
-        from mmdet.apis import DetInferencer
 
-        return DetInferencer(cfg, str(checkpoint), device, show_progress=False)
-    if cfg.get('default_scope') == 'mmseg':
-        from mmseg.apis import MMSegInferencer
+    def __init__(
+        self,
+        config: str | os.PathLike | Config,
+        checkpoint: str | os.PathLike,
+        device: str | None = None,
+        cfg_options: dict | None = None,
+    ) -> None:
+        require_file(checkpoint)
+        self.cfg = _read_config(config, cfg_options)
+        scope = self.cfg.get('default_scope')
+        if scope not in SCOPES or 'model' not in self.cfg:
+            raise UserError(
+                f'A config for inference needs default_scope {" or ".join(SCOPES)}, got {scope!r}.'
+            )
+        init_default_scope(scope)
+        self.device = device or _default_device(scope)
+        weights = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
+        model = MODELS.build(self.cfg.model)
+        check_fit(model, weights, str(checkpoint))
+        self.model = revert_sync_batchnorm(model).to(self.device).eval()
+        dataset = _test_dataset(self.cfg)
+        self.classes, self.palette = _classes(weights, dataset, model)
+        self.pipeline = Compose([t for t in dataset.pipeline if not _loads(t)])
 
-        inferencer = MMSegInferencer(cfg, weights=str(checkpoint), device=device)
-        inferencer.show_progress = False
-        return inferencer
-    raise ValueError(
-        'A config for inference needs default_scope mmdet or mmseg, got '
-        f'{cfg.get("default_scope")!r}.'
+    @torch.no_grad()
+    def __call__(self, image: str | os.PathLike | np.ndarray) -> Prediction:
+        """Predict one image.
+
+        Args:
+            image (str | os.PathLike | np.ndarray): A file, or BGR of shape (H, W, 3), uint8.
+
+        Returns:
+            Prediction: Instances by falling score, or a label map.
+
+        Raises:
+            DataError: If the file cannot be read, or the image is of a size that the config's
+                pipeline cannot process.
+        """
+        name = 'The image'
+        if not isinstance(image, np.ndarray):
+            name, image = str(image), read_image(image)
+        size = image.shape[:2]
+        info = dict(img=image, img_shape=size, ori_shape=size, height=size[0], width=size[1])
+        try:
+            packed = self.pipeline(dict(info, img_path=name, img_id=0))
+            sample = self.model.test_step(pseudo_collate([packed]))[0]
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f'{name} of {size[1]} x {size[0]} pixels cannot be processed by this config '
+                f'({reason}).'
+            ) from error
+        return self._prediction(sample, size)
+
+    def _prediction(self, sample: Any, size: tuple[int, int]) -> Prediction:
+        common = dict(size=size, classes=self.classes, palette=self.palette)
+        if 'pred_sem_seg' in sample:
+            label_map = sample.pred_sem_seg.data[0].cpu().numpy()
+            label_map = label_map.astype(np.min_scalar_type(len(self.classes)))
+            none = np.zeros(0)
+            return Prediction(labels=none, scores=none, boxes=none, label_map=label_map, **common)
+        found = sample.pred_instances.cpu()
+        order = found.scores.argsort(descending=True)
+        masks = found.masks[order.numpy()] if 'masks' in found else None
+        return Prediction(
+            labels=found.labels[order].numpy(),
+            scores=found.scores[order].numpy(),
+            boxes=found.bboxes[order].numpy(),
+            masks=None if masks is None else np.asarray(masks, bool),
+            **common,
+        )
+
+
+def _read_config(config: str | os.PathLike | Config, options: dict | None) -> Config:
+    if isinstance(config, Config):
+        config.merge_from_dict(options or {})
+        return config
+    return load_config(
+        argparse.Namespace(
+            config=str(config), cfg_options=options, launcher='none', local_rank=0, work_dir=None
+        )
     )
 
 
-def predict(
-    inferencer: BaseInferencer,
-    source: str | os.PathLike,
-    out_dir: str | os.PathLike,
-    score_thr: float = 0.3,
-) -> list[dict]:
-    """Predict all pictures of a source, one after the other, and write what was found.
-
-    ``out_dir`` gets each annotated picture, or the annotated video, and ``predictions.json``: for
-    each picture its name and boxes (with labels, scores and masks), or for segmentation the share
-    of each class that is there.
-
-    Args:
-        inferencer (BaseInferencer): From :func:`build_inferencer`.
-        source (str | os.PathLike): A picture, a folder of pictures or a video.
-        out_dir (str | os.PathLike): Made where missing.
-        score_thr (float): Boxes below this score are neither drawn nor written.
-
-    Returns:
-        list[dict]: What the JSON file holds.
-
-    Raises:
-        FileNotFoundError: If the source does not exist or is a folder without pictures.
-        ValueError: If it is neither a picture nor a video, or cannot be read as one.
-    """
-    source, out_dir = Path(source), Path(out_dir)
-    _check_source(source)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    video = _VideoWriter(source, out_dir) if _is_video(source) else None
-    results = []
-    for name, picture in track(_pictures(source), 'Predicting', total=_count(source)):
-        options = dict(pred_score_thr=score_thr) if _is_detector(inferencer) else {}
-        found = inferencer(picture, return_vis=True, **options)
-        results.append(dict(picture=name, **_summary(inferencer, found, score_thr)))
-        drawn = _first(found['visualization'])[..., ::-1]
-        if video:
-            video.write(drawn)
-        else:
-            mmcv.imwrite(drawn, str(out_dir / f'{Path(name).stem}.png'))
-    if video:
-        video.release()
-    (out_dir / 'predictions.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
-    return results
+def _default_device(scope: str) -> str:
+    if not torch.cuda.is_available() or (scope == 'mmdet' and gpu_without_ops()):
+        return 'cpu'
+    return 'cuda:0'
 
 
-def _is_detector(inferencer: BaseInferencer) -> bool:
-    return inferencer.cfg.default_scope == 'mmdet'
+def _test_dataset(cfg: Config) -> Any:
+    """The data set that the config is tested with, within its wrappers."""
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset or 'dataset' in dataset:
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    return dataset
 
 
-def _summary(inferencer: BaseInferencer, found: dict, score_thr: float) -> dict:
-    prediction = _first(found['predictions'])
-    names = inferencer.model.dataset_meta['classes']
-    if not _is_detector(inferencer):
-        labels, pixels = np.unique(prediction, return_counts=True)
-        shares = {names[label]: float(n / prediction.size) for label, n in zip(labels, pixels)}
-        return dict(shares=shares)
-    kept = [i for i, score in enumerate(prediction['scores']) if score >= score_thr]
-    result = {key: [values[i] for i in kept] for key, values in prediction.items()}
-    result['names'] = [names[label] for label in result['labels']]
-    return result
+def _loads(transform: dict) -> bool:
+    """Whether a transform reads a file: images come as arrays, and there are no labels."""
+    kind = transform['type']
+    return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1].startswith('Load')
 
 
-def _first(item: Any) -> Any:
-    # mmseg gives a bare array for one picture, mmdet a list of one.
-    return item[0] if isinstance(item, list) else item
+def _classes(weights: dict, dataset: dict, model: torch.nn.Module) -> tuple[tuple, tuple]:
+    """Names and colours of the classes: the checkpoint's, else the config's, else numbers."""
+    meta = {k.lower(): v for k, v in (weights.get('meta', {}).get('dataset_meta') or {}).items()}
+    kind = dataset['type']
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    given = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
+    classes = tuple(meta.get('classes') or given.get('classes') or ())
+    count = _number_of_classes(model)
+    classes += tuple(f'class {i}' for i in range(len(classes), count))
+    palette = meta.get('palette') or given.get('palette')
+    if not isinstance(palette, Sequence) or isinstance(palette, str) or len(palette) < len(classes):
+        palette = [_colour(i) for i in range(len(classes))]
+    return classes, tuple(tuple(map(int, colour)) for colour in palette)
 
 
-def _is_video(source: Path) -> bool:
-    return source.suffix.lower() in VIDEOS
+def _number_of_classes(model: torch.nn.Module) -> int:
+    return max((getattr(module, 'num_classes', 0) or 0 for module in model.modules()), default=0)
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES
-
-
-def _check_source(source: Path) -> None:
-    if not source.exists():
-        raise FileNotFoundError(f'{source} does not exist.')
-    if source.is_dir():
-        if not any(map(_is_picture, source.iterdir())):
-            raise FileNotFoundError(f'The folder {source} holds no {", ".join(PICTURES)}.')
-    elif not (_is_picture(source) or _is_video(source)):
-        raise ValueError(f'{source} is neither a picture nor a video, by its suffix.')
-    elif _is_video(source) and mmcv.VideoReader(str(source)).frame_cnt <= 0:
-        raise ValueError(f'{source} cannot be read as a video.')
-
-
-def _files(source: Path) -> list[Path]:
-    return sorted(filter(_is_picture, source.iterdir())) if source.is_dir() else [source]
-
-
-def _count(source: Path) -> int:
-    return mmcv.VideoReader(str(source)).frame_cnt if _is_video(source) else len(_files(source))
-
-
-def _pictures(source: Path) -> Iterator[tuple[str, np.ndarray]]:
-    if _is_video(source):
-        for i, frame in enumerate(mmcv.VideoReader(str(source))):
-            yield f'{source.stem}_{i:06d}', frame
-        return
-    for path in _files(source):
-        picture = mmcv.imread(str(path))
-        if picture is None:
-            raise ValueError(f'{path} cannot be read as a picture.')
-        yield path.name, picture
-
-
-class _VideoWriter:
-    """Writes frames at the rate of another video, in a codec that OpenCV brings along."""
-
-    def __init__(self, source: Path, out_dir: Path) -> None:
-        self._file = str(out_dir / f'{source.stem}.mp4')
-        self._fps = mmcv.VideoReader(str(source)).fps or 25
-        self._writer = None
-
-    def write(self, frame: np.ndarray) -> None:
-        import cv2
-
-        if self._writer is None:
-            codec = cv2.VideoWriter_fourcc(*'mp4v')
-            self._writer = cv2.VideoWriter(self._file, codec, self._fps, frame.shape[1::-1])
-        self._writer.write(np.ascontiguousarray(frame))
-
-    def release(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
+def _colour(index: int) -> tuple[int, ...]:
+    # Hues that are the golden ratio apart stay distinct however many there are.
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(index * 0.618 % 1, 0.75, 0.9))

@@ -1,106 +1,96 @@
-"""Pictures, folders and videos through a detector and a segmentor with random weights."""
+"""A model as a function of an image, and what it refuses."""
 
-import json
-from pathlib import Path
-
-import cv2
-import mmcv
 import numpy as np
 import pytest
 import torch
-from mmdet.datasets import CocoDataset
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from mmseg.datasets import ADE20KDataset
+from pycocotools import mask
 
-from mirrorla_mm.apis import build_inferencer, predict
+from mirrorla_mm.apis import Inferencer
+from mirrorla_mm.engine import CheckpointError
+from mirrorla_mm.engine.data import DataError
+from mirrorla_mm.engine.errors import UserError
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
-DETECTOR = 'retinanet/retinanet_mirrorla-t-linear_fpn_1x_coco.py'
-SEGMENTOR = 'efficientvit_head/mirrorla-t-linear_efficientvit-head_4xb4-160k_ade20k-512x512.py'
+from .conftest import DETECTOR, MASKS, SEGMENTOR, save_weights, toy
 
-
-def build(name: str, folder: Path):
-    cfg = Config.fromfile(CONFIGS / name)
-    cfg.model.backbone.arch = dict(
-        embed_dims=(64, 128, 256, 512), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)
-    )
-    for transform in cfg.test_dataloader.dataset.pipeline:
-        if transform.type == 'Resize':
-            transform.scale = (96, 96)
-    init_default_scope(cfg.default_scope)
-    dataset = (CocoDataset if cfg.default_scope == 'mmdet' else ADE20KDataset).METAINFO
-    meta = dict(dataset_meta={key: dataset[key] for key in ('classes', 'palette')})
-    weights = dict(meta=meta, state_dict=MODELS.build(cfg.model).state_dict())
-    torch.save(weights, folder / 'weights.pth')
-    return build_inferencer(cfg, folder / 'weights.pth', 'cpu')
+IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope='module')
-def detector(tmp_path_factory):
-    return build(DETECTOR, tmp_path_factory.mktemp('detector'))
+def test_detector_gives_boxes_within_the_image_by_falling_score(inferencer):
+    found = inferencer(DETECTOR)(IMAGE)
+    assert found.label_map is None and found.masks is None
+    assert len(found.names) == len(found.scores) == len(found.boxes) > 0
+    assert (np.diff(found.scores) <= 0).all()
+    assert (found.boxes >= 0).all() and (found.boxes <= [80, 60, 80, 60]).all()
+    assert set(found.names) <= {'disc', 'square', 'triangle', 'star', 'ring'}
 
 
-@pytest.fixture(scope='module')
-def segmentor(tmp_path_factory):
-    return build(SEGMENTOR, tmp_path_factory.mktemp('segmentor'))
+def test_only_instances_above_a_score_are_kept(inferencer):
+    found = inferencer(DETECTOR)(IMAGE)
+    cut = float(found.scores[3])
+    assert (found.above(cut).scores >= cut).all() and len(found.above(cut).labels) >= 4
+    assert found.above(1.1).names == [] and found.above(1.1).summary() == 'nothing'
 
 
-@pytest.fixture
-def folder(tmp_path):
-    pictures = np.random.default_rng(0).integers(0, 255, (2, 64, 80, 3), dtype=np.uint8)
-    for i, picture in enumerate(pictures):
-        mmcv.imwrite(picture, str(tmp_path / 'in' / f'{i}.jpg'))
-    (tmp_path / 'in' / 'notes.txt').write_text('not a picture')
-    return tmp_path / 'in'
+def test_masks_have_the_images_size_and_survive_json(inferencer):
+    found = inferencer(MASKS)(IMAGE)
+    assert found.masks.shape == (len(found.labels), 60, 80) and found.masks.dtype == bool
+    coded = found.to_dict()['masks']
+    assert all((mask.decode(code) == own).all() for code, own in zip(coded, found.masks))
 
 
-@pytest.mark.parametrize('kind', ['detector', 'segmentor'])
-def test_folder_gives_pictures_of_its_size_and_json(kind, folder, tmp_path, request):
-    results = predict(request.getfixturevalue(kind), folder, tmp_path / 'out', score_thr=0.0)
-    assert json.loads((tmp_path / 'out' / 'predictions.json').read_text()) == results
-    assert [result['picture'] for result in results] == ['0.jpg', '1.jpg']
-    for i in range(2):
-        assert mmcv.imread(str(tmp_path / 'out' / f'{i}.png')).shape == (64, 80, 3)
-    if kind == 'detector':
-        assert results[0]['names']
-        assert len(results[0]['names']) == len(results[0]['bboxes']) == len(results[0]['scores'])
+def test_segmentor_gives_a_class_to_every_pixel(inferencer):
+    found = inferencer(SEGMENTOR)(IMAGE)
+    assert found.label_map.shape == (60, 80) and found.label_map.dtype == np.uint8
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert list(found.shares.values()) == sorted(found.shares.values(), reverse=True)
+
+
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTOR, MASKS])
+@pytest.mark.parametrize('shape', [(1, 1), (1, 4096), (4096, 1)])
+def test_tiny_and_thin_images_are_predicted_or_refused_in_one_sentence(inferencer, config, shape):
+    try:
+        found = inferencer(config)(np.zeros((*shape, 3), np.uint8))
+    except DataError as error:
+        assert f'{shape[1]} x {shape[0]} pixels' in str(error) and '\n' not in str(error)
     else:
-        assert sum(results[0]['shares'].values()) == pytest.approx(1.0)
+        assert found.size == shape
 
 
-def test_boxes_below_the_threshold_are_left_out(detector, folder, tmp_path):
-    results = predict(detector, folder / '0.jpg', tmp_path / 'out', score_thr=1.1)
-    assert results[0]['bboxes'] == results[0]['names'] == []
+def test_classes_come_from_the_checkpoint_before_the_config(tmp_path):
+    cfg = toy(DETECTOR)
+    names = ('a', 'b', 'c', 'd', 'e')
+    file = save_weights(cfg, tmp_path / 'x.pth', dataset_meta=dict(classes=names, palette='random'))
+    model = Inferencer(cfg, file, 'cpu')
+    assert model.classes == names
+    assert len(set(model.palette)) == 5
 
 
-def test_video_gives_a_video(segmentor, tmp_path):
-    source = str(tmp_path / 'clip.avi')
-    writer = cv2.VideoWriter(source, cv2.VideoWriter_fourcc(*'MJPG'), 5, (80, 64))
-    for value in (0, 100, 200):
-        writer.write(np.full((64, 80, 3), value, np.uint8))
-    writer.release()
-    results = predict(segmentor, source, tmp_path / 'out')
-    assert [r['picture'] for r in results] == ['clip_000000', 'clip_000001', 'clip_000002']
-    assert mmcv.VideoReader(str(tmp_path / 'out' / 'clip.mp4')).frame_cnt == 3
+def test_checkpoint_of_another_model_is_refused(tmp_path):
+    file = save_weights(toy(SEGMENTOR), tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r'x\.pth is of another model'):
+        Inferencer(toy(DETECTOR), file, 'cpu')
 
 
-def test_bad_sources_are_one_sentence(segmentor, tmp_path):
-    (tmp_path / 'empty').mkdir()
-    (tmp_path / 'x.txt').write_text('text')
-    (tmp_path / 'broken.jpg').write_bytes(b'not a picture')
-    (tmp_path / 'broken.mp4').write_bytes(b'not a video')
-    for name, error, message in [
-        ('nowhere', FileNotFoundError, 'does not exist'),
-        ('empty', FileNotFoundError, 'holds no'),
-        ('x.txt', ValueError, 'neither a picture nor a video'),
-        ('broken.jpg', ValueError, 'cannot be read as a picture'),
-        ('broken.mp4', ValueError, 'cannot be read as a video'),
-    ]:
-        with pytest.raises(error, match=message):
-            predict(segmentor, tmp_path / name, tmp_path / 'out')
+def test_config_of_a_package_is_found_by_its_name(tmp_path):
+    torch.save(dict(state_dict={'a': torch.ones(1)}), tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match='is of another model'):
+        Inferencer('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', tmp_path / 'x.pth', 'cpu')
 
 
-def test_classifier_is_no_config_for_inference():
-    with pytest.raises(ValueError, match='needs default_scope mmdet or mmseg'):
-        build_inferencer(Config(dict(default_scope='mmpretrain')), 'weights.pth')
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [(dict(default_scope='mmpretrain'), 'mmpretrain'), (dict(default_scope='mmdet'), 'default')],
+)
+def test_other_configs_are_refused(tmp_path, cfg, message):
+    (tmp_path / 'x.pth').touch()
+    with pytest.raises(UserError, match=message):
+        Inferencer(Config(cfg), tmp_path / 'x.pth')
+
+
+def test_missing_checkpoint_and_config_are_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'none\.pth does not exist'):
+        Inferencer(toy(DETECTOR), tmp_path / 'none.pth')
+    (tmp_path / 'x.pth').touch()
+    with pytest.raises(UserError, match=r'none\.py does not exist'):
+        Inferencer(tmp_path / 'none.py', tmp_path / 'x.pth')

@@ -1,0 +1,157 @@
+"""Images, folders and videos in; drawn images, label maps and JSON out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+from PIL import Image
+
+from ..engine.data import DataError
+from ..engine.images import read_image
+from .inference import Inferencer, Prediction
+
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
+
+
+def predict(
+    model: Inferencer,
+    source: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    score_thr: float = 0.3,
+    tell: Callable[[str], None] | None = None,
+) -> list[dict]:
+    """Predict a source and write what was found.
+
+    Below ``out_dir`` go ``drawn/`` with each image under its own name and folder, or the video as
+    MP4; of a segmentor ``labels/`` with each image's label map, a PNG of class indices, under the
+    image's name with ``.png`` after it; and ``predictions.json``, a list with an entry an image:
+    ``image``, ``width`` and ``height`` with ``names``, ``labels``, ``scores``, ``bboxes`` and
+    ``masks`` of a detector or ``shares`` of a segmentor, or ``error`` for a file that could not be
+    read. The list is written also where an error or the user stops the run.
+
+    Args:
+        model (Inferencer): The model.
+        source (str | os.PathLike): An image, a folder of images with all below it, or a video.
+        out_dir (str | os.PathLike): Made where missing.
+        score_thr (float): Instances below this score are neither drawn nor written.
+        tell (Callable, optional): Takes a line an image as it is done, of a video one a second.
+
+    Returns:
+        list[dict]: What the JSON file holds.
+
+    Raises:
+        DataError: If the source does not exist, holds no images, is neither an image nor a video
+            or is a video that cannot be read; or if the output would replace an input.
+    """
+    source, out_dir = Path(source), Path(out_dir)
+    tell = tell or (lambda line: None)
+    files = _files(source, out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    results: list[dict] = []
+    predicted = (
+        _predict_video(model, source, out_dir, score_thr, tell)
+        if _is_video(source)
+        else _predict_images(model, files, out_dir, score_thr, tell)
+    )
+    try:
+        for result in predicted:
+            results.append(result)
+    finally:
+        text = json.dumps(results, indent=1, ensure_ascii=False)
+        (out_dir / 'predictions.json').write_text(text, encoding='utf-8')
+    return results
+
+
+def _predict_images(
+    model: Inferencer, files: dict[str, Path], out_dir: Path, score_thr: float, tell: Callable
+) -> Iterator[dict]:
+    digits = len(str(len(files)))
+    for i, (name, path) in enumerate(files.items(), 1):
+        start = time.perf_counter()
+        try:
+            image = read_image(path)
+            found = model(image).above(score_thr)
+            _write_image(found.draw(image), out_dir / 'drawn' / name)
+            if found.label_map is not None:
+                _write_labels(found, out_dir / 'labels' / f'{name}.png')
+            result, said = found.to_dict(), found.summary()
+        except DataError as error:
+            # Sizes that a config cannot process are told of an array, which has no name.
+            said = str(error).replace('The image', str(path), 1)
+            result = dict(error=said)
+        tell(f'[{i:{digits}d}/{len(files)}] {name}: {said} ({time.perf_counter() - start:.2f} s)')
+        yield dict(image=name, **result)
+
+
+def _predict_video(
+    model: Inferencer, source: Path, out_dir: Path, score_thr: float, tell: Callable
+) -> Iterator[dict]:
+    video = mmcv.VideoReader(str(source))
+    rate = video.fps or 25
+    target = out_dir / 'drawn' / f'{source.stem}.mp4'
+    target.parent.mkdir(parents=True, exist_ok=True)
+    size = (video.width, video.height)
+    writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
+    if not writer.isOpened():
+        raise DataError(f'{target} cannot be written as a video of {size[0]} x {size[1]} pixels.')
+    try:
+        for i, frame in enumerate(video):
+            if frame is None:
+                tell(f'{source.name}: frame {i} and what follows cannot be read.')
+                return
+            found = model(frame).above(score_thr)
+            writer.write(found.draw(frame))
+            if i % round(rate) == 0:
+                tell(f'[{i + 1}/{video.frame_cnt}] {source.name}: {found.summary()}')
+            yield dict(image=f'{source.stem}_{i:06d}', **found.to_dict())
+    finally:
+        writer.release()
+
+
+def _files(source: Path, out_dir: Path) -> dict[str, Path]:
+    """The images of a source by the names of their outputs; none of a video."""
+    if not source.exists():
+        raise DataError(f'{source} does not exist.')
+    if _is_video(source):
+        if mmcv.VideoReader(str(source)).frame_cnt <= 0:
+            raise DataError(f'{source} cannot be read as a video.')
+        files = {}
+    elif source.is_dir():
+        below = sorted(path for path in source.rglob('*') if path.suffix.lower() in IMAGES)
+        # Outputs of an earlier run, where they lie within the source.
+        ours = [out_dir.resolve() / folder for folder in ('drawn', 'labels')]
+        below = [p for p in below if not any(p.resolve().is_relative_to(o) for o in ours)]
+        if not below:
+            raise DataError(f'The folder {source} holds no {", ".join(IMAGES)}.')
+        files = {path.relative_to(source).as_posix(): path for path in below}
+    elif source.suffix.lower() in IMAGES:
+        files = {source.name: source}
+    else:
+        raise DataError(
+            f'{source} is neither an image ({", ".join(IMAGES)}) nor a video ({", ".join(VIDEOS)}).'
+        )
+    if any((out_dir / 'drawn' / name).resolve() == path.resolve() for name, path in files.items()):
+        raise DataError(f'{out_dir} would replace the images of {source}: name another folder.')
+    return files
+
+
+def _is_video(source: Path) -> bool:
+    return source.is_file() and source.suffix.lower() in VIDEOS
+
+
+def _write_image(image: np.ndarray, path: Path) -> None:
+    if not mmcv.imwrite(image, str(path)):
+        raise DataError(f'{path} cannot be written.')
+
+
+def _write_labels(found: Prediction, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(found.label_map).save(path)

@@ -1,0 +1,107 @@
+"""Image files that cannot be trusted, each described in half a sentence.
+
+The half sentences follow the name of the file: "a.jpg is cut short: ...".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from .data import DataError
+
+__all__ = ['cut_short', 'decoding_problem', 'opening_problem', 'orientation', 'read_image']
+
+# The last bytes of a whole file, by its first ones.
+ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB\x60\x82'}
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Read an image as OpenMMLab's loaders do, turned as its EXIF orientation says.
+
+    Returns:
+        np.ndarray: BGR, shape (H, W, 3), uint8.
+
+    Raises:
+        DataError: If there is no such file, or it is empty, cut short, no image, or has more pixels
+            than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    problem = opening_problem(path) or cut_short(path)
+    image = None if problem else mmcv.imread(str(path))
+    if image is None:
+        raise DataError(f'{path} {problem or decoding_problem(path)}.')
+    return image
+
+
+def opening_problem(path: str | os.PathLike) -> str | None:
+    """Why a local file must not be decoded, by its size and header alone; None if it may."""
+    if not Path(path).exists():
+        return 'does not exist'
+    if not Path(path).stat().st_size:
+        return 'is empty (0 bytes)'
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                pixels = image.width * image.height
+    except Image.DecompressionBombError as error:
+        pixels = int(re.search(r'(\d+) pixels', str(error))[1])
+    except (OSError, SyntaxError):
+        return None  # Other decoders may know the format.
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is None or pixels <= limit:
+        return None
+    return (
+        f'has {pixels / 1e6:.0f} million pixels, and no more than {limit / 1e6:.0f} are read: '
+        'make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS'
+    )
+
+
+def cut_short(path: str | os.PathLike) -> str | None:
+    """Why a local JPEG or PNG file ends too early; OpenCV would fill the rest with grey."""
+    if not Path(path).is_file():
+        return None
+    with open(path, 'rb') as file:
+        ending = ENDINGS.get(file.read(2))
+        if ending is None:
+            return None
+        file.seek(-min(len(ending), Path(path).stat().st_size), 2)
+        if file.read() == ending:
+            return None
+    # Some cameras append data of their own: then only decoding tells.
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except UnidentifiedImageError:
+        return None
+    except (OSError, SyntaxError):
+        return 'is cut short: the file ends before the image does'
+    return None
+
+
+def decoding_problem(path: str | os.PathLike) -> str | None:
+    """Why a local file cannot be decoded; None if it can."""
+    problem = opening_problem(path)
+    if problem:
+        return problem
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception:
+        return 'is no readable image: it is damaged, cut short or of another format'
+    return None
+
+
+def orientation(path: str | os.PathLike) -> int:
+    """The EXIF orientation of a local file: 1 if upright, 5 to 8 if turned by 90 degrees."""
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError):
+        return 1
