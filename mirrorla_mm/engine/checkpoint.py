@@ -9,9 +9,8 @@ under ``load_checkpoint``, ``Runner.load_checkpoint`` and ``resume``,
 
 from __future__ import annotations
 
-import io
 import os
-import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -23,6 +22,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from . import safe_pickle
 from .errors import UserError
+from .torch_file import read_torch_file
 
 __all__ = [
     'CheckpointError',
@@ -32,9 +32,6 @@ __all__ = [
     'register_safe_loader',
     'require_file',
 ]
-
-ZIP = b'PK\x03\x04'  # What a file of torch.save begins with.
-CHUNK = 2**20
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -87,65 +84,83 @@ def require_file(path: str | os.PathLike) -> None:
 
 def _load_stream(stream: BinaryIO, name: str, map_location: Any) -> Any:
     try:
-        return torch.load(_checked(stream), map_location, safe_pickle, weights_only=False)
+        content = read_torch_file(stream, map_location)
     except safe_pickle.ForbiddenGlobal as error:
+        raise UnsafeCheckpointError(_forbidden(name, error)) from None
+    except safe_pickle.Refused as error:
         raise UnsafeCheckpointError(
-            f'The checkpoint {name} was refused and nothing in it was executed: it asks for '
-            f'{error.name}, which is not among the types that a checkpoint may hold and could run '
-            'code on this machine.'
+            f'The checkpoint {name} was refused and nothing in it was executed: {error}.'
         ) from None
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
-        if 'explicit pickle_module' in str(error):
-            raise CheckpointError(
-                f'The checkpoint {name} cannot be read while TORCH_FORCE_WEIGHTS_ONLY_LOAD is set: '
-                'unset it; this loader executes nothing of a file in any case.'
-            ) from error
         if 'deserialize object' in str(error):
             raise CheckpointError(
                 f'The checkpoint {name} holds tensors of a device that is not here: '
                 "pass map_location='cpu'."
-            ) from error
+            ) from None
         raise CheckpointError(
             f'The checkpoint {name} cannot be read: it is damaged, cut short or not a PyTorch '
             f'checkpoint ({_first_line(error)}).'
-        ) from error
+        ) from None
+    return _without_programs(content)
 
 
-def _checked(stream: BinaryIO) -> BinaryIO:
-    """Keep two branches of ``torch.load`` out of reach: TorchScript archives and tar files."""
-    start = stream.read(len(ZIP))
-    stream.seek(0)
-    if start == ZIP:
-        # torch's own reader, so that both agree on what the archive holds.
-        if 'constants.pkl' in torch._C.PyTorchFileReader(stream).get_all_records():
-            raise ValueError('it is a TorchScript archive')
-        _verify_checksums(stream)
-        stream.seek(0)
-        return stream
-    # torch tries tar files only where it finds a file descriptor.
-    return io.BytesIO(stream.read())
-
-
-def _verify_checksums(stream: BinaryIO) -> None:
-    """Compare every record with its checksum, which torch's reader does not: bits may have flipped.
-
-    Raises:
-        zipfile.BadZipFile: If one is not what was written.
-    """
-    with zipfile.ZipFile(stream) as archive:
-        for record in archive.infolist():
-            if record.CRC == 0:  # torch.serialization.set_crc32_options(False) leaves them out
-                continue
-            with archive.open(record) as content:
-                while content.read(CHUNK):
-                    pass
+def _forbidden(name: str, error: safe_pickle.ForbiddenGlobal) -> str:
+    message = (
+        f'The checkpoint {name} was refused and nothing in it was executed: it asks for '
+        f'{error.name}, which is not among the types that a checkpoint may hold and could run '
+        'code on this machine'
+    )
+    if error.can_be_allowed:
+        message += (
+            '; if you trust both, let a module of custom_imports call '
+            f'torch.serialization.add_safe_globals([{error.name}])'
+        )
+    return f'{message}.'
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip('.')[:200]
+
+
+class _Quoted(dict):
+    """Metadata with the text of a config, which is a program: nobody gets it to execute it.
+
+    mmengine's inferencers execute ``meta['cfg']`` where no config was given. Iteration and ``get``
+    yield the text, for whoever wants to read it.
+    """
+
+    def __getitem__(self, key: Any) -> Any:
+        if key == 'cfg':
+            raise CheckpointError(
+                'No config was given, and the one inside the checkpoint is not used because it is '
+                'a program that its author wrote: name a config file.'
+            )
+        return super().__getitem__(key)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as a plain mapping, which loads everywhere."""
+        return OrderedDict, (), None, None, iter(self.items())
+
+
+def _without_programs(content: Any) -> Any:
+    """Take the configs out of reach that mmengine executes.
+
+    ``Runner.resume`` executes ``meta['config']``, which mmcv wrote; inferencers ``meta['cfg']`` and
+    ``message_hub['runtime_info']['cfg']``.
+    """
+    if not isinstance(content, dict):
+        return content
+    hub = content.get('message_hub')
+    for owner, key in ((content, 'meta'), (hub, 'runtime_info')):
+        held = owner.get(key) if isinstance(owner, dict) else None
+        if isinstance(held, dict):
+            dict.pop(held, 'config', None)
+            if 'cfg' in held:
+                dict.__setitem__(owner, key, _Quoted(dict.items(held)))
+    return content
 
 
 def load_url(

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ['UserError', 'one_line_errors']
+__all__ = ['CONTROL', 'UserError', 'one_line_errors', 'printable']
+
+# Characters that a terminal obeys instead of showing, and halves of characters, which cannot be
+# written. Blanks and line ends are text.
+CONTROL = re.compile('[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
+
+
+def printable(text: str) -> str:
+    """Write control characters as escapes: names and texts of a file must not steer a terminal."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text).replace('\r', r'\r')
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message is one sentence that says what and where."""
+    """Something that the user can mend; the message is one sentence that says what and where.
+
+    The message may quote a file: what would steer a terminal is escaped.
+    """
+
+    def __str__(self) -> str:
+        """Give the message, printable."""
+        return printable(super().__str__())
 
 
 @contextmanager
@@ -32,7 +49,8 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get('MIRRORLA_DEBUG') or not _is_users(error):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f'error: {str(message).strip() or type(error).__name__}', file=sys.stderr)
+        text = printable(str(message).strip()) or type(error).__name__
+        print(f'error: {text}', file=sys.stderr)
         sys.exit(1)
 
 

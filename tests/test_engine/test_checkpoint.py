@@ -11,8 +11,10 @@ import struct
 import tarfile
 import zipfile
 from argparse import Namespace
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
+from datetime import date, datetime, time, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +33,8 @@ from mirrorla_mm.engine.checkpoint import (
     load_url,
     register_safe_loader,
 )
+
+from .toy import toy_runner
 
 FORMATS = {
     'zip': {},
@@ -206,10 +210,8 @@ PROGRAMS = {
 def test_handwritten_program_is_refused(tmp_path, program):
     sentinel = tmp_path / 'executed'
     source = PROGRAMS[program].replace(b'SENTINEL', str(sentinel).encode())
-    unpickler = safe_pickle.Unpickler(io.BytesIO(source))
-    unpickler.persistent_load = lambda reference: sentinel.touch()
     with pytest.raises(pickle.UnpicklingError):
-        unpickler.load()
+        safe_pickle.load(io.BytesIO(source), fetch=lambda reference: sentinel.touch())
     assert not sentinel.exists()
 
 
@@ -301,7 +303,7 @@ def assert_same(a, b):
     elif isinstance(a, HistoryBuffer):
         assert_same(a.data, b.data)
         assert a.max_length == b.max_length
-    elif isinstance(a, Namespace):
+    elif isinstance(a, (Namespace, SimpleNamespace)):
         assert_same(vars(a), vars(b))
     else:
         assert a == b
@@ -384,16 +386,15 @@ def test_open_file_is_read_and_named(tmp_path):
     assert load_checkpoint_file(io.BytesIO((tmp_path / 'a.pth').read_bytes())) == {'a': 1}
 
 
-def test_forced_weights_only_says_what_to_do(tmp_path, monkeypatch):
-    torch.save({'a': 1}, tmp_path / 'a.pth')
-    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-    with pytest.raises(CheckpointError, match=r'a\.pth .*unset'):
-        load_checkpoint_file(tmp_path / 'a.pth')
-    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
-    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+def test_switches_of_torch_change_nothing(tmp_path, monkeypatch):
+    torch.save({'a': HistoryBuffer([1.0], [1])}, tmp_path / 'a.pth')
     torch.save(Call(os.mkdir, str(tmp_path / 'ran')), tmp_path / 'h.pth')
-    with pytest.raises(UnsafeCheckpointError):
-        load_checkpoint_file(tmp_path / 'h.pth')
+    for switch in ('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'):
+        monkeypatch.setenv(switch, '1')
+        assert load_checkpoint_file(tmp_path / 'a.pth')['a'].mean() == 1
+        with pytest.raises(UnsafeCheckpointError):
+            load_checkpoint_file(tmp_path / 'h.pth')
+        monkeypatch.delenv(switch)
     assert not (tmp_path / 'ran').exists()
 
 
@@ -462,3 +463,127 @@ def test_url_is_downloaded_once_and_loaded(tmp_path):
     assert load_url(url, model_dir=str(cache), progress=False) == {'a': 1}
     (tmp_path / 'a.pth').unlink()
     assert load_url(url, model_dir=str(cache), progress=False) == {'a': 1}
+
+
+# --- A checkpoint's text is no program ------------------------------------------------------------
+
+PROGRAM = "_x = __import__('pathlib').Path({!r}).touch()\nmodel = dict(type='Linear')\n"
+
+
+def with_config(place: str, program: str) -> dict:
+    """A checkpoint with a config where mmcv (``meta.config``) or mmengine wrote it."""
+    meta = {'epoch': 1, 'iter': 2}
+    hub = {'log_scalars': {}, 'runtime_info': {'epoch': 1}, 'resumed_keys': {}}
+    owner, key = (hub['runtime_info'], 'cfg') if place == 'hub.cfg' else (meta, place[5:])
+    owner[key] = program
+    return {'state_dict': {'weight': torch.ones(1, 1)}, 'meta': meta, 'message_hub': hub}
+
+
+@pytest.fixture(params=['meta.config', 'meta.cfg', 'hub.cfg'])
+def programmed(request, tmp_path):
+    """A checkpoint whose config would create a file; the test makes sure that it did not."""
+    sentinel = tmp_path / 'executed'
+    content = with_config(request.param, PROGRAM.format(str(sentinel)))
+    torch.save(content, tmp_path / 'programmed.pth')
+    yield tmp_path / 'programmed.pth'
+    assert not sentinel.exists()
+
+
+def test_config_of_a_checkpoint_is_kept_but_not_handed_out(tmp_path):
+    torch.save(with_config('meta.cfg', 'a = 1'), tmp_path / 'a.pth')
+    meta = load_checkpoint_file(tmp_path / 'a.pth')['meta']
+    assert isinstance(meta, dict) and meta['epoch'] == 1 and 'cfg' in meta
+    assert meta.get('cfg') == dict(meta)['cfg'] == 'a = 1'
+    with pytest.raises(CheckpointError, match='name a config file'):
+        meta['cfg']
+    torch.save(meta, tmp_path / 'b.pth')
+    assert torch.load(tmp_path / 'b.pth', weights_only=True)['cfg'] == 'a = 1'
+
+
+@pytest.mark.parametrize('task', ['mmdet', 'mmseg'])
+def test_inferencer_without_a_config_asks_for_one(programmed, task):
+    apis = importlib.import_module(f'{task}.apis')
+    inferencer = apis.DetInferencer if task == 'mmdet' else apis.MMSegInferencer
+    with pytest.raises((CheckpointError, ValueError)) as info:
+        inferencer(None, weights=str(programmed), device='cpu')
+    found = isinstance(info.value, CheckpointError)
+    assert ('name a config file' if found else 'Cannot find the config') in str(info.value)
+
+
+def resume(work_dir: Path, file: Path, **kwargs) -> None:
+    """Take up a toy run at a checkpoint, on mmengine's own road."""
+    toy_runner(work_dir, max_iters=4, resume=True, load_from=str(file), **kwargs).train()
+
+
+def test_config_of_a_checkpoint_is_not_executed_by_a_resume(tmp_path):
+    toy_runner(tmp_path, max_iters=2).train()
+    content = load_checkpoint_file(tmp_path / 'iter_2.pth')
+    content['meta']['config'] = PROGRAM.format(str(tmp_path / 'executed'))
+    torch.save(content, tmp_path / 'programmed.pth')
+    resume(tmp_path, tmp_path / 'programmed.pth')
+    assert not (tmp_path / 'executed').exists()
+
+
+@pytest.mark.parametrize('strategy', ['cos', 'linear'])
+def test_one_cycle_schedule_is_resumed(tmp_path, strategy):
+    schedule = {'type': 'OneCycleLR', 'eta_max': 0.1, 'total_steps': 8, 'by_epoch': False}
+    schedule['anneal_strategy'] = strategy
+    schedules = {'param_scheduler': [schedule]}
+    toy_runner(tmp_path, max_iters=2, **schedules).train()
+    resume(tmp_path, tmp_path / 'iter_2.pth', **schedules)
+
+
+def test_more_kinds_of_plain_values_come_back_equal(tmp_path):
+    content = {
+        'counts': defaultdict(int, a=1),
+        'times': [
+            datetime(2026, 11, 21, 12, 30, 5, 7, timezone.utc),
+            date(2026, 11, 21),
+            time(1, 2, 3),
+            timedelta(days=-1, seconds=5),
+        ],
+        'last': deque([1, 2], 5),
+        'part': [slice(1, None, 2), range(3), bytearray(b'a'), 1j, frozenset({'a'})],
+        'space': SimpleNamespace(a=1),
+        'keys': {(1, 'a'): 0, 2.5: 1, None: 2, np.int64(3): 3, torch.float16: 4},
+        'fortran': np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        'frozen': np.frombuffer(b'abcd', 'u1'),
+        'text': np.array(['wall', 'sky']),
+    }
+    float8 = torch.ones(2).to(torch.float8_e4m3fn)  # torch cannot compare it
+    for protocol in (2, 3, 4, 5):
+        torch.save({**content, 'float8': float8}, tmp_path / 'a.pth', pickle_protocol=protocol)
+        loaded = load_checkpoint_file(tmp_path / 'a.pth')
+        assert torch.equal(loaded.pop('float8').float(), torch.ones(2))
+        assert_same(content, loaded)
+        assert loaded['counts']['new'] == 0 and loaded['last'].maxlen == 5
+
+
+class Trusted:
+    """A class of the user's."""
+
+    def __init__(self):
+        self.value = 3
+
+
+def test_class_that_is_refused_is_named_with_the_way_to_allow_it(tmp_path):
+    torch.save({'x': Trusted()}, tmp_path / 'a.pth')
+    torch.save({'x': Call(os.mkdir, str(tmp_path / 'ran'))}, tmp_path / 'h.pth')
+    way = r'Trusted.*add_safe_globals\(\[.*Trusted\]\)'
+    with pytest.raises(UnsafeCheckpointError, match=way):
+        load_checkpoint_file(tmp_path / 'a.pth')
+    with torch.serialization.safe_globals([Trusted, getattr]):
+        assert load_checkpoint_file(tmp_path / 'a.pth')['x'].value == 3
+        # What one class is allowed, no other is; and getattr stays mmengine's.
+        for hostile in ('os.mkdir', 'getattr of a path'):
+            torch.save(hostile_payloads(str(tmp_path / 'ran'))[hostile], tmp_path / 'h.pth')
+            with pytest.raises(UnsafeCheckpointError):
+                load_checkpoint_file(tmp_path / 'h.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_what_torch_allows_for_itself_is_not_allowed_here(tmp_path):
+    import torch.distributed.tensor
+
+    ours = [entry for entry in safe_pickle._allowed() if entry.startswith('torch.')]
+    assert torch.serialization.get_safe_globals() and not ours

@@ -87,7 +87,13 @@ def validation(interval: int, *metrics: ToyMetric) -> dict:
 
 
 def toy_runner(
-    work_dir, max_iters=8, checkpoint=None, val_interval=1000, hooks=(), **kwargs
+    work_dir,
+    max_iters=8,
+    checkpoint=None,
+    val_interval=1000,
+    hooks=(),
+    param_scheduler=None,
+    **kwargs,
 ) -> Runner:
     """A runner that saves every second iteration; further options as for ``Runner``."""
     torch.manual_seed(0)
@@ -103,7 +109,8 @@ def toy_runner(
             'optimizer': {'type': 'AdamW', 'lr': 0.1},
             'accumulative_counts': 2,
         },
-        param_scheduler=[
+        param_scheduler=param_scheduler
+        or [
             {'type': 'LinearLR', 'start_factor': 0.1, 'by_epoch': False, 'end': 3},
             {'type': 'MultiStepLR', 'milestones': [4, 6], 'by_epoch': False},
             {'type': 'PolyLR', 'by_epoch': False, 'end': 8},

@@ -3,8 +3,11 @@
 import io
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from torch import nn
 
 from mirrorla_mm.engine.checkpoint import CheckpointError, load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import check_fit
+
+from .hostile_files import FILES
 
 SITE = []
 
@@ -192,3 +197,54 @@ def test_content_that_is_not_the_models_leaves_the_model_untouched(state_dict, t
 def test_what_is_refused_would_have_run():
     pickle.loads(pickle.dumps(Hostile()))
     assert SITE.pop() == ('executed',)
+
+
+# --- Files that would cost, read or print too much ------------------------------------------------
+
+# Half a gigabyte more than the process has, so that a file that takes more ends in a MemoryError.
+LOAD_ALL = """
+import resource, sys, time
+from pathlib import Path
+from mirrorla_mm.engine.checkpoint import CheckpointError, load_checkpoint_file
+
+pages = int(Path('/proc/self/statm').read_text().split()[0])
+limit = pages * resource.getpagesize() + 2**29
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    print(path.stem, end='\t', flush=True)
+    start = time.process_time()
+    try:
+        load_checkpoint_file(path, 'cpu')
+        result = 'loaded'
+    except CheckpointError as error:
+        result = str(error)
+    except BaseException as error:
+        result = f'{type(error).__name__}: {error}'
+    print(time.process_time() - start, result, sep='\t', flush=True)
+"""
+
+
+@pytest.fixture(scope='module')
+def verdicts(tmp_path_factory) -> dict[str, tuple[float, str]]:
+    """What a process with little memory says to each of :data:`FILES`: seconds and the message."""
+    folder = tmp_path_factory.mktemp('corpus')
+    for name, write in FILES.items():
+        write(folder / f'{name}.pth')
+    done = subprocess.run(
+        [sys.executable, '-c', LOAD_ALL, str(folder)],
+        capture_output=True,
+        encoding='utf-8',
+        timeout=240,
+        cwd=Path(__file__).parents[2],
+    )
+    rows = [line.split('\t') for line in done.stdout.splitlines()]
+    assert done.returncode == 0, f'{rows[-1:]} ended the process: {done.stderr[-500:]}'
+    return {name: (float(seconds), message) for name, seconds, message in rows}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_small_file_that_would_cost_or_break_much_is_refused(verdicts, name):
+    seconds, message = verdicts[name]
+    assert f'{name}.pth' in message and 'refused' in message or 'cannot be read' in message
+    assert message.isprintable()
+    assert seconds < 10
