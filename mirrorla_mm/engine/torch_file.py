@@ -112,12 +112,12 @@ class _Archive:
 
     def _fetch(self, reference: tuple) -> Storage:
         if not _is_reference(reference, 4):
-            raise Refused('it names a storage in an unknown way')
+            raise ValueError('it names a storage in an unknown way')
         dtype, key, location, count = reference
         name = f'data/{key}'
         stated = self._record(name).file_size
         if count * dtype.itemsize != stated:
-            raise Refused(f'it states {count} numbers for a storage of {stated} bytes')
+            raise ValueError(f'it states {count} numbers for a storage of {stated} bytes')
         if key not in self.storages:
             content = torch.UntypedStorage(stated, device='cpu')
             with self._open(name) as source:
@@ -160,7 +160,7 @@ class _Legacy:
         keys = safe_pickle.load(self.stream, budget=budget)
         # Each storage that a tensor lies in has to be there: it would be stray memory otherwise.
         if type(keys) is not list or sorted(keys) != sorted(self.storages):
-            raise Refused('its list of storages is not that of its tensors')
+            raise ValueError('its list of storages is not that of its tensors')
         data, position = self.stream.getbuffer(), self.stream.tell()
         for key in keys:
             position = self._fill(self.storages[key], data, position)
@@ -168,12 +168,12 @@ class _Legacy:
 
     def _fetch(self, reference: tuple) -> Storage:
         if not _is_reference(reference, 5) or reference[4] is not None:
-            raise Refused('it names a storage in an unknown way')
+            raise ValueError('it names a storage in an unknown way')
         dtype, key, location, count = reference[:4]
         if key not in self.storages:
             self.left -= count * dtype.itemsize
             if count < 0 or self.left < 0:
-                raise Refused('its storages are larger than the file')
+                raise ValueError('its storages are larger than the file')
             content = torch.UntypedStorage(count * dtype.itemsize, device='cpu')
             self.storages[key] = Storage(self.place(content, location), dtype)
         return Storage(self.storages[key].content, dtype)
