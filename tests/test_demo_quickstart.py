@@ -7,17 +7,19 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mirrorla_mm.demo.dataset import Recipe
 from mirrorla_mm.engine import launch
 
 SCRIPT = Path(__file__).parents[1] / 'tools' / 'quickstart.py'
-LEARNED = {'coco/bbox_mAP_50': 0.5, 'coco/bbox_mAP': 0.3, 'mIoU': 70.0, 'aAcc': 90.0}
+LEARNED = {'coco/bbox_mAP_50': 0.8, 'coco/bbox_mAP': 0.5, 'mIoU': 80.0, 'aAcc': 90.0}
 
 
 class Tools:
@@ -48,7 +50,7 @@ class Tools:
     @staticmethod
     def save(work_dir, epoch):
         checkpoint = work_dir / f'epoch_{epoch}.pth'
-        checkpoint.write_text('weights')
+        torch.save({}, checkpoint)
         (work_dir / 'last_checkpoint').write_text(str(checkpoint))
 
 
@@ -72,15 +74,16 @@ def quickstart(script, tools, monkeypatch, tmp_path):
     tasks = [replace(task, draw=lambda *args: args[-1].touch()) for task in script.TASKS]
     monkeypatch.setattr(script, 'TASKS', tasks)
     monkeypatch.setattr(script, 'Recipe', lambda seed: Recipe(seed=seed, size=64, train=1, val=1))
-    monkeypatch.setenv('MIRRORLA_DEMO_DATA', '')  # restored afterwards
+    for name in ('MIRRORLA_DEMO_DATA', 'MIRRORLA_DEMO_PRETRAINED'):
+        monkeypatch.setenv(name, '')  # restored afterwards
     monkeypatch.chdir(tmp_path)
     return script
 
 
 FULL = [
-    ('train.py', 'detector', False),
-    ('test.py', 'test', False),
     ('train.py', 'segmentor', False),
+    ('test.py', 'test', False),
+    ('train.py', 'detector', False),
     ('test.py', 'test', False),
 ]
 
@@ -89,8 +92,8 @@ def test_trains_and_tests_both_models_and_reports_figures_and_files(quickstart, 
     assert quickstart.main([]) == 0
     assert tools.calls == FULL
     output = capsys.readouterr().out
-    table = output[output.index('MirrorLA-XT on drawn scenes') :]
-    for figure in ('bbox AP50 0.5', 'bbox AP 0.3', 'mIoU 70', 'aAcc 90'):
+    table = output[output.index('MirrorLA-XT on drawn scenes') : output.index('this call took')]
+    for figure in ('bbox AP50 0.8', 'bbox AP 0.5', 'mIoU 80', 'aAcc 90'):
         assert figure in table
     files = re.findall(r'(?:work_dirs|data)/\S+', table)
     assert len(files) == 5
@@ -122,7 +125,7 @@ def test_interrupted_training_is_resumed(quickstart, tools, capsys):
     tools.calls.clear()
     tools.interrupt_training = False
     assert quickstart.main([]) == 0
-    assert tools.calls == [('train.py', 'detector', True), *FULL[1:]]
+    assert tools.calls == [('train.py', 'segmentor', True), *FULL[1:]]
 
 
 @pytest.mark.parametrize('change', [['--seed', '1'], ['--fresh']])
@@ -133,8 +136,31 @@ def test_another_data_set_and_fresh_train_again(quickstart, tools, change):
     assert tools.calls == FULL
 
 
+def test_detector_starts_from_the_segmentor_and_is_trained_again_with_it(quickstart, tools):
+    quickstart.main(['--work-dir', 'elsewhere'])
+    pretrained = Path(os.environ['MIRRORLA_DEMO_PRETRAINED'])
+    assert pretrained.parent == Path('elsewhere/segmentor') and pretrained.exists()
+    detector = quickstart.load_config(quickstart.TASKS[1].config_path).model.backbone.init_cfg
+    assert detector.checkpoint == str(pretrained) and detector.prefix == 'backbone.'
+    (pretrained.parent / 'quickstart.sha256').write_text('of another segmentor')
+    tools.calls.clear()
+    quickstart.main(['--work-dir', 'elsewhere'])
+    assert tools.calls == FULL[:2]  # the same segmentor again, so the detector stays
+
+
+def test_ends_with_three_commands_that_exist(quickstart, capsys):
+    quickstart.main(['--work-dir', 'elsewhere'])
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith('$ ')]
+    for command in commands[-3:]:
+        words = shlex.split(command)
+        assert 'MIRRORLA_DEMO_PRETRAINED=elsewhere/segmentor/epoch_5.pth' in words
+        (script,) = (word for word in words if word.startswith('..') and '/tools/' in word)
+        assert Path(script).is_file()
+    assert 'PHOTO.jpg' in commands[-3]
+
+
 def test_a_model_that_has_not_learned_is_said_and_returned(quickstart, tools, capsys):
-    tools.metrics = {**LEARNED, 'mIoU': 59.9}
+    tools.metrics = {**LEARNED, 'mIoU': 74.9}
     assert quickstart.main([]) == 1
     output = capsys.readouterr().out
     assert output.count('NOT learned') == 1

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """From nothing to a trained and evaluated MirrorLA-XT detector and segmentor, in minutes.
 
-Draws a small labelled data set, trains both models on it from scratch with ``tools/train.py``,
-evaluates them with ``tools/test.py``, draws what they predict and prints one closing table. What an
-earlier call has finished is reused, and an interrupted training goes on from its last checkpoint.
+Draws a small labelled data set and trains with ``tools/train.py``: first a segmentor from scratch,
+then a detector whose backbone starts from the segmentor's. Evaluates both with ``tools/test.py``,
+draws their predictions and prints one closing table. What an earlier call has finished is reused,
+and an interrupted training goes on from its last checkpoint.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from mirrorla_mm.engine.resuming import find_latest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = Path('data/demo')
+WORK_DIR = Path('work_dirs/quickstart')
 SCENES = range(6)
 """Validation scenes in the pictures."""
 PROGRESS = re.compile(
@@ -74,22 +76,22 @@ class Task:
 
 TASKS = (
     Task(
-        name='detector',
-        config='retinanet_mirrorla-xt_fpn_demo.py',
-        goal=('coco/bbox_mAP_50', 0.30),
-        metrics={'coco/bbox_mAP_50': 'bbox AP50', 'coco/bbox_mAP': 'bbox AP'},
-        results=('outfile_prefix', 'predictions'),
-        predictions='predictions.bbox.json',
-        draw=detection_picture,
-    ),
-    Task(
         name='segmentor',
         config='mirrorla-xt_efficientvit-head_demo-160x160.py',
-        goal=('mIoU', 60.0),
+        goal=('mIoU', 75.0),
         metrics={'mIoU': 'mIoU', 'aAcc': 'aAcc'},
         results=('output_dir', 'predictions'),
         predictions='predictions',
         draw=segmentation_picture,
+    ),
+    Task(
+        name='detector',
+        config='retinanet_mirrorla-xt_fpn_demo.py',
+        goal=('coco/bbox_mAP_50', 0.75),
+        metrics={'coco/bbox_mAP_50': 'bbox AP50', 'coco/bbox_mAP': 'bbox AP'},
+        results=('outfile_prefix', 'predictions'),
+        predictions='predictions.bbox.json',
+        draw=detection_picture,
     ),
 )
 
@@ -107,7 +109,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--work-dir',
         type=Path,
-        default=Path('work_dirs/quickstart'),
+        default=WORK_DIR,
         help='of checkpoints, logs and pictures (default %(default)s)',
     )
     parser.add_argument(
@@ -128,8 +130,10 @@ class Quickstart:
         self.work_dir: Path = args.work_dir
         self.fresh: bool = args.fresh
         self.console = console
-        # The configs read it, here and in the subprocesses.
-        os.environ['MIRRORLA_DEMO_DATA'] = str(self.data)
+        # The configs read these, here and in the subprocesses. In a command that is shown they
+        # stand where they are not the configs' defaults.
+        self.variables: dict[str, str] = {}
+        self.export('MIRRORLA_DEMO_DATA', self.data, shown=self.data != DATA_DIR)
         # OpenMP threads that spin while they wait make training many times slower wherever another
         # program uses a core too.
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -137,21 +141,42 @@ class Quickstart:
     def run(self) -> bool:
         """Do everything; return whether both models reach their goals."""
         start = time.monotonic()
+        for task in TASKS:
+            self.refuse_foreign(task)
         if gpu_without_ops():
             os.environ['CUDA_VISIBLE_DEVICES'] = ''  # of the subprocesses
             self.say('On the CPU', "mmcv's ops, which the detector needs, are built without CUDA")
         self.draw_data()
-        scores = {}
+        scores, before = {}, ''
         for task in TASKS:
             config = load_config(task.config_path)
-            self.prepare(task, config)
+            before = self.prepare(task, config, before)
             self.train(task, config.train_cfg.max_epochs)
             scores[task.name] = self.evaluate(task)
+            if task.name == 'segmentor':
+                default = self.work_dir == WORK_DIR
+                self.export('MIRRORLA_DEMO_PRETRAINED', self.checkpoint(task), shown=not default)
         for task in TASKS:
             predictions = self.test_dir(task) / task.predictions
             task.draw(self.data, predictions, SCENES, self.picture(task))
         self.console.print(self.closing_table(scores, time.monotonic() - start))
+        self.suggest()
         return all(scores[t.name][t.goal[0]] >= t.goal[1] for t in TASKS)
+
+    def export(self, name: str, value: object, *, shown: bool) -> None:
+        """Set an environment variable of the configs."""
+        os.environ[name] = str(value)
+        if shown:
+            self.variables[name] = str(value)
+
+    def stamp(self, task: Task) -> Path:
+        return self.work_dir / task.name / 'quickstart.sha256'
+
+    def refuse_foreign(self, task: Task) -> None:
+        """Make sure that the task's directory may be emptied."""
+        directory = self.work_dir / task.name
+        if directory.exists() and any(directory.iterdir()) and not self.stamp(task).exists():
+            raise UserError(f'{directory} was not made by the quickstart; give another --work-dir.')
 
     def test_dir(self, task: Task) -> Path:
         return self.work_dir / task.name / 'test'
@@ -174,22 +199,21 @@ class Quickstart:
             bar = progress.add_task('drawing', total=self.recipe.train + self.recipe.val)
             draw_dataset(self.data, self.recipe, on_scene=lambda: progress.advance(bar))
 
-    def prepare(self, task: Task, config: Config) -> None:
-        """Make the task's directory; empty it where another config or data set filled it."""
-        directory = self.work_dir / task.name
-        stamp = directory / 'quickstart.sha256'
-        content = json.dumps([asdict(self.recipe), config.to_dict()], sort_keys=True, default=str)
+    def prepare(self, task: Task, config: Config, before: str) -> str:
+        """Make the task's directory; empty it where it was filled from something else.
+
+        Returns the digest of all that the task depends on, which is ``before`` for the next task.
+        """
+        directory, stamp = self.work_dir / task.name, self.stamp(task)
+        parts = [before, asdict(self.recipe), config.to_dict()]
+        content = json.dumps(parts, sort_keys=True, default=str)
         current = hashlib.sha256(content.encode()).hexdigest()
-        if directory.exists() and any(directory.iterdir()):
-            if not stamp.exists():
-                raise UserError(
-                    f'{directory} was not made by the quickstart; give another --work-dir.'
-                )
-            if not self.fresh and stamp.read_text() == current:
-                return
-            shutil.rmtree(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        if stamp.exists() and not self.fresh and stamp.read_text() == current:
+            return current
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
         stamp.write_text(current)
+        return current
 
     def train(self, task: Task, epochs: int) -> None:
         directory, checkpoint = self.work_dir / task.name, self.checkpoint(task)
@@ -243,10 +267,7 @@ class Quickstart:
         work_dir.mkdir(parents=True, exist_ok=True)
         script, *rest = os.path.relpath(ROOT / 'tools' / tool), *arguments
         command = [sys.executable, script, *rest, '--work-dir', str(work_dir)]
-        shown = shlex.join([os.path.relpath(sys.executable), *command[1:]])
-        if self.data != DATA_DIR:
-            shown = f'MIRRORLA_DEMO_DATA={shlex.quote(str(self.data))} {shown}'
-        self.console.print(f'$ {shown}', style='dim', soft_wrap=True, markup=False)
+        self.show(command)
         tail = deque(maxlen=15)
         output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         with open(work_dir / log, 'a') as file, subprocess.Popen(command, **output) as process:
@@ -264,6 +285,38 @@ class Quickstart:
                 f'{"".join(tail)}\n{script} ended with exit code {process.returncode}; the whole '
                 f'log is in {work_dir / log}.'
             )
+
+    def show(self, command: list[str]) -> None:
+        """Print a command as it can be typed again."""
+        variables = [f'{name}={shlex.quote(value)}' for name, value in self.variables.items()]
+        words = shlex.join([os.path.relpath(sys.executable), *command[1:]])
+        shown = ' '.join(['$', *variables, words])
+        self.console.print(shown, style='dim', soft_wrap=True, markup=False, highlight=False)
+
+    def suggest(self) -> None:
+        """Print three commands to go on with."""
+        segmentor = TASKS[0]
+        model = f'MirrorLA={segmentor.config_path}:{self.checkpoint(segmentor)}'
+        tools = Path(os.path.relpath(ROOT / 'tools'))
+        configs = Path(os.path.relpath(ROOT / 'configs'))
+        for title, script, *options in (
+            (
+                'Where do the points of your own photo look?',
+                *('analysis_tools/attention_maps.py', 'PHOTO.jpg', '--models', model),
+                *('--points', '0.3,0.6', '0.7,0.5', '--out', 'attention.png'),
+            ),
+            (
+                'Train on your own data in COCO format, from scratch',
+                *('train.py', str(configs / 'retinanet/retinanet_mirrorla-t_fpn_1x_coco.py')),
+                *('--cfg-options', 'data_root=YOUR_COCO/', 'model.backbone.norm_eval=False'),
+            ),
+            (
+                'How fast is MirrorLA-T on this machine?',
+                *('analysis_tools/benchmark.py', '--shapes', '512x512'),
+            ),
+        ):
+            self.say(title, '')
+            self.show([sys.executable, str(tools / script), *options])
 
     def closing_table(self, scores: dict[str, dict[str, float]], seconds: float) -> Table:
         table = Table(title='MirrorLA-XT on drawn scenes', show_lines=True, title_style='bold')

@@ -7,7 +7,8 @@ default_scope = 'mmseg'
 
 model = dict(
     data_preprocessor=dict(size=(160, 160)),
-    backbone=dict(arch='xt', layout='linear'),
+    # From scratch: batch norms learn their statistics.
+    backbone=dict(arch='xt', layout='linear', norm_eval=False),
     decode_head=dict(
         in_channels=[64, 128, 384], channels=48, num_classes=6, norm_cfg=dict(type='BN')
     ),

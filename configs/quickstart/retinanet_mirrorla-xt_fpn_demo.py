@@ -5,8 +5,16 @@ _base_ = [
 ]
 default_scope = 'mmdet'
 
+# Pre-training handed on: the backbone starts from the segmentor that the quickstart trains first.
+pretrained = '{{$MIRRORLA_DEMO_PRETRAINED:work_dirs/quickstart/segmentor/epoch_5.pth}}'
+
 model = dict(
-    backbone=dict(arch='xt', layout='linear'),
+    backbone=dict(
+        arch='xt',
+        layout='linear',
+        norm_eval=False,
+        init_cfg=dict(type='Pretrained', prefix='backbone.', checkpoint=pretrained),
+    ),
     neck=dict(
         in_channels=[64, 128, 384],
         out_channels=64,
@@ -22,4 +30,6 @@ model = dict(
         norm_cfg=dict(type='GN', num_groups=8),
         anchor_generator=dict(ratios=[1.0], strides=[8, 16, 32]),
     ),
+    # One box an object: shapes of two classes do not lie on each other.
+    test_cfg=dict(nms=dict(type='nms', iou_threshold=0.5, class_agnostic=True)),
 )

@@ -81,9 +81,12 @@ def _picture(data: Path, scene: int) -> np.ndarray:
 
 
 def _draw_boxes(axis: Axes, boxes: Sequence[dict]) -> None:
-    """Draw COCO boxes in their class's colour, with name and, where there is one, score."""
+    """Draw COCO boxes in their class's colour, with name and, where there is one, score.
+
+    High scores lie over low ones.
+    """
     outline = [effects.withStroke(linewidth=3.5, foreground='white')]
-    for box in boxes:
+    for box in sorted(boxes, key=lambda box: box.get('score', 1)):
         x, y, width, height = box['bbox']
         colour = COLOURS[box['category_id']]
         axis.add_patch(
