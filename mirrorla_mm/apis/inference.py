@@ -187,6 +187,8 @@ class Inferencer:
             raise
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if 'inv_scale' in reason:  # OpenCV's words
+                reason = 'resized, a side would be less than a pixel'
             raise DataError(
                 f'{name} of {size[1]} x {size[0]} pixels cannot be processed by this config '
                 f'({reason}).'

@@ -1,61 +1,54 @@
-"""What happens to pictures and labels that would train a model on something false.
+"""Images and labels that would train a model on something false.
 
-OpenCV before 5 fills the rest of a cut-off JPEG with grey, a label picture of another size or with
-a class that does not exist fails late or not at all, and mmdet leaves out boxes without saying so.
+OpenCV before 5 fills the rest of a cut-off JPEG with grey, a label map of another size or with a
+class that does not exist fails late or not at all, and a mask without an end takes a worker down.
 Here each is found where it is read, refused or skipped by a policy that the user names, and
 reported.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.runner import Runner
 from PIL import Image
 
 from ..registry import HOOKS, TRANSFORMS
+from .annotations import segmentation_problem
 from .data import DataError
+from .dataset_checks import check_datasets
+from .images import cut_short, opening_problem, orientation
 
-__all__ = ['BadDataHook', 'CheckedLoading', 'check_loading', 'report_dropped_boxes']
+__all__ = ['BadDataHook', 'CheckedLoading', 'check_loading']
 
 POLICIES = ('refuse', 'skip')
 LOADERS = ('LoadImageFromFile', 'LoadAnnotations')
 TRANSFORM = 'mirrorla_mm.CheckedLoading'
 HOOK = 'mirrorla_mm.BadDataHook'
-# The last bytes of a whole file, by its first ones.
-ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB\x60\x82'}
-# What OpenCV, Pillow and OpenMMLab's loaders raise at damaged files.
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    AssertionError,
-    TypeError,
-    AttributeError,
-    SyntaxError,
-    cv2.error,
-)
+DEEP_MODES = ('I', 'I;16', 'I;16B', 'I;16L', 'F')  # Pillow's, of more than 8 bits a pixel.
 SHOWN = 5
 
 
 @TRANSFORMS.register_module(force=True)
 class CheckedLoading(BaseTransform):
-    """A loading transform, and whether what it loaded can be trusted.
+    """A loading transform that refuses or skips what cannot be trusted.
 
-    Found are: files that are missing, unreadable or cut short; pictures whose size is not the one
-    that their annotations were made for; label pictures of another size than the picture, or with
-    classes that the model does not have. Grey, 16-bit and RGBA pictures are sound: the loader
-    makes 8-bit BGR of them.
+    Found are: files that are missing, empty, unreadable, cut short or of more pixels than
+    ``PIL.Image.MAX_IMAGE_PIXELS``; images whose size is not the one that their annotations were
+    made for, or of which the EXIF orientation leaves open for which way up they were made; label
+    maps of another size than the image, or with classes that the model does not have, in 8 or 16
+    bits; polygons and masks that do not fit the image; and whatever else the loader raises. Grey,
+    16-bit and RGBA images are sound: the loader makes 8-bit BGR of them.
 
     Args:
         transform (dict): The loading transform.
@@ -92,15 +85,17 @@ class CheckedLoading(BaseTransform):
             DataError: If something is wrong and the policy is to refuse.
         """
         before = set(results)
-        try:
-            loaded = self.load(results)
-            problem = self._problem(loaded, before)
-        except LOADING_ERRORS as error:
-            loaded, problem = None, f'cannot be loaded ({_first_line(error)})'
-            problem = _cut_short(self._path(results, before)) or problem
+        path = self._path(results, before)
+        loaded = None
+        problem = self._problem_before(results, path, before)
+        if problem is None:
+            try:
+                loaded = self.load(results)
+                problem = self._problem_after(loaded, path, before)
+            except Exception as error:
+                problem = cut_short(path) or f'cannot be loaded ({_first_line(error)})'
         if problem is None:
             return loaded
-        path = self._path(results, before)
         if self.policy == 'refuse':
             raise DataError(
                 f'{path} {problem}. Mend it, or train with --bad-data skip to leave it out.'
@@ -108,20 +103,45 @@ class CheckedLoading(BaseTransform):
         self._note(path, problem)
         return None
 
-    def _problem(self, results: dict, before: set[str]) -> str | None:
+    def _problem_before(self, results: dict, path: str, before: set[str]) -> str | None:
+        """What makes a file dangerous to decode."""
+        if 'img' in before and getattr(self.load, 'with_mask', False):
+            for instance in results.get('instances', []):
+                problem = segmentation_problem(instance.get('mask'), *results['ori_shape'][:2])
+                if problem:
+                    return problem
+        elsewhere = '://' in path or getattr(self.load, 'backend_args', None)
+        if elsewhere or ('img' in before and not results.get('seg_map_path')):
+            return None
+        return opening_problem(path)
+
+    def _problem_after(self, results: dict, path: str, before: set[str]) -> str | None:
+        """What is wrong with what was loaded."""
         if 'img' not in before:
-            return _cut_short(results.get('img_path')) or _other_size(results)
+            return cut_short(path) or _other_size(results) or self._unknown_side_up(results, path)
         if 'gt_seg_map' in results and 'gt_seg_map' not in before:
-            path = results.get('seg_map_path')
-            return _cut_short(path) or self._wrong_labels(results)
+            return cut_short(path) or self._wrong_labels(results, path)
         return None
 
-    def _wrong_labels(self, results: dict) -> str | None:
-        labels, size = results['gt_seg_map'], tuple(results['ori_shape'][:2])
+    def _unknown_side_up(self, results: dict, path: str) -> str | None:
+        """Whether the image is turned in a way that its size does not show."""
+        if 'ignore_orientation' in getattr(self.load, 'color_type', ''):
+            return None
+        turn = orientation(path)
+        height, width = results['img'].shape[:2]
+        if turn == 1 or (turn > 4 and height != width):
+            return None
+        return (
+            f'has the EXIF orientation {turn}, and its annotations may be of the image as it is '
+            'stored: save it upright, without EXIF'
+        )
+
+    def _wrong_labels(self, results: dict, path: str) -> str | None:
+        labels, size = _stored_labels(path, results['gt_seg_map']), results['ori_shape'][:2]
         if labels.ndim != 2:
             return f'has {labels.shape[-1]} channels where a class index is expected'
-        if labels.shape != size:
-            return f'is {_size(labels.shape)}, but its picture is {_size(size)}'
+        if labels.shape != tuple(size):
+            return f'is {_size(labels.shape)}, but its image is {_size(size)}'
         if self.num_classes is None:
             return None
         known = (labels < self.num_classes) & (labels >= 0) | (labels == self.ignore_index)
@@ -146,28 +166,19 @@ class CheckedLoading(BaseTransform):
             file.write(line + '\n')
 
 
-def _cut_short(path: Any) -> str | None:
-    """Whether a local file ends before its format does."""
-    if not isinstance(path, str) or '://' in path or not Path(path).is_file():
-        return None
-    with open(path, 'rb') as file:
-        ending = ENDINGS.get(file.read(2))
-        if ending is None:
-            return None
-        file.seek(-min(len(ending), Path(path).stat().st_size), 2)
-        if file.read() == ending:
-            return None
-    # Some cameras append data of their own: then only decoding tells.
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, SyntaxError):
-        return 'is cut short: the file ends before the picture does'
-    return None
+def _stored_labels(path: str, loaded: np.ndarray) -> np.ndarray:
+    """The label map as it was loaded, or as it is stored where loading has cut it to 8 bits."""
+    if not Path(path).is_file():
+        return loaded
+    with Image.open(path) as image:
+        if image.mode not in DEEP_MODES:
+            return loaded
+        stored = np.asarray(image)
+    return stored if stored.max(initial=0) > 255 else loaded
 
 
 def _other_size(results: dict) -> str | None:
-    """Whether the annotations were made for a picture of another size."""
+    """Whether the annotations were made for an image of another size."""
     size = tuple(results['img'].shape[:2])
     stated = (results.get('height', size[0]), results.get('width', size[1]))
     if size == stated:
@@ -185,40 +196,58 @@ def _first_line(error: Exception) -> str:
 
 @HOOKS.register_module(force=True)
 class BadDataHook(Hook):
-    """Reports, at the end of training, how many samples were skipped and which.
+    """Report which annotations a data set left out, and which samples this run skipped.
 
     Args:
-        log (str): The file that :class:`CheckedLoading` writes.
+        log (str): The file that :class:`CheckedLoading` writes. What an earlier run wrote stays in
+            it and is not reported again.
     """
 
     def __init__(self, log: str) -> None:
         self.log = Path(log)
+        self._start = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Report the boxes that the data set left out."""
+        """Report the annotations left out, and remember where this run's entries begin."""
+        if is_main_process() and self.log.is_file():
+            content = self.log.read_bytes()
+            if content and not content.endswith(b'\n'):
+                # A line that a kill has torn must not swallow the next one.
+                self.log.write_bytes(content + b'\n')
+            self._start = self.log.stat().st_size
+        barrier()
         for dataset in _datasets(runner.train_dataloader.dataset):
             dropped = getattr(dataset, 'dropped_boxes', None)
             if dropped:
                 counts = Counter(problem for _, problem in dropped)
                 reasons = ', '.join(f'{count} {reason}' for reason, count in counts.items())
                 runner.logger.warning(
-                    f'{dataset.ann_file}: boxes left out: {reasons}; in '
+                    f'{dataset.ann_file}: annotations left out: {reasons}; in '
                     f'{_shown([name for name, _ in dropped])}.'
                 )
 
     def after_train(self, runner: Runner) -> None:
         """Report the samples skipped."""
+        problems = self._entries()
+        if problems:
+            runner.logger.warning(
+                f'{len(problems)} samples were skipped as bad data: '
+                f'{_shown([f"{path} {problem}" for path, problem in problems.items()])}. All of '
+                f'them are listed in {self.log}.'
+            )
+
+    def _entries(self) -> dict[str, str]:
+        """Problems by path, of this run; lines that are torn are passed over."""
+        problems: dict[str, str] = {}
         if not self.log.is_file():
-            return
-        problems = {}
-        for line in self.log.read_text(encoding='utf-8').splitlines():
-            entry = json.loads(line)
-            problems[entry['path']] = entry['problem']
-        runner.logger.warning(
-            f'{len(problems)} samples were skipped as bad data: '
-            f'{_shown([f"{path} {problem}" for path, problem in problems.items()])}. All of them '
-            f'are listed in {self.log}.'
-        )
+            return problems
+        for line in self.log.read_bytes()[self._start :].decode(errors='replace').splitlines():
+            try:
+                entry = json.loads(line)
+                problems[entry['path']] = entry['problem']
+            except (ValueError, TypeError, KeyError):
+                continue
+        return problems
 
 
 def _shown(names: list[str]) -> str:
@@ -228,7 +257,7 @@ def _shown(names: list[str]) -> str:
 
 
 def _datasets(dataset: Any) -> Iterator[Any]:
-    """A data set and those that it wraps."""
+    """Yield a data set and those that it wraps."""
     yield dataset
     for inner in [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or [])]:
         if inner is not None:
@@ -238,7 +267,7 @@ def _datasets(dataset: Any) -> Iterator[Any]:
 def check_loading(cfg: Config, policy: str = 'refuse') -> None:
     """Check whatever a config's pipelines load, and report it.
 
-    Evaluation always refuses: a score over fewer pictures than it says would be false.
+    Evaluation always refuses: a score over fewer images than it says would be false.
 
     Args:
         cfg (Config): Of a training run, with ``work_dir``.
@@ -253,7 +282,7 @@ def check_loading(cfg: Config, policy: str = 'refuse') -> None:
     _wrap(cfg.get('val_dataloader'), **options)
     hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') != HOOK]
     cfg.custom_hooks = [*hooks, dict(type=HOOK, log=log)]
-    report_dropped_boxes()
+    check_datasets()
 
 
 def _wrap(node: Any, **options: Any) -> None:
@@ -277,39 +306,3 @@ def _wrapped(transform: dict, options: dict) -> dict:
     if isinstance(kind, str) and kind.split('.')[-1] in LOADERS:
         return dict(type=TRANSFORM, transform=transform, **options)
     return transform
-
-
-def report_dropped_boxes() -> None:
-    """Let mmdet's COCO data sets remember which boxes they leave out, and why.
-
-    They leave them out whether or not this is called. Calling it again changes nothing.
-    """
-    try:
-        from mmdet.datasets import CocoDataset
-    except ImportError:
-        return
-    if not hasattr(CocoDataset.parse_data_info, '__wrapped__'):
-        CocoDataset.parse_data_info = _remembering(CocoDataset.parse_data_info)
-
-
-def _remembering(parse: Callable) -> Callable:
-    @functools.wraps(parse)
-    def remember(self: Any, raw_data_info: dict) -> Any:
-        picture = raw_data_info['raw_img_info']
-        dropped = self.__dict__.setdefault('dropped_boxes', [])
-        for annotation in raw_data_info['raw_ann_info']:
-            problem = _box_problem(annotation, self.coco.cats)
-            if problem:
-                dropped.append((picture['file_name'], problem))
-        return parse(self, raw_data_info)
-
-    return remember
-
-
-def _box_problem(annotation: dict, categories: dict) -> str | None:
-    _, _, width, height = annotation['bbox']
-    if annotation['area'] <= 0 or width < 1 or height < 1:
-        return 'without an area'
-    if annotation['category_id'] not in categories:
-        return 'of a category that the file does not define'
-    return None

@@ -1,19 +1,16 @@
-"""Data that is missing or damaged, said in one sentence."""
+"""Data that a config names: whether they are there, and how they move."""
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
-from PIL import Image
 
 from .errors import UserError
 
-__all__ = ['DataError', 'check_data', 'move_data', 'name_damaged_files']
+__all__ = ['DataError', 'check_data', 'move_data']
 
 
 class DataError(UserError):
@@ -85,42 +82,3 @@ def move_data(node: Any, old: str, new: str) -> None:
             move_data(value, old, new)
         elif isinstance(value, str) and f'{value}/'.startswith(f'{old.rstrip("/")}/'):
             node[key] = os.path.join(new, value[len(old) :].lstrip('/'))
-
-
-def name_damaged_files() -> None:
-    """Let data sets name the picture or label that they cannot read.
-
-    OpenMMLab's transforms raise whatever the decoder raises, which seldom names the file.
-    """
-    if not hasattr(BaseDataset.prepare_data, '__wrapped__'):
-        BaseDataset.prepare_data = _naming(BaseDataset.prepare_data)
-
-
-def _naming(prepare_data: Any) -> Any:
-    @functools.wraps(prepare_data)
-    def named(self: BaseDataset, idx: int) -> Any:
-        try:
-            return prepare_data(self, idx)
-        except Exception as error:
-            info = self.get_data_info(idx)
-            for path in (info.get('img_path'), info.get('seg_map_path')):
-                problem = _problem(path) if isinstance(path, str) else None
-                if problem:
-                    raise DataError(f'{path} {problem}.') from error
-            raise
-
-    return named
-
-
-def _problem(path: str) -> str | None:
-    """What is wrong with a picture file, or None."""
-    if '://' in path:
-        return None
-    if not os.path.exists(path):
-        return 'does not exist, but the annotations of the data set name it'
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except Exception:
-        return 'is not a readable picture: it is damaged, cut short or of another format'
-    return None

@@ -102,6 +102,8 @@ def orientation(path: str | os.PathLike) -> int:
     """The EXIF orientation of a local file: 1 if upright, 5 to 8 if turned by 90 degrees."""
     try:
         with Image.open(path) as image:
+            if image.format == 'PNG' and 'exif' not in image.info:
+                return 1  # Looking further would decode the image.
             return image.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError):
         return 1

@@ -12,7 +12,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .data import move_data, name_damaged_files
+from .data import move_data
+from .dataset_checks import check_datasets
 from .distributed import use_gloo_without_gpu
 from .errors import UserError
 
@@ -109,7 +110,7 @@ def build_runner(cfg: Config) -> Runner:
             'focal loss) on the GPU: compile mmcv where nvcc is on PATH (make setup does), or set '
             'CUDA_VISIBLE_DEVICES= to run on the CPU.'
         )
-    name_damaged_files()
+    check_datasets()
     use_gloo_without_gpu(cfg)
     return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
 

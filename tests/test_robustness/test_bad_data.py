@@ -7,12 +7,14 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from PIL import Image
 
 import mirrorla_mm  # noqa: F401
 from mirrorla_mm.engine.bad_data import TRANSFORM, BadDataHook, CheckedLoading, check_loading
 from mirrorla_mm.engine.data import DataError
+from tests.checked_datasets import checked, coco, coco_dataset
 
 from .test_resumed_randomness import config, draw_pictures
 
@@ -24,7 +26,7 @@ CUT_SHORT = ('jpg', 'png')
 def mmseg_scope():
     import mmseg.datasets.transforms  # noqa: F401
 
-    with DefaultScope.overwrite_default_scope('mmseg'):
+    with DefaultScope.overwrite_default_scope('mmseg'), checked():
         yield
 
 
@@ -114,7 +116,7 @@ def test_picture_of_another_size_than_its_annotations_is_refused(tmp_path):
 
 def test_labels_of_another_size_are_refused(tmp_path):
     path = write(tmp_path / 'l.png', np.zeros((40, 59), np.uint8))
-    with pytest.raises(DataError, match=r'l\.png is 59 x 40 pixels, but its picture is 60 x 40'):
+    with pytest.raises(DataError, match=r'l\.png is 59 x 40 pixels, but its image is 60 x 40'):
         load_labels(path)
 
 
@@ -181,45 +183,13 @@ def test_sound_data_report_nothing(tmp_path):
     assert not (tmp_path / 'run' / 'bad_data.jsonl').exists()
 
 
-def coco(annotations) -> dict:
-    return dict(
-        images=[dict(id=1, file_name='a.jpg', height=50, width=50)],
-        categories=[dict(id=1, name='thing'), dict(id=2, name='other')],
-        annotations=[
-            dict(id=i, image_id=1, iscrowd=0, area=box[2] * box[3], bbox=box, category_id=category)
-            for i, (box, category) in enumerate(annotations)
-        ],
-    )
-
-
-def coco_dataset(folder, content, classes, **options):
-    (folder / 'ann.json').write_text(json.dumps(content))
-    return DATASETS.build(
-        dict(
-            type='mmdet.CocoDataset',
-            ann_file=str(folder / 'ann.json'),
-            data_prefix=dict(img=''),
-            pipeline=[],
-            metainfo=dict(classes=classes),
-            **options,
-        )
-    )
-
-
-def test_boxes_that_mmdet_leaves_out_are_counted(tmp_path):
-    pytest.importorskip('mmdet')
-    import mmdet.datasets  # noqa: F401
-
-    cfg = Config(dict(work_dir=str(tmp_path), model={}))
-    check_loading(cfg)
-    content = coco([([1, 1, 9, 9], 1), ([1, 1, 0, 9], 1), ([1, 1, 9, 9], 7), ([1, 1, 9, 9], 2)])
+def test_checking_the_loading_checks_the_data_sets_too(tmp_path):
+    check_loading(Config(dict(work_dir=str(tmp_path), model={})))
+    content = coco([([1, 1, 9, 9], 1), ([1, 1, 0, 9], 1), ([1, 1, 9, 9], 2)])
     dataset = coco_dataset(tmp_path, content, ('thing',))
     assert len(dataset.get_data_info(0)['instances']) == 1
     # A class that the config leaves out on purpose is not a fault of the data.
-    assert dataset.dropped_boxes == [
-        ('a.jpg', 'without an area'),
-        ('a.jpg', 'of a category that the file does not define'),
-    ]
+    assert dataset.dropped_boxes == [('a.jpg', 'without an area')]
 
 
 def test_report_says_how_many_boxes_were_left_out_why_and_where():
@@ -231,19 +201,16 @@ def test_report_says_how_many_boxes_were_left_out_why_and_where():
         logger=SimpleNamespace(warning=warnings.append),
     )
     BadDataHook('unused.jsonl').before_train(runner)
-    assert warnings == ['ann.json: boxes left out: 2 without an area, 1 odd; in a.jpg; b.jpg.']
+    assert warnings == [
+        'ann.json: annotations left out: 2 without an area, 1 odd; in a.jpg; b.jpg.'
+    ]
 
 
 @pytest.mark.parametrize('kept', (True, False))
 def test_picture_without_objects_has_no_boxes_or_is_left_out_as_the_config_says(tmp_path, kept):
-    pytest.importorskip('mmdet')
-    import mmdet.datasets  # noqa: F401
-
-    content = coco([([1, 1, 9, 9], 1)])
+    content = coco()
     content['images'].append(dict(id=2, file_name='empty.jpg', height=50, width=50))
-    dataset = coco_dataset(
-        tmp_path, content, ('thing', 'other'), filter_cfg=dict(filter_empty_gt=not kept)
-    )
+    dataset = coco_dataset(tmp_path, content, filter_cfg=dict(filter_empty_gt=not kept))
     counts = [len(dataset.get_data_info(i)['instances']) for i in range(len(dataset))]
     assert counts == ([1, 0] if kept else [1])
 
@@ -282,6 +249,91 @@ def test_instance_mask_of_another_size_is_refused_or_skipped(tmp_path):
     log = tmp_path / 'bad.jsonl'
     assert load_instances(encoded(41, 60), policy='skip', log=str(log)) is None
     assert json.loads(log.read_text())['path'] == 'a.jpg'
+
+
+@pytest.mark.parametrize(
+    ('mask', 'message'),
+    [
+        (None, 'has an annotation without a segmentation'),
+        ([[1, 1, 9, 1]], 'has a polygon of less than three points'),
+        ([[1, 1, 1e9, 1, 9, 9]], 'has a polygon far outside'),
+        ([[1, 1, float('nan'), 1, 9, 9]], 'has a polygon far outside'),
+        (dict(size=[40, 60], counts=[-5, 2405]), 'has a mask whose run lengths do not add up'),
+        (dict(size=[40, 60], counts=[5, 5]), 'has a mask whose run lengths do not add up'),
+        (dict(size=[40, 59], counts='x'), r'has a mask for \[40, 59\] instead of \[40, 60\]'),
+        (dict(size=[40, 60]), 'has a mask without run lengths'),
+    ],
+)
+def test_hostile_masks_are_refused_or_skipped_before_they_are_decoded(tmp_path, mask, message):
+    with pytest.raises(DataError, match=rf'a\.jpg {message}'):
+        load_instances(mask)
+    assert load_instances(mask, policy='skip', log=str(tmp_path / 'bad.jsonl')) is None
+
+
+@pytest.mark.parametrize('value', [769, 65535])
+def test_label_of_more_than_8_bits_is_seen_before_it_wraps(tmp_path, value):
+    labels = np.zeros((40, 60), np.uint16)
+    labels[3, 3] = value
+    path = write(tmp_path / 'l.png', labels)
+    with pytest.raises(DataError, match=rf'l\.png has the classes \[{value}\]'):
+        load_labels(path)
+    labels[3, 3] = 2
+    assert (load_labels(write(tmp_path / 'l.png', labels))['gt_seg_map'] == labels).all()
+
+
+def turned(path, value: int, size=(60, 40)) -> str:
+    """A JPEG that is stored lying on its side."""
+    image = Image.new('RGB', size, 'red')
+    exif = image.getexif()
+    exif[0x0112] = value
+    image.save(path, exif=exif)
+    return str(path)
+
+
+def test_image_that_exif_turns_has_annotations_of_the_size_that_is_seen(tmp_path):
+    path = turned(tmp_path / 'a.jpg', 6)
+    loader = CheckedLoading(dict(type='LoadImageFromFile'))
+    assert loader(dict(img_path=path, height=60, width=40))['img'].shape == (60, 40, 3)
+    with pytest.raises(DataError, match='is 40 x 60 pixels, but its annotations are for 60 x 40'):
+        loader(dict(img_path=path, height=40, width=60))
+
+
+@pytest.mark.parametrize(('value', 'size'), [(3, (60, 40)), (2, (60, 40)), (6, (50, 50))])
+def test_image_that_exif_turns_without_a_trace_is_refused(tmp_path, value, size):
+    path = turned(tmp_path / 'a.jpg', value, size)
+    with pytest.raises(DataError, match=rf'a\.jpg has the EXIF orientation {value}'):
+        load(path)
+    stored = dict(type='LoadImageFromFile', color_type='color_ignore_orientation')
+    assert CheckedLoading(stored)(dict(img_path=path))['img'].shape[:2] == size[::-1]
+
+
+@pytest.mark.parametrize('kind', ['image', 'labels'])
+def test_decompression_bomb_is_refused_or_skipped_by_its_header(tmp_path, monkeypatch, kind):
+    path = write(tmp_path / 'a.png', np.zeros((40, 60), np.uint8))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    read = load if kind == 'image' else load_labels
+    with pytest.raises(DataError, match=r'a\.png has 0 million pixels, and no more than 0'):
+        read(path)
+    assert read(path, policy='skip', log=str(tmp_path / 'bad.jsonl')) is None
+
+
+def test_torn_and_earlier_entries_of_the_log_are_not_reported(tmp_path):
+    log = tmp_path / 'bad_data.jsonl'
+    log.write_bytes(b'{"path": "old.jpg", "problem": "is old"}\n{"path": "torn')
+    warnings = []
+    runner = SimpleNamespace(
+        train_dataloader=SimpleNamespace(dataset=SimpleNamespace()),
+        logger=SimpleNamespace(warning=warnings.append),
+    )
+    hook = BadDataHook(str(log))
+    hook.before_train(runner)
+    hook.after_train(runner)
+    assert warnings == []
+    with log.open('ab') as file:
+        file.write(b'{"path": "new.jpg", "problem": "is new"}\n\xff\xfe\n[]\n{"path": ')
+    hook.after_train(runner)
+    assert len(warnings) == 1 and warnings[0].startswith('1 samples were skipped')
+    assert 'new.jpg is new' in warnings[0] and 'old.jpg' not in warnings[0]
 
 
 def test_empty_label_file_is_refused_and_unlabelled_picture_is_sound(tmp_path):

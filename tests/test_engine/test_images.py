@@ -1,0 +1,60 @@
+"""Image files that cannot be trusted."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mirrorla_mm.engine.data import DataError
+from mirrorla_mm.engine.images import cut_short, opening_problem, orientation, read_image
+
+
+def turned(path, value: int, size=(60, 40)):
+    image = Image.new('RGB', size, 'red')
+    exif = image.getexif()
+    exif[0x0112] = value
+    image.save(path, exif=exif)
+    return path
+
+
+def test_read_image_is_bgr_and_turned_as_exif_says(tmp_path):
+    image = read_image(turned(tmp_path / 'a.jpg', 6))
+    assert image.shape == (60, 40, 3) and image[0, 0].argmax() == 2
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png'])
+@pytest.mark.parametrize('value', [1, 3, 8])
+def test_orientation_is_read_from_the_header(tmp_path, suffix, value):
+    assert orientation(turned(tmp_path / f'a.{suffix}', value)) == value
+
+
+def test_files_without_an_image_have_no_orientation(tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(b'text')
+    assert orientation(tmp_path / 'a.jpg') == orientation(tmp_path / 'none.jpg') == 1
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [(None, 'does not exist'), (b'', r'is empty \(0 bytes\)'), (b'text', 'is no readable image')],
+)
+def test_no_image_is_refused_by_name(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / 'a.jpg').write_bytes(content)
+    with pytest.raises(DataError, match=rf'a\.jpg {message}'):
+        read_image(tmp_path / 'a.jpg')
+
+
+def test_bomb_is_known_by_its_header_at_any_size(tmp_path, monkeypatch):
+    Image.new('L', (300, 300)).save(tmp_path / 'a.png')
+    for limit, dangerous in ((300 * 300, False), (50_000, True), (10_000, True)):
+        monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
+        assert (opening_problem(tmp_path / 'a.png') is not None) == dangerous
+
+
+def test_half_a_file_is_cut_short_and_a_whole_one_with_a_tail_is_not(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / 'a.jpg')
+    content = (tmp_path / 'a.jpg').read_bytes()
+    (tmp_path / 'a.jpg').write_bytes(content[: len(content) // 2])
+    assert cut_short(tmp_path / 'a.jpg').startswith('is cut short')
+    (tmp_path / 'a.jpg').write_bytes(content + b'maker note')
+    assert cut_short(tmp_path / 'a.jpg') is None
