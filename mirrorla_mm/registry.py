@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
+from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import MODEL_WRAPPERS as ROOT_MODEL_WRAPPERS
@@ -33,6 +34,7 @@ def _scoped(root: Registry) -> Registry:
 
 DATA_SAMPLERS = _scoped(ROOT_DATA_SAMPLERS)
 MODELS = _scoped(ROOT_MODELS)
+FUNCTIONS = _scoped(ROOT_FUNCTIONS)
 HOOKS = _scoped(ROOT_HOOKS)
 LOOPS = _scoped(ROOT_LOOPS)
 MODEL_WRAPPERS = _scoped(ROOT_MODEL_WRAPPERS)
@@ -105,6 +107,7 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
 
 __all__ = [
     'DATA_SAMPLERS',
+    'FUNCTIONS',
     'HOOKS',
     'LOOPS',
     'MODELS',

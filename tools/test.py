@@ -31,9 +31,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument(
-        '--show-dir', help='save drawn predictions to this folder in the work dir of the run'
+        '--show-dir', help='save drawn predictions to this folder, one .png an image'
     )
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown images')
     parser.add_argument(
         '--deploy', action='store_true', help='fold the backbone for inference before testing'
     )
@@ -43,12 +43,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
-    """Let the visualization hook show or save what the model predicts."""
+    """Show or save what the model predicts."""
     scope, kind = ('mmseg', 'Seg') if is_segmentation(cfg) else ('mmdet', 'Det')
-    hook = cfg.setdefault('default_hooks', ConfigDict()).setdefault(
-        'visualization', ConfigDict(type=f'{scope}.{kind}VisualizationHook')
-    )
-    visualizer = cfg.setdefault(
+    cfg.setdefault(
         'visualizer',
         ConfigDict(
             type=f'{scope}.{kind}LocalVisualizer',
@@ -56,19 +53,24 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
             vis_backends=[ConfigDict(type='LocalVisBackend')],
         ),
     )
-    # Every picture: mmseg would draw each fiftieth batch.
-    hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
-    if args.show_dir and scope == 'mmseg':
-        visualizer.save_dir = args.show_dir
-    elif args.show_dir:
-        hook.test_out_dir = args.show_dir
+    hook = dict(
+        type='mirrorla_mm.DrawHook',
+        folder=args.show_dir,
+        show=args.show,
+        wait_time=args.wait_time,
+    )
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
 def augment_at_test_time(cfg: Config) -> None:
-    """Wrap the model and replace the pipeline; for detection, flips where the config has none."""
+    """Wrap the model and replace the pipeline; for boxes, flips where the config has none."""
     if is_segmentation(cfg):
         if not {'tta_model', 'tta_pipeline'} <= cfg.keys():
             raise UserError('--tta needs tta_model and tta_pipeline in the config.')
+    elif predicts_masks(cfg.model):
+        raise UserError(
+            '--tta merges boxes alone, and this config predicts masks: test it without --tta.'
+        )
     else:
         cfg.setdefault('tta_model', {'type': 'DetTTAModel', 'tta_cfg': DET_TTA_NMS})
         cfg.setdefault('tta_pipeline', flipped(test_dataset(cfg).pipeline))
@@ -86,6 +88,14 @@ DET_TTA_KEYS = (
     'flip',
     'flip_direction',
 )
+
+
+def predicts_masks(model: ConfigDict) -> bool:
+    """Whether a detector has a head for masks."""
+    return any(
+        name.endswith('mask_head') and value is not None
+        for name, value in (*model.items(), *(model.get('roi_head') or {}).items())
+    )
 
 
 def test_dataset(cfg: Config) -> ConfigDict:

@@ -10,10 +10,17 @@ from mirrorla_mm.engine.bad_data import POLICIES
 from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
 from mirrorla_mm.engine.data import check_data
+from mirrorla_mm.engine.distributed import name_unused_parameters
 from mirrorla_mm.engine.errors import UserError, one_line_errors
-from mirrorla_mm.engine.launch import add_common_arguments, build_runner, load_config
+from mirrorla_mm.engine.launch import (
+    add_common_arguments,
+    build_runner,
+    is_first_process,
+    load_config,
+)
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
+from mirrorla_mm.engine.work_dir import hold_work_dir
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,7 +37,7 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='resume from this checkpoint, or without a value from the latest in the work dir',
+        help='resume from this file or URL, or without a value from the latest in the work dir',
     )
     parser.add_argument(
         '--bad-data',
@@ -76,10 +83,16 @@ def build(args: argparse.Namespace) -> Runner:
         enable_amp(cfg)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
+    if is_first_process(cfg.launcher):
+        hold_work_dir(cfg.work_dir)
     checkpoint = resume_from(cfg, args.resume) if args.resume else None
     check_data(cfg, ('train_dataloader', 'val_dataloader', 'val_evaluator'))
     prepare_training(cfg, args.bad_data)
     runner = build_runner(cfg)
+    if args.resume and not checkpoint:
+        runner.logger.warning(
+            f'There is no checkpoint in {cfg.work_dir} to resume from: training starts afresh.'
+        )
     if checkpoint:
         runner.register_hook(CheckpointFitHook(checkpoint))
     return runner
@@ -89,7 +102,9 @@ def main() -> None:
     """Train."""
     args = parse_args()
     with one_line_errors():
-        build(args).train()
+        runner = build(args)
+        with name_unused_parameters(runner):
+            runner.train()
 
 
 if __name__ == '__main__':

@@ -8,11 +8,13 @@ from . import (  # noqa: F401
     amp,
     bad_data,
     distributed,
+    drawing,
     frozen_norms,
     reproducible,
     resuming,
     saving,
     sharded,
+    workers,
 )
 from .checkpoint import (
     CheckpointError,

@@ -66,22 +66,34 @@ class CPUBfloat16OptimWrapper(OptimWrapper):
 def let_mmcv_take_bfloat16() -> None:
     """Run in float32 what mmcv 2.1 is compiled for in float16 and float32 alone.
 
-    That is RoIAlign and the focal loss, without which no detector trains in bfloat16. Their results
-    stay float32: what follows is under autocast, and a loss is better summed so.
+    That is RoIAlign, the focal loss and NMS, without which no detector trains in bfloat16. Their
+    results stay float32: what follows is under autocast, and a loss is better summed so. mmdet's
+    extractors of regions get float32 as a whole: they would round the boxes to bfloat16, which
+    beyond 512 pixels is a step of 4.
     """
     from mmcv.ops import RoIAlign
+    from mmcv.ops.nms import NMSop
     from mmdet.models.losses import focal_loss
+    from mmdet.models.roi_heads.roi_extractors import GenericRoIExtractor, SingleRoIExtractor
 
+    for extractor in (GenericRoIExtractor, SingleRoIExtractor):
+        extractor.forward = _in_float32(extractor.forward)
     RoIAlign.forward = _in_float32(RoIAlign.forward)
+    NMSop.forward = staticmethod(_in_float32(NMSop.forward))
     focal_loss._sigmoid_focal_loss = _in_float32(focal_loss._sigmoid_focal_loss)
 
 
 def _in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(function)
     def cast(*args: Any, **kwargs: Any) -> Tensor:
-        args = tuple(
-            x.float() if isinstance(x, Tensor) and x.dtype is torch.bfloat16 else x for x in args
-        )
-        return function(*args, **kwargs)
+        return function(*_widened(args), **kwargs)
 
     return cast
+
+
+def _widened(value: Any) -> Any:
+    """Tensors in bfloat16 as float32, in tuples and lists too; all else as it is."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_widened, value))
+    wide = isinstance(value, Tensor) and value.dtype is torch.bfloat16
+    return value.float() if wide else value

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmcv.ops import get_compiling_cuda_version
@@ -16,14 +18,33 @@ from .data import move_data
 from .dataset_checks import check_datasets
 from .distributed import use_gloo_without_gpu
 from .errors import UserError
+from .workers import end_workers_with_run
 
 __all__ = [
     'add_common_arguments',
     'build_runner',
     'gpu_without_ops',
+    'is_first_process',
     'is_segmentation',
     'load_config',
 ]
+
+
+class ConfigOptions(DictAction):
+    """mmengine's ``DictAction``, which names what is no pair."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Add pairs to the options, or end the program."""
+        for pair in values:
+            if '=' not in pair:
+                parser.error(f"{option_string} takes KEY=VALUE pairs, and '{pair}' has no '='.")
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +53,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='override settings of the config: a.b=1 c="[1,2]" d=x,y; no spaces in a value',
     )
     parser.add_argument(
@@ -64,6 +85,8 @@ def load_config(args: argparse.Namespace) -> Config:
         UserError: If there is no such config or it cannot be read.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # mmengine imports it anew for every package that it looks for.
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
     of_a_package = '::' in args.config
     if not of_a_package and not Path(args.config).is_file():
         raise UserError(f'The config {args.config} does not exist.')
@@ -96,7 +119,8 @@ def build_runner(cfg: Config) -> Runner:
 
     Raises:
         UserError: If a detector would run on a GPU that mmcv's ops were not compiled for, or a
-            sharded model in a single process that nothing launched.
+            sharded model in a single process that nothing launched, or if the config needs a
+            package that is not installed.
     """
     if 'strategy' in cfg and cfg.launcher == 'none':
         raise UserError(
@@ -112,7 +136,21 @@ def build_runner(cfg: Config) -> Runner:
         )
     check_datasets()
     use_gloo_without_gpu(cfg)
-    return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    end_workers_with_run(cfg)
+    try:
+        return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    except ImportError as error:  # of TensorBoard, say
+        raise UserError(f'This config needs a package that is not installed: {error}') from error
+
+
+def is_first_process(launcher: str) -> bool:
+    """Whether this is the process with rank 0, before the processes know one another.
+
+    Args:
+        launcher (str): ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+    """
+    ranks = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+    return int(os.environ.get(ranks.get(launcher, ''), 0)) == 0
 
 
 def gpu_without_ops() -> bool:

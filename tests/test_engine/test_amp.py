@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from mmcv.ops import RoIAlign
+from mmcv.ops import RoIAlign, batched_nms
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.optim import OptimWrapper
 
 from mirrorla_mm.engine import amp
@@ -29,15 +30,37 @@ def test_roi_align_takes_bfloat16_forwards_and_backwards():
     amp.let_mmcv_take_bfloat16()
     align = RoIAlign(2)
     rois = torch.tensor([[0.0, 1.0, 1.0, 6.0, 7.0]])
-    picture = torch.rand(1, 3, 8, 8, requires_grad=True)
-    half = picture.detach().bfloat16().requires_grad_()
-    full, found = align(picture, rois), align(half, rois.bfloat16())
+    image = torch.rand(1, 3, 8, 8, requires_grad=True)
+    half = image.detach().bfloat16().requires_grad_()
+    full, found = align(image, rois), align(half, rois.bfloat16())
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, full, rtol=0.02, atol=0.01)
     full.sum().backward()
     found.sum().backward()
     assert half.grad.dtype == torch.bfloat16
-    torch.testing.assert_close(half.grad.float(), picture.grad, rtol=0.02, atol=0.01)
+    torch.testing.assert_close(half.grad.float(), image.grad, rtol=0.02, atol=0.01)
+
+
+def test_nms_takes_bfloat16():
+    amp.let_mmcv_take_bfloat16()
+    boxes = torch.tensor([[0.0, 0, 8, 8], [1, 1, 9, 9], [20, 20, 30, 30]]).bfloat16()
+    scores = torch.tensor([0.5, 0.75, 0.25]).bfloat16()
+    kept, found = batched_nms(boxes, scores, torch.zeros(3), dict(type='nms', iou_threshold=0.5))
+    assert found.tolist() == [1, 2]
+    torch.testing.assert_close(kept[:, 4].float(), scores[found].float())
+
+
+def test_regions_are_not_rounded_to_bfloat16():
+    amp.let_mmcv_take_bfloat16()
+    extractor = SingleRoIExtractor(
+        roi_layer=dict(type='RoIAlign', output_size=2), out_channels=1, featmap_strides=[4, 8]
+    )
+    ramp = torch.arange(512.0).expand(1, 1, 4, 512)
+    levels = (ramp.bfloat16(), ramp[..., ::2].bfloat16())
+    rois = torch.tensor([[0.0, 1601.0, 0.0, 1609.0, 8.0], [0.0, 1602.0, 0.0, 1610.0, 8.0]])
+    first, second = extractor(levels, rois)
+    assert first.dtype == torch.float32
+    assert (first != second).any()  # in bfloat16 both are at 1600
 
 
 def test_operator_gets_float32_for_bfloat16_and_nothing_else_is_cast():

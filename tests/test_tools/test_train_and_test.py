@@ -6,6 +6,7 @@ import pickle
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,16 @@ def metrics(work_dir: Path) -> list[dict]:
     """Everything that the runs of a work dir measured, oldest first."""
     files = sorted(work_dir.glob('*/vis_data/scalars.json')) + sorted(work_dir.glob('*/2*.json'))
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return [line for line in lines if {'coco/bbox_mAP', 'mIoU'} & line.keys()]
+    return [line for line in lines if {'coco/bbox_mAP', 'mIoU', 'mean_logit'} & line.keys()]
+
+
+VALIDATED = [f'{number:05d}_leftImg8bit.png' for number in range(4)]
+
+
+def drawn_files(tmp_path: Path) -> list[str]:
+    return sorted(
+        str(path.relative_to(tmp_path / 'drawn')) for path in tmp_path.glob('drawn/**/*.*')
+    )
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -54,21 +64,19 @@ def test_train_resume_and_test(task, config, run, tmp_path):
 def test_detections_are_saved_and_drawn(config, run, tmp_path):
     path = config('detection')
     run('train', path, '--work-dir', 'w', '--cfg-options', 'train_cfg.max_epochs=1')
-    run(
-        'test', path, 'w/epoch_1.pth', '--out', 'out.pkl', '--show-dir', tmp_path / 'drawn', '--tta'
-    )
+    run('test', path, 'w/epoch_1.pth', '--out', 'out.pkl', '--show-dir', 'drawn', '--tta')
     saved = pickle.loads((tmp_path / 'out.pkl').read_bytes())
     assert len(saved) == 4 and all('bboxes' in item['pred_instances'] for item in saved)
-    assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 4
+    assert drawn_files(tmp_path) == VALIDATED
 
 
 def test_label_maps_are_saved_and_drawn(config, run, tmp_path):
     path = config('segmentation')
     run('train', path, '--work-dir', 'w', '--cfg-options', 'train_cfg.max_epochs=1')
-    run('test', path, 'w/epoch_1.pth', '--out', 'maps', '--show-dir', tmp_path / 'drawn')
+    run('test', path, 'w/epoch_1.pth', '--out', 'maps', '--show-dir', 'drawn')
     sizes = [Image.open(file).size for file in (tmp_path / 'maps').iterdir()]
     assert sizes == [(64, 64)] * 4
-    assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 4
+    assert drawn_files(tmp_path) == VALIDATED
 
 
 def test_segmentation_is_augmented_as_the_config_says(config, run):
@@ -134,6 +142,47 @@ def sentence(run, capsys, monkeypatch):
         return line
 
     return fail
+
+
+def test_options_that_are_no_pairs(run, capsys):
+    with pytest.raises(SystemExit):
+        run('train', 'any.py', '--cfg-options', 'a=1', 'foo')
+    assert "takes KEY=VALUE pairs, and 'foo' has no '='" in capsys.readouterr().err
+
+
+def test_tracker_that_is_not_installed(config, sentence, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+    more = """
+visualizer = dict(
+    type='SegLocalVisualizer', name='visualizer', vis_backends=[dict(type='TensorboardVisBackend')]
+)
+"""
+    assert re.search(
+        'not installed: .*tensorboard', sentence('train', config('segmentation', more))
+    )
+
+
+def test_augmented_test_of_masks_is_refused_beforehand(config, sentence):
+    more = "model = dict(mask_head=dict(type='FCNMaskHead'))\n"
+    line = sentence('test', config('detection', more), __file__, '--tta')
+    assert '--tta merges boxes alone' in line
+
+
+def test_parameters_without_a_part_in_the_loss_are_named(config, sentence, monkeypatch):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    launched = dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
+    path = config('segmentation', "model['backbone']['out_indices'] = (0, 1, 2, 3)\n")
+    more = ('--cfg-options', 'model.decode_head.in_index=[1,2,3]')
+    try:
+        line = sentence('train', path, '--launcher', 'pytorch', *more)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert re.search(r'2 parameters .*: backbone\.\S*norm\S*0.*find_unused_parameters=True', line)
 
 
 def test_config_that_is_missing_or_broken(sentence, tmp_path):
@@ -267,16 +316,44 @@ def finish(command: list, **kwargs) -> subprocess.CompletedProcess:
     )
 
 
+# A score that every change of the model changes.
+MEAN_LOGIT = """
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+
+
+@METRICS.register_module(force=True)
+class MeanLogit(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results += [s['seg_logits']['data'].double().abs().mean().item() for s in data_samples]
+
+    def compute_metrics(self, results):
+        return {'mean_logit': sum(results) / len(results)}
+"""
+SCORED_BY_MEAN_LOGIT = """
+norm_cfg = dict(type='SyncBN')
+custom_imports['imports'].append('mean_logit')
+val_evaluator = dict(_delete_=True, type='MeanLogit')
+test_evaluator = dict(_delete_=True, type='MeanLogit')
+"""
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
-def test_two_processes_without_a_gpu(config, tmp_path):
-    path = config('segmentation', 'norm_cfg = dict(type="SyncBN")\n')
+def test_two_processes_without_a_gpu(config, run, tmp_path, monkeypatch):
+    (tmp_path / 'mean_logit.py').write_text(MEAN_LOGIT)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = config('segmentation', SCORED_BY_MEAN_LOGIT)
     done = finish(
         [REPOSITORY / 'tools/dist_train.sh', path, 2, '--work-dir', tmp_path / 'w'],
-        env=environment(PORT='29517'),
+        env=environment(PORT='29517', PYTHONPATH=f'{REPOSITORY}{os.pathsep}{tmp_path}'),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    # Two epochs of 8 pictures, in batches of 4 on each of two processes.
+    # Two epochs of 8 images, in batches of 4 on each of two processes.
     assert load_checkpoint_file(tmp_path / 'w' / 'epoch_2.pth')['meta']['iter'] == 2
+    # The score is that of the file, although each process normalised by its own batches.
+    run('test', path, 'w/epoch_2.pth', '--work-dir', 'w')
+    validated, tested = metrics(tmp_path / 'w')
+    assert tested['mean_logit'] == pytest.approx(validated['mean_logit'], rel=1e-5)
 
 
 @pytest.mark.parametrize('task', TASKS)
