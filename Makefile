@@ -4,16 +4,18 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test lint
 
-PYTHON ?= $(firstword $(shell command -v python3.11 || command -v python3 || command -v python))
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p $(NEW_ENOUGH) && echo $$p && break; done)
 IN_VENV := .venv/bin/python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## make the environment .venv (seconds where it is ready; the first time builds mmcv)
-	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 7))' || \
-	{ echo '[setup] Python 3.11 is needed and not found on PATH' >&2; exit 1; }
-	@$(PYTHON) tools/dev/setup_env.py
+setup: ## make the environment .venv; PYTHON=python3.13 and STACK=onedl choose, once
+	@$(or $(PYTHON),false) $(NEW_ENOUGH) || \
+	{ echo '[setup] Python 3.11 to 3.13 is needed and not found on PATH' >&2; exit 1; }
+	@STACK=$(STACK) $(PYTHON) tools/dev/setup_env.py
 
 quickstart: setup ## draw data, train and evaluate a detector and a segmentor, show the results
 	@$(IN_VENV) tools/quickstart.py

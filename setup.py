@@ -15,6 +15,7 @@ from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
 MIM_NAMES = ('configs', 'tools', 'model-index.yml', 'dataset-index.yml')
+STACKS = ('openmmlab', 'onedl')  # one of the two, never both
 EXTRAS = ('triton', 'tests', 'export', 'pretrain')
 
 
@@ -76,6 +77,7 @@ class EditableWithMim(editable_wheel):
 
 extras = {name: requirements(name) for name in EXTRAS}
 extras['all'] = sorted({line for lines in extras.values() for line in lines})
+extras.update({name: requirements(name) for name in STACKS})
 extras['mim'] = requirements('mminstall')
 
 setup(
@@ -99,6 +101,8 @@ setup(
         'Programming Language :: Python :: 3',
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     zip_safe=False,

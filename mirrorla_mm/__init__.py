@@ -1,20 +1,28 @@
 """MirrorLA and other vision linear attentions for OpenMMLab.
 
 Importing the package registers its classes with mmengine. Where the OpenMMLab packages are not
-installed, :mod:`mirrorla_mm.ops` still works: it needs torch alone.
+installed or do not work, a warning says so and how to mend it, and :mod:`mirrorla_mm.ops` still
+works: it needs torch alone.
 
 The backbones are here too, ``mirrorla_mm.MirrorLA`` and the like; each is imported when it is used.
 """
 
+import sys
+import warnings
 from importlib import import_module
-from importlib.util import find_spec
 
+from . import stack
 from .version import __version__
 
-if find_spec('mmengine') and find_spec('mmcv'):
-    from . import attention, backbones, engine, heads  # noqa: F401
+# The command that mends an installation must not stumble over what it is there to mend.
+if f'{__name__}.build_mmcv' not in sys.orig_argv:
+    if stack.trouble():
+        warnings.warn(str(stack.trouble()), stacklevel=2)
+    else:
+        from . import attention, backbones, engine, heads  # noqa: F401
 
-    engine.register_safe_loader()
+        stack.mend()
+        engine.register_safe_loader()
 
 BACKBONES = ('LinearPVT', 'LinearSwin', 'MirrorLA', 'NaLaFormer', 'RAVLT')
 

@@ -10,6 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+from .stack import InstallationError, trouble
+
+if sentence := trouble():
+    raise InstallationError(sentence)
+
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS

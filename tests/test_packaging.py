@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import mirrorla_mm
+from mirrorla_mm.stack import STACKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ('mirrorla_mm', 'configs', 'tools', 'requirements')
@@ -97,17 +98,36 @@ def test_metadata_names_the_distribution(unpacked):
     assert found['Requires-Python'] == '>=3.10'
     assert 'Apache-2.0' in (found['License-Expression'] or found['License'])
     extras = set(found.get_all('Provides-Extra'))
-    assert {'triton', 'tests', 'export', 'pretrain', 'all', 'mim'} <= extras
+    assert {'triton', 'tests', 'export', 'pretrain', 'all', 'mim', *STACKS} <= extras
 
 
-def test_core_requirements_leave_setuptools_and_openmim_alone(unpacked):
-    names = {
-        canonicalize_name(Requirement(line).name)
-        for line in metadata(unpacked).get_all('Requires-Dist')
-        if 'extra ==' not in line
+def requirements_of(unpacked, extra=''):
+    """Names of what an install with this extra, or with none, asks for beside the package."""
+    found = [Requirement(line) for line in metadata(unpacked).get_all('Requires-Dist')]
+    return {
+        canonicalize_name(requirement.name)
+        for requirement in found
+        if ('extra ==' in str(requirement.marker)) == bool(extra)
+        and (not requirement.marker or requirement.marker.evaluate({'extra': extra}))
     }
-    assert {'torch', 'mmengine', 'mmdet', 'mmsegmentation', 'ftfy', 'regex'} <= names
+
+
+def test_package_alone_asks_for_no_stack(unpacked):
+    names = requirements_of(unpacked)
+    assert 'torch' in names
     assert not names & {'openmim', 'setuptools', 'torchvision', 'triton'}
+    for stack in STACKS.values():
+        assert not names & set(stack.distributions)
+
+
+@pytest.mark.parametrize('name', STACKS)
+def test_stack_s_extra_asks_for_its_packages_and_for_none_of_the_other(unpacked, name):
+    (other,) = set(STACKS) - {name}
+    names = requirements_of(unpacked, name)
+    assert set(STACKS[name].distributions) - names == {STACKS[name].mmcv}, 'mmcv is built'
+    assert not names & set(STACKS[other].distributions)
+    assert ('setuptools' in names) == STACKS[name].needs_pkg_resources
+    assert not requirements_of(unpacked, 'all') & set(STACKS[name].distributions)
 
 
 def test_every_range_holds_the_tested_version(unpacked):

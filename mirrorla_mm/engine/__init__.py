@@ -4,6 +4,11 @@ Importing it registers classes under the scope ``mirrorla_mm`` and changes nothi
 config or a call switches on is in :mod:`.prepare`.
 """
 
+from ..stack import InstallationError, trouble
+
+if sentence := trouble():
+    raise InstallationError(sentence)
+
 from . import (  # noqa: F401
     amp,
     bad_data,

@@ -185,10 +185,17 @@ def load_url(
     return load_checkpoint_file(path, map_location)
 
 
+def _load(
+    file: str | os.PathLike | BinaryIO, map_location: Any = None, weights_only: bool | None = None
+) -> Any:
+    """Take the place of ``torch.load``; onedl's mmengine asks for ``weights_only`` by itself."""
+    return load_checkpoint_file(file, map_location)
+
+
 class _SafeTorch(ModuleType):
     """``torch`` with the safe ``load``."""
 
-    load = staticmethod(load_checkpoint_file)
+    load = staticmethod(_load)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)

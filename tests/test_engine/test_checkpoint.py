@@ -409,6 +409,16 @@ def hostile(tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
+@pytest.mark.parametrize('options', [{}, {'weights_only': True}, {'weights_only': False}])
+def test_mmengine_s_own_loading_is_safe_whatever_it_asks_for(hostile, tmp_path, options):
+    # onedl's mmengine passes weights_only, and False where True did not do.
+    torch.save({'weight': torch.ones(2)}, tmp_path / 'plain.pth')
+    load = checkpoint_module.mmengine_checkpoint.torch.load
+    assert load(tmp_path / 'plain.pth', map_location='cpu', **options)['weight'].sum() == 2
+    with pytest.raises(UnsafeCheckpointError):
+        load(hostile, map_location='cpu', **options)
+
+
 def test_every_mmengine_loader_refuses(hostile, monkeypatch):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(hostile.parent))
     (hostile.parent / 'checkpoints').mkdir()
