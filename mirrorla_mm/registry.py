@@ -16,9 +16,11 @@ if sentence := trouble():
     raise InstallationError(sentence)
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
+from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import LOOPS as ROOT_LOOPS
+from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODEL_WRAPPERS as ROOT_MODEL_WRAPPERS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
@@ -38,6 +40,8 @@ def _scoped(root: Registry) -> Registry:
 
 
 DATA_SAMPLERS = _scoped(ROOT_DATA_SAMPLERS)
+DATASETS = _scoped(ROOT_DATASETS)
+METRICS = _scoped(ROOT_METRICS)
 MODELS = _scoped(ROOT_MODELS)
 FUNCTIONS = _scoped(ROOT_FUNCTIONS)
 HOOKS = _scoped(ROOT_HOOKS)
@@ -111,6 +115,8 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
 
 
 __all__ = [
+    'DATASETS',
+    'METRICS',
     'DATA_SAMPLERS',
     'FUNCTIONS',
     'HOOKS',

@@ -34,10 +34,16 @@ def picture_root() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope='session')
-def oracle() -> Callable[[str], dict]:
+def oracle_file() -> Callable[[str], Path]:
+    """A file of an authors' own model, by its name."""
+    return lambda name: _existing(optional_data_root() / 'oracles' / name)
+
+
+@pytest.fixture(scope='session')
+def oracle(oracle_file) -> Callable[[str], dict]:
     """Weights, inputs and outputs of an authors' own model: ``state_dict``, ``x``, ``y``."""
     return lambda name: torch.load(
-        _existing(optional_data_root() / 'oracles' / f'{name}.pth'), weights_only=True
+        oracle_file(f'{name}.pth'), map_location='cpu', weights_only=True
     )
 
 

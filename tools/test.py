@@ -1,4 +1,4 @@
-"""Test a detector or a segmentor and report its metrics."""
+"""Test a detector, a segmentor or a super-resolution model and report its metrics."""
 
 import argparse
 from copy import deepcopy
@@ -15,9 +15,10 @@ from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.launch import (
     add_common_arguments,
     build_runner,
-    is_segmentation,
     load_config,
+    task_scope,
 )
+from mirrorla_mm.registry import SCOPE
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,7 +28,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--out',
-        help='save the predictions: detection to this .pkl file, segmentation to this folder',
+        help='save the predictions: detection to this .pkl file, label maps or enlarged images '
+        'to this folder',
     )
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument(
@@ -44,7 +46,12 @@ def parse_args() -> argparse.Namespace:
 
 def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
     """Show or save what the model predicts."""
-    scope, kind = ('mmseg', 'Seg') if is_segmentation(cfg) else ('mmdet', 'Det')
+    if task_scope(cfg) == SCOPE:
+        raise UserError(
+            '--show and --show-dir are not for super-resolution: --out saves the images, and '
+            'tools/restore.py draws comparisons.'
+        )
+    scope, kind = ('mmseg', 'Seg') if task_scope(cfg) == 'mmseg' else ('mmdet', 'Det')
     cfg.setdefault(
         'visualizer',
         ConfigDict(
@@ -63,8 +70,14 @@ def draw_predictions(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def augment_at_test_time(cfg: Config) -> None:
-    """Wrap the model and replace the pipeline; for boxes, flips where the config has none."""
-    if is_segmentation(cfg):
+    """Wrap the model and replace the pipeline; for boxes, flips where the config has none.
+
+    Super-resolution averages over the 8 ways to flip and transpose an image.
+    """
+    if task_scope(cfg) == SCOPE:
+        cfg.merge_from_dict({'model.test_cfg.self_ensemble': True})
+        return
+    if task_scope(cfg) == 'mmseg':
         if not {'tta_model', 'tta_pipeline'} <= cfg.keys():
             raise UserError('--tta needs tta_model and tta_pipeline in the config.')
     elif predicts_masks(cfg.model):
@@ -120,8 +133,12 @@ def save_predictions(runner: Runner, out: str) -> None:
     runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
 
 
-def save_maps(cfg: Config, out: str) -> None:
-    """Let the metrics save the predicted label maps."""
+def save_images(cfg: Config, out: str) -> None:
+    """Let label maps be saved by their metric, and enlarged images by a hook."""
+    if task_scope(cfg) == SCOPE:
+        hook = dict(type='mirrorla_mm.SaveImagesHook', folder=out)
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+        return
     evaluators = cfg.test_evaluator
     for metric in evaluators if isinstance(evaluators, list) else [evaluators]:
         metric.update(output_dir=out, keep_results=True)
@@ -130,8 +147,8 @@ def save_maps(cfg: Config, out: str) -> None:
 def build(args: argparse.Namespace) -> Runner:
     """Build the runner that the command line asks for."""
     cfg = load_config(args)
-    segmentation = is_segmentation(cfg)
-    if args.out and not segmentation and not args.out.endswith(('.pkl', '.pickle')):
+    detection = task_scope(cfg) not in ('mmseg', SCOPE)
+    if args.out and detection and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out of a detector is a .pkl file, not {args.out}.')
     require_file(args.checkpoint)
     cfg.load_from = args.checkpoint
@@ -140,11 +157,11 @@ def build(args: argparse.Namespace) -> Runner:
         draw_predictions(cfg, args)
     if args.tta:
         augment_at_test_time(cfg)
-    if args.out and segmentation:
-        save_maps(cfg, args.out)
+    if args.out and not detection:
+        save_images(cfg, args.out)
     check_data(cfg, ('test_dataloader', 'test_evaluator'))
     runner = build_runner(cfg)
-    if args.out and not segmentation:
+    if args.out and detection:
         save_predictions(runner, args.out)
     runner.register_hook(CheckpointFitHook(args.checkpoint))
     if args.deploy:

@@ -1,4 +1,4 @@
-"""Train a detector or a segmentor."""
+"""Train a detector, a segmentor or a super-resolution model."""
 
 import argparse
 

@@ -9,6 +9,7 @@ from .flatten import FLattenAttention
 from .hydra import HydraAttention
 from .inline import InLineAttention
 from .linear_angular import LinearAngularAttention
+from .lsa import LSA
 from .mirror import MirrorAttention
 from .nalaformer import NaLaAttention
 from .polaformer import PolaAttention
@@ -18,6 +19,7 @@ from .relu import ReLUAttention
 from .softmax import SoftmaxAttention
 
 __all__ = [
+    'LSA',
     'RALA',
     'AgentAttention',
     'Attention',

@@ -32,7 +32,11 @@ class EfficientAttention(StateAttention):
         return peak, *super().merge(*parts)
 
     def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
-        return read_softmax_state(q, *state, place)
+        return saturate(read_softmax_state(self.queries(q), *state, place), q.dtype)
+
+    def queries(self, q: Tensor) -> Tensor:
+        """What of the queries meets the state: (B, H, N, d) to the same shape."""
+        return at_least_float32(q).softmax(dim=-1)
 
     def strips(self, x: Tensor) -> bool:
         # RoPE turns pairs of channels, which have different normalisers until all is summed.
@@ -64,10 +68,10 @@ def softmax_state(k: Tensor, v: Tensor, rope: Tensor | None) -> State:
 
 @without_autocast
 def read_softmax_state(
-    q: Tensor, peak: Tensor, total: Tensor, state: Tensor, rope: Tensor | None
+    features: Tensor, peak: Tensor, total: Tensor, state: Tensor, rope: Tensor | None
 ) -> Tensor:
-    """``softmax_d(q) state / total`` of shape (B, H, N, d), dtype of ``q``."""
-    features = at_least_float32(q).softmax(dim=-1)
+    """``features state / total`` of shape (B, H, N, d), in float32 at least."""
+    features = at_least_float32(features)
     if rope is not None:
         features = apply_rope(features, rope)
-    return saturate(features @ (state / total.transpose(-2, -1)), q.dtype)
+    return features @ (state / total.transpose(-2, -1))

@@ -2,6 +2,7 @@
 
 from .backbone import convert_backbone
 from .converted import ConversionError, Converted, report
+from .dctlsa import convert_dctlsa, official_dctlsa
 from .files import convert_file, write_checkpoint
 from .fitting import fit
 from .nalaformer import convert_nalaformer
@@ -14,11 +15,13 @@ __all__ = [
     'ConversionError',
     'Converted',
     'convert_backbone',
+    'convert_dctlsa',
     'convert_file',
     'convert_nalaformer',
     'convert_ravlt',
     'convert_swin_pvt',
     'fit',
+    'official_dctlsa',
     'read_state_dict',
     'rename_keys',
     'report',

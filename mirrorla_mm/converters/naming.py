@@ -46,7 +46,8 @@ SWIN = Family(
     'mirrorla_mm.LinearSwin reads it as it is, with convert_weights=True',
     r'^layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table$',
 )
-FAMILIES = (RAVLT, NALAFORMER, AGENT, INLINE, SWIN_PVT, TRAINED, SWIN)
+DCTLSA = Family('DCTLSA', _tool('dctlsa'), r'^B\d+\.body\.\d+\.transformer_body\.')
+FAMILIES = (RAVLT, NALAFORMER, AGENT, INLINE, SWIN_PVT, TRAINED, SWIN, DCTLSA)
 
 
 def require_family(state_dict: dict[str, Tensor], family: Family) -> None:

@@ -33,6 +33,7 @@ __all__ = ['BadDataHook', 'CheckedLoading', 'check_loading']
 
 POLICIES = ('refuse', 'skip')
 LOADERS = ('LoadImageFromFile', 'LoadAnnotations')
+PAIR_LOADER = 'mirrorla_mm.LoadImagePair'
 TRANSFORM = 'mirrorla_mm.CheckedLoading'
 HOOK = 'mirrorla_mm.BadDataHook'
 DEEP_MODES = ('I', 'I;16', 'I;16B', 'I;16L', 'F')  # Pillow's, of more than 8 bits a pixel.
@@ -305,4 +306,7 @@ def _wrapped(transform: dict, options: dict) -> dict:
         return {**transform, **options}
     if isinstance(kind, str) and kind.split('.')[-1] in LOADERS:
         return dict(type=TRANSFORM, transform=transform, **options)
+    if kind == PAIR_LOADER:
+        loader = transform.get('loader', dict(type='LoadImageFromFile'))
+        return {**transform, 'loader': _wrapped(loader, options)}
     return transform

@@ -25,8 +25,8 @@ __all__ = [
     'build_runner',
     'gpu_without_ops',
     'is_first_process',
-    'is_segmentation',
     'load_config',
+    'task_scope',
 ]
 
 
@@ -128,7 +128,7 @@ def build_runner(cfg: Config) -> Runner:
             'tools/dist_test.sh with their number. A checkpoint of it also tests with the config '
             'that it is based on.'
         )
-    if gpu_without_ops() and not is_segmentation(cfg):
+    if gpu_without_ops() and task_scope(cfg) == 'mmdet':
         raise UserError(
             'This mmcv was compiled without CUDA, and a detector needs its ops (NMS, RoIAlign, '
             'focal loss) on the GPU: compile mmcv where nvcc is on PATH (make setup does), or set '
@@ -158,11 +158,11 @@ def gpu_without_ops() -> bool:
     return torch.cuda.is_available() and get_compiling_cuda_version() == 'not available'
 
 
-def is_segmentation(cfg: Config) -> bool:
-    """Whether a config is one of mmseg's, by the metric that it is tested with."""
+def task_scope(cfg: Config) -> str:
+    """Whose task a config is, by the metric that it is tested with: ``'mmdet'``, ``'mmseg'``,
+    ``'mmpretrain'``, or this package for super-resolution."""
     metrics = cfg.get('test_evaluator') or {}
     first = metrics[0] if isinstance(metrics, (list, tuple)) else metrics
     kind = first.get('type', '')
     module = kind if isinstance(kind, str) else kind.__module__
-    scope = module.split('.')[0] if '.' in module else cfg.get('default_scope')
-    return scope == 'mmseg'
+    return module.split('.')[0] if '.' in module else cfg.get('default_scope', '')

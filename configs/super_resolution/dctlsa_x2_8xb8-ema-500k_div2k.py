@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/models/dctlsa.py',
+    '../_base_/datasets/div2k.py',
+    '../_base_/schedules/adam-ema_500k.py',
+    '../_base_/runtime_sr.py',
+]
+
+model = dict(backbone=dict(upscale=2))
+train_dataloader = dict(batch_size=8, dataset=dict(scale=2))
+val_dataloader = dict(dataset=dict(scale=2))
+test_dataloader = dict(dataset=dict(scale=2))
