@@ -145,16 +145,15 @@ def test_crops_of_both_show_the_same():
 
 def test_flips_are_the_8_of_a_square_and_the_same_for_both():
     seen = set()
-    full = pair()
-    for _ in range(60):
+    img = draw(10, 13)
+    full = dict(img=img, gt=img.repeat(2, 0).repeat(2, 1))
+    for _ in range(100):
         sample = PairedRandomFlip()(dict(full))
-        made = downscale(np.ascontiguousarray(sample['gt']), 2)
-        # Swapped axes are rounded in the other order.
-        np.testing.assert_allclose(made.astype(int), sample['img'], atol=2)
+        assert np.array_equal(sample['gt'][::2, ::2], sample['img'])
         seen.add(sample['gt'].tobytes())
     assert len(seen) == 8
     shapes = {PairedRandomFlip(transpose=False)(dict(full))['gt'].shape for _ in range(20)}
-    assert shapes == {(40, 52, 3)}
+    assert shapes == {(20, 26, 3)}
 
 
 def test_packed_tensors_are_rgb():
