@@ -61,7 +61,6 @@ class LoadImagePair(BaseTransform):
         return results
 
 
-
 @TRANSFORMS.register_module(force=True)
 class PairedRandomCrop(BaseTransform):
     """Cut the same square out of an image and its ground truth.

@@ -1,3 +1,0 @@
-_base_ = './dctlsa_x2_8xb8-ema-500k_div2k.py'
-
-model = dict(backbone=dict(window_size=32, attn_cfg=dict(type='SoftmaxAttention')))
