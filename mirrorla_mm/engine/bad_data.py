@@ -27,7 +27,7 @@ from ..registry import HOOKS, TRANSFORMS
 from .annotations import segmentation_problem
 from .data import DataError
 from .dataset_checks import check_datasets
-from .images import cut_short, opening_problem, orientation
+from .images import cut_short, decoding_problem, opening_problem, orientation
 
 __all__ = ['BadDataHook', 'CheckedLoading', 'check_loading']
 
@@ -94,7 +94,8 @@ class CheckedLoading(BaseTransform):
                 loaded = self.load(results)
                 problem = self._problem_after(loaded, path, before)
             except Exception as error:
-                problem = cut_short(path) or f'cannot be loaded ({_first_line(error)})'
+                local = None if '://' in path else cut_short(path) or decoding_problem(path)
+                problem = local or f'cannot be loaded ({_first_line(error)})'
         if problem is None:
             return loaded
         if self.policy == 'refuse':

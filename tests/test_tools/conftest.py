@@ -34,7 +34,9 @@ arch = dict(
 _MODELS = {
     'detection': """
 model = dict(
-    backbone=dict(arch=arch), neck=dict(in_channels=[16, 16, 32]), test_cfg=dict(score_thr=0.0)
+    backbone=dict(arch=arch, init_cfg=None),
+    neck=dict(in_channels=[16, 16, 32]),
+    test_cfg=dict(score_thr=0.0),
 )
 """,
     'segmentation': """
