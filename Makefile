@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint
+.PHONY: help setup quickstart test test-fast lint
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 IN_VENV := .venv/bin/python
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make the environment .venv; PYTHON=python3.13 and STACK=onedl choose, once
 	@$(or $(PYTHON),false) $(NEW_ENOUGH) || \
@@ -25,5 +25,11 @@ lint: setup ## check style and types
 	$(IN_VENV) -m ruff format --check .
 	$(IN_VENV) -m mypy
 
+# One test at a time to each worker, the slow ones first (tests/conftest.py): none waits at the end.
+PYTEST := $(IN_VENV) -m pytest -n auto --dist load --maxschedchunk 1
+
 test: lint ## check style and types, then run the tests
-	$(IN_VENV) -m pytest -n auto --dist worksteal
+	$(PYTEST)
+
+test-fast: setup ## run the tests without the slow ones (under two minutes on two cores)
+	$(PYTEST) -m 'not slow'

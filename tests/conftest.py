@@ -12,12 +12,13 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def optional_data_root() -> Path:
-    """Where the optional pictures and oracles lie; tests that want them skip where they do not."""
+    """Folder of the optional images and oracles; tests that need them skip where it is absent."""
     return Path(os.environ.get('MIRRORLA_TEST_DATA', REPOSITORY.parent / 'shared')).resolve()
 
 
@@ -25,6 +26,11 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         pytest.skip(f'optional test data: {path.name} is not under MIRRORLA_TEST_DATA')
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the slow tests: one that comes last keeps a single worker busy."""
+    items.sort(key=lambda item: item.get_closest_marker('slow') is None)
 
 
 @pytest.fixture(scope='session')
@@ -48,8 +54,10 @@ def oracle(oracle_file) -> Callable[[str], dict]:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _fresh_start() -> None:
+    """No test depends on what an earlier one drew, or on the default scope that it left behind."""
     torch.manual_seed(0)
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture

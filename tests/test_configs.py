@@ -1,5 +1,6 @@
 """Every config loads, survives dump and fromfile, builds; every family takes a training step."""
 
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from mmseg.structures import SegDataSample
 from yapf.yapflib import yapf_api
 
 from mirrorla_mm.analysis.flops import build_empty
-from mirrorla_mm.analysis.paper_tables import quick_bases
+from mirrorla_mm.analysis.metafiles import PRETRAIN_HOSTS
+from mirrorla_mm.analysis.paper_tables import classifier, quick_bases, without_mmpretrain
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 FILES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )
-PRETRAIN = ('imagenet/', 'van-', 'xcit-')
+WITHOUT_MMPRETRAIN = not find_spec('mmpretrain')
 UNLISTED = ('quickstart', 'studies')
 FAMILIES = {
     'retinanet': 'retinanet/retinanet_mirrorla-t{}_fpn_1x_coco.py',
@@ -51,38 +53,124 @@ def fast_loading():
 
 
 def load(name: str) -> Config:
-    if any(part in name for part in PRETRAIN) and not find_spec('mmpretrain'):
-        pytest.skip('mmpretrain (optional extra "pretrain") is not installed')
-    return Config.fromfile(CONFIGS / name)
+    with without_mmpretrain() if WITHOUT_MMPRETRAIN else nullcontext():
+        return Config.fromfile(CONFIGS / name)
+
+
+def bases(path: Path) -> list[Path]:
+    """Bases of a config that are this project's own."""
+    names = Config._get_base_files(str(path))
+    return [(path.parent / name).resolve() for name in names if '::' not in name]
+
+
+def levels(path: Path) -> int:
+    return 1 + max(map(levels, bases(path)), default=0)
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_config_survives_dump_and_builds(name, tmp_path, monkeypatch):
+def test_config_is_read_in_three_levels_and_without_another_recipe(name):
+    assert levels(CONFIGS / name) <= 3
+    assert all('_base_' in base.parts for base in bases(CONFIGS / name))
+
+
+@pytest.fixture(scope='module')
+def listed() -> dict[str, dict]:
+    """The models of all metafiles, by config."""
+    metafiles = load_yaml(CONFIGS.parent / 'model-index.yml')['Import']
+    models = [m for metafile in metafiles for m in load_yaml(CONFIGS.parent / metafile)['Models']]
+    return {model['Config'].removeprefix('configs/'): model for model in models}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_config_survives_dump_and_has_the_parameters_that_its_metafile_states(
+    name, listed, tmp_path, monkeypatch
+):
     # yapf, which only makes the dump pretty, takes most of the time.
     for module in (yapf_api, mmengine_config):  # onedl's mmengine imports it when it dumps
         monkeypatch.setattr(module, 'FormatCode', lambda text, **_: (text, True), raising=False)
     cfg = load(name)
     cfg.dump(tmp_path / 'dumped.py')
     assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()
-    model = build_empty(cfg)
-    assert sum(p.numel() for p in model.parameters()) > 1e5
+    if name.startswith('imagenet/'):
+        model = classifier(CONFIGS / name)
+    elif WITHOUT_MMPRETRAIN and any(host in name for host in PRETRAIN_HOSTS):
+        pytest.skip('mmpretrain (optional extra "pretrain") is not installed')
+    else:
+        model = build_empty(cfg)
+    params = sum(p.numel() for p in model.parameters())
+    if name.split('/')[0] in UNLISTED:
+        assert params > 1e5
+    else:
+        stated = listed[name]['Metadata']['Parameters']
+        assert params == stated, 'stale: run tools/analysis_tools/metafiles.py'
 
 
 @pytest.mark.parametrize('name', [name for name in FILES if '-linear_' in name])
 def test_linear_layout_changes_nothing_else(name):
-    linear, paper = load(name), load(name.replace('-linear_', '_'))
+    linear, hybrid = load(name), load(name.replace('-linear_', '_'))
     assert linear.model.backbone.pop('layout') == 'linear'
-    assert linear.to_dict() == paper.to_dict()
+    linear.pop('host', None), hybrid.pop('host', None)
+    assert linear.to_dict() == hybrid.to_dict()
 
 
-@pytest.mark.parametrize('name', [name for name in FILES if 'ravlt-' in name and '_1x' not in name])
+RAVLT_ROWS = [name for name in FILES if 'ravlt-' in name and not name.startswith('studies/')]
+
+
+def test_every_family_but_efficientvit_and_light_ham_has_rows_of_the_host():
+    folders = {name.split('/')[0] for name in RAVLT_ROWS}
+    assert folders == {
+        'retinanet',
+        'mask_rcnn',
+        'cascade_rcnn',
+        'sem_fpn',
+        'upernet',
+        'imagenet',
+    }
+
+
+@pytest.mark.parametrize('name', RAVLT_ROWS)
 def test_ravlt_differs_in_the_feature_map_alone(name):
-    if name.startswith('studies/'):
-        pytest.skip('a study is no row of a table')
     ravlt, mirror = load(name), load(name.replace('ravlt-', 'mirrorla-'))
     assert ravlt.model.backbone.type == 'mirrorla_mm.RAVLT'
     ravlt.model.backbone.type = mirror.model.backbone.type
+    ravlt.pop('host', None), mirror.pop('host', None)
     assert ravlt.to_dict() == mirror.to_dict()
+
+
+@pytest.mark.parametrize('name', [name for name in FILES if '-swin-' in name or '-pvt-' in name])
+def test_learned_tables_and_reflections_do_not_decay(name):
+    if name.startswith('baselines/'):
+        pytest.skip("mmdet's own Swin")
+    cfg = load(name)
+    model = classifier(CONFIGS / name) if name.startswith('imagenet/') else build_empty(cfg)
+    keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
+    exempt = {key for key, options in keys.items() if options.get('decay_mult') == 0}
+    tables = [
+        name
+        for name, _ in model.named_parameters()
+        if any(word in name for word in ('position', 'pos_embed', '_bias.', 'reflection'))
+    ]
+    assert tables or 'attn_cfg' not in cfg.model.backbone
+    assert [name for name in tables if not any(key in name for key in exempt)] == []
+
+
+@pytest.mark.parametrize(
+    ('name', 'rate'),
+    [
+        ('mirrorla-xt', 0.05),
+        ('mirrorla-t', 0.05),
+        ('mirrorla-s', 0.15),
+        ('mirrorla-b', 0.4),
+        ('mirrorla-l', 0.55),
+        ('nalaformer-xt', 0.1),
+        ('nalaformer-t', 0.1),
+        ('swin-t', 0.2),
+    ],
+)
+def test_drop_path_of_pretraining_is_the_published_one(name, rate):
+    model = classifier(CONFIGS / f'imagenet/{name}_8xb128_in1k.py')
+    rates = [m.drop_prob for m in model.modules() if hasattr(m, 'drop_prob')]
+    assert max(rates) == pytest.approx(rate)
 
 
 def tiny(cfg: Config) -> Config:
@@ -126,7 +214,7 @@ def test_family_takes_a_training_step(family, layout):
     optim_wrapper.zero_grad = lambda **_: None  # Leave the gradients to be looked at.
     losses = model.train_step(batch(cfg), optim_wrapper)
     assert torch.isfinite(losses['loss'])
-    # What gets no gradient would stop DistributedDataParallel on several devices.
+    # A parameter without a gradient would stop DistributedDataParallel on several devices.
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not idle
     changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
@@ -135,8 +223,8 @@ def test_family_takes_a_training_step(family, layout):
 
 @pytest.mark.parametrize('name', [name for name in FILES if name.startswith('imagenet/')])
 def test_classifier_takes_a_training_step_and_predicts(name):
+    DataSample = pytest.importorskip('mmpretrain.structures').DataSample
     cfg = load(name)
-    from mmpretrain.structures import DataSample
 
     init_default_scope(cfg.default_scope)
     model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor)).train()

@@ -1,4 +1,4 @@
-"""What the wheel, the source distribution and an editable install hold."""
+"""The contents of the wheel, the source distribution and an editable install."""
 
 import shutil
 import subprocess

@@ -1,8 +1,7 @@
-_base_ = '../sem_fpn/mirrorla-t_fpn_4xb4-80k_ade20k-512x512.py'
+_base_ = '../_base_/protocols/sem-fpn_4xb4-80k_ade20k.py'
 
 model = dict(
     backbone=dict(
-        _delete_=True,
         type='mmdet.PyramidVisionTransformerV2',
         embed_dims=64,
         num_layers=[2, 2, 2, 2],

@@ -1,9 +1,8 @@
-_base_ = '../sem_fpn/mirrorla-t_fpn_4xb4-80k_ade20k-512x512.py'
+_base_ = '../_base_/protocols/sem-fpn_4xb4-80k_ade20k.py'
 
 # mmpretrain's "small" is the authors' B1.
 model = dict(
     backbone=dict(
-        _delete_=True,
         type='mmpretrain.VAN',
         arch='small',
         drop_path_rate=0.1,

@@ -1,8 +1,7 @@
-_base_ = '../mask_rcnn/mask-rcnn_mirrorla-t_fpn_amp-1x_coco.py'
+_base_ = '../_base_/protocols/mask-rcnn_amp-1x_coco.py'
 
 model = dict(
     backbone=dict(
-        _delete_=True,
         type='mmdet.PyramidVisionTransformerV2',
         embed_dims=64,
         num_layers=[2, 2, 2, 2],

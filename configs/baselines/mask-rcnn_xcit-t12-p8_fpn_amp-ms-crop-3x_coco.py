@@ -1,9 +1,8 @@
-_base_ = '../mask_rcnn/mask-rcnn_mirrorla-t_fpn_amp-ms-crop-3x_coco.py'
+_base_ = '../_base_/protocols/mask-rcnn_amp-ms-crop-3x_coco.py'
 
 # One scale, stride 8, brought to four as XCiT's authors do.
 model = dict(
     backbone=dict(
-        _delete_=True,
         type='mmpretrain.XCiT',
         patch_size=8,
         embed_dims=192,

@@ -1,7 +1,12 @@
-_base_ = './segnext_mscan-s_4xb2-160k_cityscapes-1024x1024.py'
+_base_ = [
+    '../_base_/protocols/light-ham-head_4xb2-160k_cityscapes.py',
+    '../_base_/hosts/mscan-b.py',
+]
 
-checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segnext/mscan_b_20230227-3ab7d230.pth'
+# This host takes no out_indices.
 model = dict(
-    backbone=dict(depths=[3, 3, 12, 3], init_cfg=dict(checkpoint=checkpoint)),
-    decode_head=dict(channels=512, ham_channels=512),
+    backbone=dict(_base_.host, _delete_=True),
+    decode_head=dict(
+        in_channels=_base_.channels[1:], in_index=[1, 2, 3], channels=512, ham_channels=512
+    ),
 )

@@ -1,3 +1,6 @@
-_base_ = './cascade-mask-rcnn_mirrorla-s_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py'
+_base_ = [
+    '../_base_/protocols/cascade-mask-rcnn_amp-ms-crop-3x_coco.py',
+    '../_base_/hosts/mirrorla-b.py',
+]
 
-model = dict(backbone=dict(arch='b'), neck=dict(in_channels=[96, 192, 384, 512]))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

@@ -1,6 +1,6 @@
 _base_ = [
-    '../_base_/models/cascade-mask-rcnn_mirrorla_fpn.py',
-    '../_base_/datasets/coco_instance_ms-crop.py',
-    '../_base_/schedules/amp-adamw_3x.py',
-    '../_base_/runtime_det.py',
+    '../_base_/protocols/cascade-mask-rcnn_amp-ms-crop-3x_coco.py',
+    '../_base_/hosts/mirrorla-s.py',
 ]
+
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

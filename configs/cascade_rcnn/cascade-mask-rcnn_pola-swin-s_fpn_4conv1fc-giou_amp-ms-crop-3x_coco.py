@@ -1,12 +1,6 @@
-_base_ = './cascade-mask-rcnn_mirrorla-s_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py'
+_base_ = [
+    '../_base_/protocols/cascade-mask-rcnn_amp-ms-crop-3x_coco.py',
+    '../_base_/hosts/pola-swin-s.py',
+]
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mirrorla_mm.LinearSwin',
-        arch='s',
-        drop_path_rate=0.3,
-        attn_cfg=dict(type='PolaAttention'),
-    ),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-)
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

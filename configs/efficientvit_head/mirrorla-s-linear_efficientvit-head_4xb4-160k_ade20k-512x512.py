@@ -1,3 +1,6 @@
-_base_ = './mirrorla-s_efficientvit-head_4xb4-160k_ade20k-512x512.py'
+_base_ = [
+    '../_base_/protocols/efficientvit-head_4xb4-160k_ade20k.py',
+    '../_base_/hosts/mirrorla-s-linear.py',
+]
 
-model = dict(backbone=dict(layout='linear'))
+model = dict(backbone=_base_.host, decode_head=dict(in_channels=_base_.channels[1:], channels=128))

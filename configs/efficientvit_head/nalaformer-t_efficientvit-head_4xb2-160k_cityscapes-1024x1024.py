@@ -1,3 +1,6 @@
-_base_ = './mirrorla-t_efficientvit-head_4xb2-160k_cityscapes-1024x1024.py'
+_base_ = [
+    '../_base_/protocols/efficientvit-head_4xb2-160k_cityscapes.py',
+    '../_base_/hosts/nalaformer-t.py',
+]
 
-model = dict(backbone=dict(type='mirrorla_mm.NaLaFormer'))
+model = dict(backbone=_base_.host, decode_head=dict(in_channels=_base_.channels[1:], channels=96))

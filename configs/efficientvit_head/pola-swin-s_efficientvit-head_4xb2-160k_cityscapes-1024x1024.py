@@ -1,3 +1,6 @@
-_base_ = './pola-swin-t_efficientvit-head_4xb2-160k_cityscapes-1024x1024.py'
+_base_ = [
+    '../_base_/protocols/efficientvit-head_4xb2-160k_cityscapes.py',
+    '../_base_/hosts/pola-swin-s.py',
+]
 
-model = dict(backbone=dict(arch='s', drop_path_rate=0.3), decode_head=dict(channels=128))
+model = dict(backbone=_base_.host, decode_head=dict(in_channels=_base_.channels[1:], channels=128))

@@ -1,13 +1,6 @@
-_base_ = './mirrorla-t_efficientvit-head_4xb2-160k_cityscapes-1024x1024.py'
+_base_ = [
+    '../_base_/protocols/efficientvit-head_4xb2-160k_cityscapes.py',
+    '../_base_/hosts/pola-swin-t.py',
+]
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mirrorla_mm.LinearSwin',
-        arch='t',
-        drop_path_rate=0.2,
-        out_indices=(1, 2, 3),
-        attn_cfg=dict(type='PolaAttention'),
-    ),
-    decode_head=dict(in_channels=[192, 384, 768]),
-)
+model = dict(backbone=_base_.host, decode_head=dict(in_channels=_base_.channels[1:], channels=96))

@@ -1,4 +1,4 @@
-_base_ = './flatten-swin-t_8xb128_in1k.py'
+_base_ = '../_base_/protocols/swin_8xb128_in1k.py'
 
 # Attention and agents per stage as in the authors' Swin-T.
 model = dict(

@@ -1,3 +1,3 @@
-_base_ = './flatten-swin-t_8xb128_in1k.py'
+_base_ = '../_base_/protocols/swin_8xb128_in1k.py'
 
 model = dict(backbone=dict(attn_cfg=dict(type='EfficientAttention')))

@@ -1,4 +1,4 @@
-_base_ = './flatten-swin-t_8xb128_in1k.py'
+_base_ = '../_base_/protocols/swin_8xb128_in1k.py'
 
 # Softmax in the last stage, as in the authors' released Swin-T ("IIIS"). It has 29.2 M parameters;
 # their table, and the paper's, round that up to 30 M.

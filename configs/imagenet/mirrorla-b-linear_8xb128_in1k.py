@@ -1,3 +1,3 @@
-_base_ = './mirrorla-b_8xb128_in1k.py'
+_base_ = '../_base_/protocols/ravlt_8xb128_in1k.py'
 
-model = dict(backbone=dict(layout='linear'))
+model = dict(backbone=dict(arch='b', layout='linear'))

@@ -1,3 +1,3 @@
-_base_ = './mirrorla-t_8xb128_in1k.py'
+_base_ = '../_base_/protocols/ravlt_8xb128_in1k.py'
 
-model = dict(backbone=dict(arch='b', drop_path_rate=0.4))
+model = dict(backbone=dict(arch='b'))

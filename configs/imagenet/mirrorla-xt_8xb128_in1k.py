@@ -1,3 +1,3 @@
-_base_ = './mirrorla-t_8xb128_in1k.py'
+_base_ = '../_base_/protocols/ravlt_8xb128_in1k.py'
 
-model = dict(backbone=dict(arch='xt', drop_path_rate=0.05), neck=dict(in_channels=384))
+model = dict(backbone=dict(arch='xt'), neck=dict(in_channels=384))

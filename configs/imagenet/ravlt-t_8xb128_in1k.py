@@ -1,3 +1,3 @@
-_base_ = './mirrorla-t_8xb128_in1k.py'
+_base_ = '../_base_/protocols/ravlt_8xb128_in1k.py'
 
-model = dict(backbone=dict(type='mirrorla_mm.RAVLT'))
+model = dict(backbone=dict(type='mirrorla_mm.RAVLT', arch='t', drop_path_rate=0.05))

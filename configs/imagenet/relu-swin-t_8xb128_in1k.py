@@ -1,4 +1,4 @@
-_base_ = './flatten-swin-t_8xb128_in1k.py'
+_base_ = '../_base_/protocols/swin_8xb128_in1k.py'
 
 # The paper does not say what its two LA rows are made of. With the gate and the local enhancement
 # of RAVLT's attention they have the 28 M and 4.6 G of Tab. 7; without, 4.5 G.

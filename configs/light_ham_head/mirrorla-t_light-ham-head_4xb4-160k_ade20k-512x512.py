@@ -1,8 +1,3 @@
-_base_ = [
-    '../_base_/models/mirrorla_light-ham-head.py',
-    'mmseg::_base_/datasets/ade20k.py',
-    '../_base_/schedules/adamw_poly_160k_head-10x.py',
-    '../_base_/runtime_seg.py',
-]
+_base_ = ['../_base_/protocols/light-ham-head_4xb4-160k_ade20k.py', '../_base_/hosts/mirrorla-t.py']
 
-model = dict(data_preprocessor=dict(size=(512, 512)), decode_head=dict(num_classes=150))
+model = dict(backbone=_base_.host, decode_head=dict(in_channels=_base_.channels[1:]))

@@ -1,3 +1,6 @@
-_base_ = './mirrorla-s_light-ham-head_4xb4-160k_ade20k-512x512.py'
+_base_ = [
+    '../_base_/protocols/light-ham-head_4xb4-160k_ade20k.py',
+    '../_base_/hosts/nalaformer-s.py',
+]
 
-model = dict(backbone=dict(type='mirrorla_mm.NaLaFormer'))
+model = dict(backbone=_base_.host, decode_head=dict(in_channels=_base_.channels[1:]))

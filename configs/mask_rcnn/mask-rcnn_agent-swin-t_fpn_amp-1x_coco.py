@@ -1,12 +1,3 @@
-_base_ = './mask-rcnn_flatten-swin-t_fpn_amp-1x_coco.py'
+_base_ = ['../_base_/protocols/mask-rcnn_amp-1x_coco.py', '../_base_/hosts/agent-swin-t.py']
 
-# Agents of pre-training, and the finer grids that the authors pool queries to in dense prediction.
-model = dict(
-    backbone=dict(
-        layout=('linear', 'linear', 'linear', 'softmax'),
-        attn_cfg=[
-            dict(type='AgentAttention', agents=agents, pool_size=pool_size)
-            for agents, pool_size in zip((3, 4, 7, 7), (9, 12, 14, 7))
-        ],
-    )
-)
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

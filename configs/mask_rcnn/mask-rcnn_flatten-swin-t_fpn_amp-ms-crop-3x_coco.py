@@ -1,12 +1,6 @@
-_base_ = './mask-rcnn_mirrorla-t_fpn_amp-ms-crop-3x_coco.py'
+_base_ = [
+    '../_base_/protocols/mask-rcnn_amp-ms-crop-3x_coco.py',
+    '../_base_/hosts/flatten-swin-t.py',
+]
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mirrorla_mm.LinearSwin',
-        arch='t',
-        drop_path_rate=0.2,
-        attn_cfg=dict(type='FLattenAttention'),
-    ),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-)
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

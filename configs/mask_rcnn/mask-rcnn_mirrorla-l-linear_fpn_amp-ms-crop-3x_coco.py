@@ -1,3 +1,6 @@
-_base_ = './mask-rcnn_mirrorla-l_fpn_amp-ms-crop-3x_coco.py'
+_base_ = [
+    '../_base_/protocols/mask-rcnn_amp-ms-crop-3x_coco.py',
+    '../_base_/hosts/mirrorla-l-linear.py',
+]
 
-model = dict(backbone=dict(layout='linear'))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

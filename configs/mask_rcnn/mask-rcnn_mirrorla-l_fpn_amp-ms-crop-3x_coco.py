@@ -1,3 +1,3 @@
-_base_ = './mask-rcnn_mirrorla-t_fpn_amp-ms-crop-3x_coco.py'
+_base_ = ['../_base_/protocols/mask-rcnn_amp-ms-crop-3x_coco.py', '../_base_/hosts/mirrorla-l.py']
 
-model = dict(backbone=dict(arch='l'), neck=dict(in_channels=[96, 192, 448, 640]))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

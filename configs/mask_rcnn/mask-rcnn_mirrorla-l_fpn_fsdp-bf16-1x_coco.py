@@ -1,4 +1,6 @@
-_base_ = './mask-rcnn_mirrorla-l_fpn_amp-1x_coco.py'
+_base_ = ['../_base_/protocols/mask-rcnn_amp-1x_coco.py', '../_base_/hosts/mirrorla-l.py']
+
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))
 
 # Parameters, gradients and optimizer states are shared out over the devices, see docs/at_scale.md.
 runner_type = 'FlexibleRunner'

@@ -1,6 +1,3 @@
-_base_ = [
-    '../_base_/models/mask-rcnn_mirrorla_fpn.py',
-    'mmdet::_base_/datasets/coco_instance.py',
-    '../_base_/schedules/amp-adamw_1x.py',
-    '../_base_/runtime_det.py',
-]
+_base_ = ['../_base_/protocols/mask-rcnn_amp-1x_coco.py', '../_base_/hosts/mirrorla-t.py']
+
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

@@ -1,3 +1,3 @@
-_base_ = './mask-rcnn_mirrorla-s_fpn_amp-ms-crop-3x_coco.py'
+_base_ = ['../_base_/protocols/mask-rcnn_amp-ms-crop-3x_coco.py', '../_base_/hosts/nalaformer-s.py']
 
-model = dict(backbone=dict(type='mirrorla_mm.NaLaFormer'))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

@@ -1,3 +1,3 @@
-_base_ = './mask-rcnn_flatten-pvt-t_fpn_amp-1x_coco.py'
+_base_ = ['../_base_/protocols/mask-rcnn_amp-1x_coco.py', '../_base_/hosts/pola-pvt-t.py']
 
-model = dict(backbone=dict(attn_cfg=dict(type='PolaAttention')))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

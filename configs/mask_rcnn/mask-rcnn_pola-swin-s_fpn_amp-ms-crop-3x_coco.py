@@ -1,3 +1,3 @@
-_base_ = './mask-rcnn_pola-swin-t_fpn_amp-ms-crop-3x_coco.py'
+_base_ = ['../_base_/protocols/mask-rcnn_amp-ms-crop-3x_coco.py', '../_base_/hosts/pola-swin-s.py']
 
-model = dict(backbone=dict(arch='s', drop_path_rate=0.3))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

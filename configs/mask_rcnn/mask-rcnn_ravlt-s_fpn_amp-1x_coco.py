@@ -1,3 +1,3 @@
-_base_ = './mask-rcnn_mirrorla-s_fpn_amp-1x_coco.py'
+_base_ = ['../_base_/protocols/mask-rcnn_amp-1x_coco.py', '../_base_/hosts/ravlt-s.py']
 
-model = dict(backbone=dict(type='mirrorla_mm.RAVLT'))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/mirrorla_efficientvit-head.py',
+    '../_base_/models/efficientvit-head.py',
     './_base_/demo_segmentation.py',
     './_base_/demo_runtime.py',
 ]
@@ -7,8 +7,7 @@ default_scope = 'mmseg'
 
 model = dict(
     data_preprocessor=dict(size=(160, 160)),
-    # From scratch: batch norms learn their statistics.
-    backbone=dict(arch='xt', layout='linear', norm_eval=False),
+    backbone=dict(type='mirrorla_mm.MirrorLA', arch='xt', layout='linear'),
     decode_head=dict(
         in_channels=[64, 128, 384], channels=48, num_classes=6, norm_cfg=dict(type='BN')
     ),

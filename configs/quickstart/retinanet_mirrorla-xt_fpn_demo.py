@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/models/retinanet_mirrorla_fpn.py',
+    '../_base_/models/retinanet.py',
     './_base_/demo_detection.py',
     './_base_/demo_runtime.py',
 ]
@@ -10,9 +10,9 @@ pretrained = '{{$MIRRORLA_DEMO_PRETRAINED:work_dirs/quickstart/segmentor/epoch_5
 
 model = dict(
     backbone=dict(
+        type='mirrorla_mm.MirrorLA',
         arch='xt',
         layout='linear',
-        norm_eval=False,
         init_cfg=dict(type='Pretrained', prefix='backbone.', checkpoint=pretrained),
     ),
     neck=dict(

@@ -1,12 +1,3 @@
-_base_ = './retinanet_mirrorla-t_fpn_1x_coco.py'
+_base_ = ['../_base_/protocols/retinanet_1x_coco.py', '../_base_/hosts/flatten-pvt-t.py']
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mirrorla_mm.LinearPVT',
-        arch='t',
-        out_indices=(1, 2, 3),
-        attn_cfg=dict(type='FLattenAttention'),
-    ),
-    neck=dict(in_channels=[128, 320, 512]),
-)
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels[1:]))

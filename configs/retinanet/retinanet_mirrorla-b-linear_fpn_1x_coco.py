@@ -1,3 +1,3 @@
-_base_ = './retinanet_mirrorla-b_fpn_1x_coco.py'
+_base_ = ['../_base_/protocols/retinanet_1x_coco.py', '../_base_/hosts/mirrorla-b-linear.py']
 
-model = dict(backbone=dict(layout='linear'))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels[1:]))

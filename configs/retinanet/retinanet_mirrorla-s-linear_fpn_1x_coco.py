@@ -1,3 +1,3 @@
-_base_ = './retinanet_mirrorla-s_fpn_1x_coco.py'
+_base_ = ['../_base_/protocols/retinanet_1x_coco.py', '../_base_/hosts/mirrorla-s-linear.py']
 
-model = dict(backbone=dict(layout='linear'))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels[1:]))

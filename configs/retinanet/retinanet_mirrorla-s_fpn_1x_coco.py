@@ -1,3 +1,3 @@
-_base_ = './retinanet_mirrorla-t_fpn_1x_coco.py'
+_base_ = ['../_base_/protocols/retinanet_1x_coco.py', '../_base_/hosts/mirrorla-s.py']
 
-model = dict(backbone=dict(arch='s'), neck=dict(in_channels=[128, 320, 512]))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels[1:]))

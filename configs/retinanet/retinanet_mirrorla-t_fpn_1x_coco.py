@@ -1,6 +1,3 @@
-_base_ = [
-    '../_base_/models/retinanet_mirrorla_fpn.py',
-    'mmdet::_base_/datasets/coco_detection.py',
-    '../_base_/schedules/adamw_1x.py',
-    '../_base_/runtime_det.py',
-]
+_base_ = ['../_base_/protocols/retinanet_1x_coco.py', '../_base_/hosts/mirrorla-t.py']
+
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels[1:]))

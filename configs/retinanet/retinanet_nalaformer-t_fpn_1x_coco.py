@@ -1,3 +1,3 @@
-_base_ = './retinanet_mirrorla-t_fpn_1x_coco.py'
+_base_ = ['../_base_/protocols/retinanet_1x_coco.py', '../_base_/hosts/nalaformer-t.py']
 
-model = dict(backbone=dict(type='mirrorla_mm.NaLaFormer'))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels[1:]))

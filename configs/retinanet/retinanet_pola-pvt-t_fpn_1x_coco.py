@@ -1,3 +1,3 @@
-_base_ = './retinanet_flatten-pvt-t_fpn_1x_coco.py'
+_base_ = ['../_base_/protocols/retinanet_1x_coco.py', '../_base_/hosts/pola-pvt-t.py']
 
-model = dict(backbone=dict(attn_cfg=dict(type='PolaAttention')))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels[1:]))

@@ -1,3 +1,3 @@
-_base_ = './retinanet_pola-swin-t_fpn_1x_coco.py'
+_base_ = ['../_base_/protocols/retinanet_1x_coco.py', '../_base_/hosts/pola-swin-s.py']
 
-model = dict(backbone=dict(arch='s', drop_path_rate=0.3))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels[1:]))

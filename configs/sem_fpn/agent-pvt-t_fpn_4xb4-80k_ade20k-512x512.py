@@ -1,11 +1,3 @@
-_base_ = './flatten-pvt-t_fpn_4xb4-80k_ade20k-512x512.py'
+_base_ = ['../_base_/protocols/sem-fpn_4xb4-80k_ade20k.py', '../_base_/hosts/agent-pvt-t.py']
 
-# Agents of pre-training, and the finer grids that the authors pool queries to in dense prediction.
-model = dict(
-    backbone=dict(
-        attn_cfg=[
-            dict(type='AgentAttention', agents=agents, pool_size=pool_size)
-            for agents, pool_size in zip((3, 4, 7, 7), (12, 16, 28, 28))
-        ],
-    )
-)
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

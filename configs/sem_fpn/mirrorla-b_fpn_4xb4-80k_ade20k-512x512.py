@@ -1,3 +1,3 @@
-_base_ = './mirrorla-t_fpn_4xb4-80k_ade20k-512x512.py'
+_base_ = ['../_base_/protocols/sem-fpn_4xb4-80k_ade20k.py', '../_base_/hosts/mirrorla-b.py']
 
-model = dict(backbone=dict(arch='b'), neck=dict(in_channels=[96, 192, 384, 512]))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

@@ -1,3 +1,3 @@
-_base_ = './flatten-swin-t_fpn_4xb4-80k_ade20k-512x512.py'
+_base_ = ['../_base_/protocols/sem-fpn_4xb4-80k_ade20k.py', '../_base_/hosts/pola-swin-t.py']
 
-model = dict(backbone=dict(attn_cfg=dict(type='PolaAttention')))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

@@ -1,3 +1,3 @@
-_base_ = './mirrorla-t_fpn_4xb4-80k_ade20k-512x512.py'
+_base_ = ['../_base_/protocols/sem-fpn_4xb4-80k_ade20k.py', '../_base_/hosts/ravlt-t.py']
 
-model = dict(backbone=dict(type='mirrorla_mm.RAVLT'))
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

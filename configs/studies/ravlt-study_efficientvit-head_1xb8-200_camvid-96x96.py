@@ -1,6 +1,6 @@
 # The host of tools/studies/compare.py, small enough that a row with three seeds takes minutes on a
 # CPU. The study sets the attention, the seed, the data root and, if asked to, the iterations.
-_base_ = '../_base_/runtime_seg.py'
+_base_ = ['../_base_/runtime_seg.py', '../_base_/schedules/no_decay.py']
 
 # The classes of ADE20K that CamVid's road scenes have; other pixels are ignored.
 metainfo = dict(
@@ -112,7 +112,7 @@ val_cfg = dict(type='ValLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
-    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(reflection=dict(decay_mult=0.0))),
+    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=_base_.no_decay),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),

@@ -1,3 +1,7 @@
-_base_ = './mirrorla-l_upernet_8xb2-160k_ade20k-512x512.py'
+_base_ = ['../_base_/protocols/upernet_8xb2-160k_ade20k.py', '../_base_/hosts/mirrorla-l-linear.py']
 
-model = dict(backbone=dict(layout='linear'))
+model = dict(
+    backbone=_base_.host,
+    decode_head=dict(in_channels=_base_.channels),
+    auxiliary_head=dict(in_channels=_base_.channels[2]),
+)

@@ -1,7 +1,7 @@
-_base_ = './mirrorla-s_upernet_8xb2-160k_ade20k-512x512.py'
+_base_ = ['../_base_/protocols/upernet_8xb2-160k_ade20k.py', '../_base_/hosts/mirrorla-l.py']
 
 model = dict(
-    backbone=dict(arch='l'),
-    decode_head=dict(in_channels=[96, 192, 448, 640]),
-    auxiliary_head=dict(in_channels=448),
+    backbone=_base_.host,
+    decode_head=dict(in_channels=_base_.channels),
+    auxiliary_head=dict(in_channels=_base_.channels[2]),
 )

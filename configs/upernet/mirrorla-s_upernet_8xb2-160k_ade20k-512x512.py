@@ -1,13 +1,7 @@
-_base_ = [
-    '../_base_/models/mirrorla_upernet.py',
-    'mmseg::_base_/datasets/ade20k.py',
-    '../_base_/schedules/adamw_poly_160k.py',
-    '../_base_/runtime_seg.py',
-]
+_base_ = ['../_base_/protocols/upernet_8xb2-160k_ade20k.py', '../_base_/hosts/mirrorla-s.py']
 
 model = dict(
-    data_preprocessor=dict(size=(512, 512)),
-    decode_head=dict(num_classes=150),
-    auxiliary_head=dict(num_classes=150),
+    backbone=_base_.host,
+    decode_head=dict(in_channels=_base_.channels),
+    auxiliary_head=dict(in_channels=_base_.channels[2]),
 )
-train_dataloader = dict(batch_size=2)

@@ -1,4 +1,4 @@
-"""Loss and metric of runs, as mmengine writes them."""
+"""Loss and metrics of runs, read from the logs of mmengine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..engine.errors import UserError
 
 @dataclass
 class Curves:
-    """What one work dir logged: step to value, for the loss and for each metric."""
+    """The log of one work dir: step to value, for the loss and for each metric."""
 
     name: str
     loss: dict[int, float] = field(default_factory=dict)

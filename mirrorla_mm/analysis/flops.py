@@ -1,8 +1,8 @@
 """Parameters and multiply-accumulates of a model, per component and in two conventions.
 
-The paper's dense-prediction tables hold what a counter on convolution and linear *modules* sees.
-Tab. 6 holds every product, those of attention included. One pass on the meta device, which
-computes shapes alone, gives both in a second at any input size.
+The paper's dense-prediction tables count convolution and linear *modules* alone. Its Tab. 6 counts
+every product, those of attention included. One pass on the meta device, which computes shapes
+alone, gives both in a second at any input size.
 """
 
 from __future__ import annotations
@@ -23,6 +23,14 @@ from torch.utils.flop_counter import flop_registry
 
 from ..ops import use_backend
 
+# Torch counts what its other devices run for softmax attention, and leaves out the CPU's.
+aten = torch.ops.aten
+FORMULAS = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        aten._scaled_dot_product_flash_attention
+    ],
+}
 DENSE_HEADS = ('rpn_head', 'bbox_head', 'decode_head')
 
 
@@ -49,9 +57,9 @@ class Complexity:
 class MacCounter(TorchDispatchMode):
     """Counts multiply-accumulates of what runs within its ``with`` block.
 
-    A product counts as a layer if exactly one factor is a weight, that is a parameter or anything
-    computed from parameters alone, such as a projection with a reflection folded into it. The rest
-    (activations by activations) is attention.
+    A product of a weight and an activation counts as a layer; a product of two activations is
+    attention. Weights are parameters and whatever is computed from parameters alone, such as a
+    projection with a reflection folded into it.
 
     Args:
         model (nn.Module): Its parameters are the weights.
@@ -61,7 +69,7 @@ class MacCounter(TorchDispatchMode):
         super().__init__()
         self.layers = 0
         self.total = 0
-        # By identity, and held, lest the id of a freed tensor comes again.
+        # By identity. They are held, because the id of a freed tensor may be given out again.
         self._weights = {id(p): p for p in model.parameters()}
 
     def __torch_dispatch__(
@@ -72,12 +80,12 @@ class MacCounter(TorchDispatchMode):
         is_weight = [id(x) in self._weights for x in inputs]
         if inputs and all(is_weight):
             self._weights.update((id(x), x) for x in tree_leaves(out) if isinstance(x, Tensor))
-        if func._overloadpacket in flop_registry:
-            formula = flop_registry[func._overloadpacket]
+        if func._overloadpacket in FORMULAS:
+            formula = FORMULAS[func._overloadpacket]
             macs = formula(*args, **(kwargs or {}), out_val=out) // 2
             self.total += macs
             # The factors are the last two tensors but for a convolution's bias.
-            is_convolution = func._overloadpacket is torch.ops.aten.convolution
+            is_convolution = func._overloadpacket is aten.convolution
             if is_convolution or is_weight[-1] != is_weight[-2]:
                 self.layers += macs
         return out
@@ -112,6 +120,17 @@ def build_empty(cfg: Config) -> nn.Module:
     return revert_sync_batchnorm(model).to('meta').eval()
 
 
+def default_shape(cfg: Config) -> tuple[int, int]:
+    """Height and width that the tables of the field count a config at.
+
+    That is 800x1280 for detection, the training crop for segmentation, 224x224 otherwise.
+    """
+    if cfg.get('default_scope') == 'mmdet':
+        return 800, 1280
+    size = cfg.model.get('data_preprocessor', {}).get('size')
+    return tuple(size) if size else (224, 224)
+
+
 def config_complexity(
     cfg: Config, shape: tuple[int, int], proposals: int = 1000, masks: int = 100
 ) -> dict[str, Complexity]:
@@ -123,14 +142,14 @@ def config_complexity(
 def model_complexity(
     model: nn.Module, shape: tuple[int, int], proposals: int = 1000, masks: int = 100
 ) -> dict[str, Complexity]:
-    """Parameters and multiply-accumulates of inference on one picture, per component.
+    """Parameters and multiply-accumulates of inference on one image, per component.
 
     Post-processing and auxiliary heads cost nothing here; the latter's parameters are counted.
 
     Args:
         model (nn.Module): A detector of mmdet (one-stage, or two-stage with boxes and masks,
             cascaded or not), a segmentor of mmseg, a classifier of mmpretrain or a backbone.
-        shape (tuple[int, int]): Height and width of the picture.
+        shape (tuple[int, int]): Height and width of the image.
         proposals (int): Boxes that a two-stage detector classifies.
         masks (int): Boxes that it segments.
 
@@ -141,18 +160,18 @@ def model_complexity(
     results: dict[str, Complexity] = {}
 
     def run(name: str, module: nn.Module, *inputs: Any) -> Any:
-        # The reference, whatever algebra the machine's fastest backend saves products by.
+        # The reference backend: faster ones save products by other algebra.
         with use_backend('torch'), MacCounter(module) as counter:
             out = module(*inputs)
         cost = Complexity(_params(module), counter.layers, counter.total)
         results[name] = results.get(name, Complexity()) + cost
         return out
 
-    picture = torch.empty(1, 3, *shape, device=device)
+    image = torch.empty(1, 3, *shape, device=device)
     if not hasattr(model, 'backbone'):
-        run('backbone', model, picture)
+        run('backbone', model, image)
         return results
-    features = run('backbone', model.backbone, picture)
+    features = run('backbone', model.backbone, image)
     if getattr(model, 'neck', None) is not None:
         features = run('neck', model.neck, features)
     for name in DENSE_HEADS:

@@ -1,7 +1,7 @@
-"""What the paper prints, for the rows that a config here can build.
+"""The numbers that the paper prints, for the rows that a config here can build.
 
-Numbers are the paper's own, as printed, by table, and NaLaFormer's from its own. Rows of models
-that are not here are left out, and so are Tab. 4 and 5 (super-resolution, diffusion).
+They are listed by table, as printed; those of NaLaFormer come from its own paper. Left out are rows
+of models that are not here, and Tab. 4 and 5 (super-resolution, diffusion).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Cause:
 
     Attributes:
         text (str): The reason, and the counting that ``options``, ``shape`` and ``times`` describe.
-        options (dict): What to set in the config to count it as the cell was, by dotted name.
+        options (dict): Settings, by dotted name, that make the config count as the cell did.
         shape (tuple[int, int], optional): Height and width of the cell, if not the table's.
-        times (int): What the cell multiplies the count with.
+        times (int): Factor of the cell over the count.
     """
 
     text: str
@@ -67,7 +67,7 @@ class Table:
     Attributes:
         title (str): Number and subject.
         shape (tuple[int, int]): Height and width that the FLOPs are for.
-        counter (str): What the paper counted for MirrorLA: ``'layers'`` or ``'total'``, fields of
+        counter (str): The paper's count for MirrorLA: ``'layers'`` or ``'total'``, fields of
             :class:`~mirrorla_mm.analysis.flops.Complexity`.
         metrics (tuple[str, ...]): Names of the figures that need training.
         gpus (int): Devices that the configs are for.

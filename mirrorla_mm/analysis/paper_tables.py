@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import runpy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import mmengine.config.config as config_module
 import mmengine.config.utils as config_utils
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from torch import nn
 
 from ..registry import MODELS
@@ -93,7 +93,7 @@ class Result:
     row: Row
     params: Cell
     flops: Cell
-    paper: Complexity
+    hybrid: Complexity
     linear: Complexity | None
 
 
@@ -104,19 +104,19 @@ def needs_training(table: Table) -> bool:
 
 def count_row(row: Row, table: Table, configs: Path) -> Result:
     """Count a row's config, and its linear layout where it has one."""
-    paper = complexity(configs / row.config, table.shape)
+    hybrid = complexity(configs / row.config, table.shape)
     linear = (
         complexity(configs / row.config, table.shape, layout='linear') if is_ours(row) else None
     )
-    params = _cell(row, 'params', dict(params=paper.params / 1e6), cut=1)
+    params = _cell(row, 'params', dict(params=hybrid.params / 1e6), cut=1)
     # Rows quoted from other papers may have been counted in either way.
     counters = [table.counter] if is_ours(row) else list(COUNTERS)
-    flops = _cell(row, 'flops', {name: getattr(paper, name) / 1e9 for name in counters})
+    flops = _cell(row, 'flops', {name: getattr(hybrid, name) / 1e9 for name in counters})
     if flops.cause and flops.cause.countable:
         cause = flops.cause
         again = complexity(configs / row.config, cause.shape or table.shape, options=cause.options)
         flops = replace(flops, recount=again.total * cause.times / 1e9)
-    return Result(row, params, flops, paper, linear)
+    return Result(row, params, flops, hybrid, linear)
 
 
 def is_ours(row: Row) -> bool:
@@ -137,8 +137,7 @@ def complexity(
 ) -> Complexity:
     """Of the whole model; an ImageNet model is built without mmpretrain, and takes no options."""
     if config.parent.name == 'imagenet':
-        model = classifier(config, layout)
-        return total_complexity(model_complexity(model, shape))
+        return classifier_complexity(config, layout)
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(options or {})
     if layout:
@@ -146,9 +145,15 @@ def complexity(
     return total_complexity(config_complexity(cfg, shape))
 
 
+def classifier_complexity(config: Path, layout: str | None = None) -> Complexity:
+    """Of an ImageNet model at 224x224."""
+    return total_complexity(model_complexity(classifier(config, layout), (224, 224)))
+
+
 def classifier(config: Path, layout: str | None = None) -> nn.Module:
     """The model of an ImageNet config: backbone, neck and linear layer."""
-    cfg = _own_model(config)
+    with without_mmpretrain():
+        cfg = Config.fromfile(config).model
     if layout:
         cfg.backbone.layout = layout
     with empty_parameters():
@@ -160,19 +165,21 @@ def classifier(config: Path, layout: str | None = None) -> nn.Module:
     return model.to('meta').eval()
 
 
-def _own_model(config: Path) -> ConfigDict:
-    """The model of a config without the bases that are in mmpretrain."""
-    settings = runpy.run_path(str(config))
-    bases = settings.get('_base_', [])
-    model = ConfigDict()
-    for base in [bases] if isinstance(bases, str) else bases:
-        if '::' not in base:
-            model = Config._merge_a_into_b(_own_model(config.parent / base), model)
-    return Config._merge_a_into_b(ConfigDict(settings.get('model', {})), model)
+@contextmanager
+def without_mmpretrain() -> Iterator[None]:
+    """Load ImageNet configs without their bases in mmpretrain, which hold no model."""
+    get_bases = Config._get_base_files
+    Config._get_base_files = staticmethod(
+        lambda name: [base for base in get_bases(name) if not base.startswith('mmpretrain::')]
+    )
+    try:
+        yield
+    finally:
+        Config._get_base_files = staticmethod(get_bases)
 
 
 class _LinearHead(nn.Linear):
-    """What mmpretrain's ``LinearClsHead`` computes, on pooled features."""
+    """The computation of mmpretrain's ``LinearClsHead``, on pooled features."""
 
     def forward(self, features):
         features = features[-1]
@@ -181,19 +188,20 @@ class _LinearHead(nn.Linear):
 
 @contextmanager
 def quick_bases() -> Iterator[None]:
-    """Read each metafile of mmdet and mmseg once; mmengine reads all of them for every base."""
-    load = config_utils.load
+    """Look up each package and read each of its metafiles once, not anew for every base."""
+    load, path = config_utils.load, config_module.get_installed_path
     config_utils.load = lru_cache(maxsize=None)(load)
+    config_module.get_installed_path = lru_cache(maxsize=None)(path)
     try:
         yield
     finally:
-        config_utils.load = load
+        config_utils.load, config_module.get_installed_path = load, path
 
 
 def render(configs: Path) -> str:
     """All tables as Markdown."""
     with quick_bases():
-        return '\n'.join([HEADER, *(_render_table(table, configs) for table in TABLES)])
+        return '\n'.join([HEADER, *(render_table(table, configs) for table in TABLES)])
 
 
 def _cell(row: Row, name: str, ours: dict[str, float], cut: float = 0) -> Cell:
@@ -216,7 +224,8 @@ def _cell(row: Row, name: str, ours: dict[str, float], cut: float = 0) -> Cell:
     return Cell(paper, value, status, note, row.causes.get(name))
 
 
-def _render_table(table: Table, configs: Path) -> str:
+def render_table(table: Table, configs: Path) -> str:
+    """One table as Markdown."""
     lines = [f'## {table.title}', '']
     if needs_training(table):
         header = ['row', *table.metrics, 'command']
@@ -224,13 +233,13 @@ def _render_table(table: Table, configs: Path) -> str:
         return '\n'.join([*lines, *_markdown(header, rows), ''])
     height, width = table.shape
     lines += [f'FLOPs at {height}x{width} (height x width).', '']
-    header = ['row', 'P (M)', 'F (G)', 'every product (G): paper layout', 'linear', *table.metrics]
+    header = ['row', 'P (M)', 'F (G)', 'every product (G): hybrid layout', 'linear', *table.metrics]
     rows, notes = [], []
     for row in table.rows:
         if is_countable(row):
             result = count_row(row, table, configs)
             cells = [_text(result.params, notes), _text(result.flops, notes)]
-            cells += [_giga(result.paper), _giga(result.linear)]
+            cells += [_giga(result.hybrid), _giga(result.linear)]
         else:
             cells = [f'{row.params} needs mmpretrain', f'{row.flops} needs mmpretrain', '', '']
         rows.append([row.method, *cells, *_trained(row)])

@@ -1,4 +1,4 @@
-"""The rows of a controlled study, and what may be concluded from their results."""
+"""The rows of a controlled study, and the conclusions that their results allow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Row:
     Attributes:
         table (str): The table of the paper that it belongs to.
         label (str): For people.
-        attn_cfg (dict): What the host builds.
+        attn_cfg (dict): The attention that the host builds.
         paper (float, optional): The paper's top-1 accuracy on ImageNet in percent, where given.
     """
 
@@ -53,7 +53,7 @@ ROWS = {
 }
 
 
-# What the other rows of a table are set against.
+# The row that the others of a table are compared with.
 BASELINES = {'Tab. 7': 'relu', 'Tab. 8': 'mirror'}
 
 
@@ -88,7 +88,7 @@ def compare(
         second (str): Another row; the two have a seed in common.
         scores (dict): Row to seed to score.
         pairs (int): How many pairs are looked at: the 95 % are of all of them together
-            (Bonferroni), lest some differ by chance alone. Defaults to 1.
+            (Bonferroni), so that none differs by chance alone. Defaults to 1.
 
     Returns:
         Comparison: First minus second.

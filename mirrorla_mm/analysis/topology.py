@@ -1,4 +1,4 @@
-"""What a feature map keeps of the attention between queries and keys (paper, Fig. 1)."""
+"""Attention between queries and keys before and after a feature map (paper, Fig. 1)."""
 
 from __future__ import annotations
 

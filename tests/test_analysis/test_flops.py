@@ -54,7 +54,7 @@ def test_activations_by_activations_are_attention_and_not_layers(device):
     x = torch.rand(1, 1, 10, 8, device=device)
     layers, total = count(model, x)
     assert layers == 10 * 8 * 24
-    assert total == (layers + 2 * 10 * 10 * 8 if device == 'meta' else total)
+    assert total == layers + 2 * 10 * 10 * 8
 
 
 def test_parameters_take_no_memory_and_numbers_stay_real():

@@ -11,7 +11,7 @@ from mirrorla_mm.analysis.attention_maps import attention_rows, token_at
 from mirrorla_mm.analysis.capture import Captured, normalise, read_picture
 from mirrorla_mm.analysis.covariance import independent_heads, mixing
 from mirrorla_mm.analysis.curves import chosen_metric, read_curves
-from mirrorla_mm.analysis.masks import pair_disagreement, random_clusters
+from mirrorla_mm.analysis.theorem_3_1 import pair_disagreement, random_clusters
 from mirrorla_mm.analysis.topology import (
     effective_rank,
     mean_entropy,

@@ -1,4 +1,4 @@
-"""What the study concludes from its results."""
+"""The conclusions of the study from its results."""
 
 import json
 import math

@@ -1,11 +1,14 @@
 """Every attention in every host."""
 
+import inspect
+
 import pytest
 import torch
 
+from mirrorla_mm import backbones
 from mirrorla_mm.analysis.compare import HOSTS, registered_methods
 from mirrorla_mm.backbones import RAVLT, LinearPVT, LinearSwin, NaLaFormer
-from mirrorla_mm.registry import build_attention
+from mirrorla_mm.registry import MODELS, build_attention
 
 METHODS = registered_methods()
 TINY = dict(embed_dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2))
@@ -128,5 +131,8 @@ def test_each_method_makes_a_difference():
             assert not torch.allclose(outputs[first], outputs[second]), (first, second)
 
 
-def test_the_comparison_knows_every_host():
-    assert set(HOSTS) == {'ravlt', 'nalaformer', 'swin', 'pvt'}
+def test_the_comparison_and_this_file_know_every_host_that_takes_an_attention():
+    classes = {getattr(backbones, name) for name in backbones.__all__}
+    hosts = {c for c in classes if {'arch', 'attn_cfg'} <= inspect.signature(c).parameters.keys()}
+    assert hosts == {type(build(dict(type='ReLUAttention'))) for build in BUILDERS}
+    assert hosts == {MODELS.get(settings['type']) for settings in HOSTS.values()}

@@ -51,7 +51,7 @@ model = dict(
 
 @pytest.fixture(scope='session')
 def drawn(tmp_path_factory) -> Path:
-    """A drawn data set of a few pictures."""
+    """A drawn data set of a few images."""
     root = tmp_path_factory.mktemp('drawn') / 'demo'
     draw_dataset(root, Recipe(size=64, train=8, val=4))
     return root

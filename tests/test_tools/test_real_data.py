@@ -1,4 +1,4 @@
-"""On real pictures: train, be killed, resume, test. Skipped where the pictures are not there."""
+"""On real images: train, be killed, resume, test. Skipped where the images are absent."""
 
 import os
 import signal

@@ -9,7 +9,7 @@ from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.table import Table
 
-from mirrorla_mm.analysis.flops import config_complexity, total_complexity
+from mirrorla_mm.analysis.flops import config_complexity, default_shape, total_complexity
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
         '--shape',
         type=int,
         nargs='+',
-        help='height and width of the picture, or one number for both (default: what the tables of '
+        help='height and width of the image, or one number for both (default: what the tables of '
         'the field count: 800 1280 for detection, the training crop for segmentation, 224 else)',
     )
     parser.add_argument('--proposals', type=int, default=1000, help='boxes to classify')
@@ -31,13 +31,6 @@ def parse_args() -> argparse.Namespace:
     if args.shape is not None and len(args.shape) not in (1, 2):
         parser.error('--shape takes one or two numbers: height and width.')
     return args
-
-
-def default_shape(cfg: Config) -> tuple[int, int]:
-    if cfg.get('default_scope') == 'mmdet':
-        return 800, 1280
-    size = cfg.model.get('data_preprocessor', {}).get('size')
-    return tuple(size) if size else (224, 224)
 
 
 def main() -> None:

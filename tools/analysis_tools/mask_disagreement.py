@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from mirrorla_mm.analysis.masks import WITHIN_MARGIN, Clusters, random_clusters
+from mirrorla_mm.analysis.theorem_3_1 import WITHIN_MARGIN, Clusters, random_clusters
 
 
 def parse_args() -> argparse.Namespace:

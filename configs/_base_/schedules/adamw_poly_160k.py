@@ -4,7 +4,7 @@ optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
-    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(reflection=dict(decay_mult=0.0))),
+    paramwise_cfg=dict(norm_decay_mult=0.0),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),

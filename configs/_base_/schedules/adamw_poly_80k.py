@@ -1,12 +1,9 @@
 _base_ = 'mmseg::_base_/schedules/schedule_80k.py'
 
-# Weight decay would pull the reflections' angles to 0, which is an angle like any other, and shrink
-# vectors of which only the direction counts.
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
-    paramwise_cfg=dict(custom_keys=dict(reflection=dict(decay_mult=0.0))),
 )
 # The base's eta_min is this learning rate: nothing would decay.
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=80000, by_epoch=False)]

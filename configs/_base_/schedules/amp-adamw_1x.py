@@ -1,7 +1,8 @@
-_base_ = './adamw_1x.py'
+_base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
 optim_wrapper = dict(
+    _delete_=True,
     type='mirrorla_mm.AmpOptimWrapper',
-    optimizer=dict(weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0),
 )

@@ -1,8 +1,6 @@
 model = dict(
     type='ImageClassifier',
-    backbone=dict(
-        type='mirrorla_mm.MirrorLA', arch='t', drop_path_rate=0.05, out_indices=(3,), out_norm=False
-    ),
+    backbone=dict(type='mirrorla_mm.MirrorLA', out_indices=(3,), out_norm=False),
     neck=dict(type='mirrorla_mm.ProjectionNeck', in_channels=512, out_channels=1024),
     head=dict(
         type='LinearClsHead',

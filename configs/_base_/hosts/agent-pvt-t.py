@@ -1,0 +1,9 @@
+_base_ = './flatten-pvt-t.py'
+
+# Agents of pre-training, and the finer grids that the authors pool queries to in dense prediction.
+host = dict(
+    attn_cfg=[
+        dict(type='AgentAttention', agents=agents, pool_size=pool_size)
+        for agents, pool_size in zip((3, 4, 7, 7), (12, 16, 28, 28))
+    ]
+)

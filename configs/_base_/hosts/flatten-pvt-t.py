@@ -1,0 +1,2 @@
+host = dict(type='mirrorla_mm.LinearPVT', arch='t', attn_cfg=dict(type='FLattenAttention'))
+channels = [64, 128, 320, 512]

@@ -1,0 +1,3 @@
+_base_ = './mirrorla-b.py'
+
+host = dict(layout='linear')

@@ -1,0 +1,3 @@
+_base_ = './mirrorla-l.py'
+
+host = dict(layout='linear')

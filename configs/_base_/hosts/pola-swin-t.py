@@ -1,0 +1,3 @@
+_base_ = './flatten-swin-t.py'
+
+host = dict(attn_cfg=dict(type='PolaAttention'))
