@@ -9,6 +9,7 @@ reported.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ PAIR_LOADER = 'mirrorla_mm.LoadImagePair'
 TRANSFORM = 'mirrorla_mm.CheckedLoading'
 HOOK = 'mirrorla_mm.BadDataHook'
 DEEP_MODES = ('I', 'I;16', 'I;16B', 'I;16L', 'F')  # Pillow's, of more than 8 bits a pixel.
+CLASSIFIER = re.compile(r'\b(bbox_head|decode_head)(\.\d+)?$')  # Cascades have several.
 SHOWN = 5
 
 
@@ -198,7 +200,7 @@ def _first_line(error: Exception) -> str:
 
 @HOOKS.register_module(force=True)
 class BadDataHook(Hook):
-    """Report which annotations a data set left out, and which samples this run skipped.
+    """Check the number of classes; report which annotations and samples were left out.
 
     Args:
         log (str): The file that :class:`CheckedLoading` writes. What an earlier run wrote stays in
@@ -210,7 +212,11 @@ class BadDataHook(Hook):
         self._start = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Report the annotations left out, and remember where this run's entries begin."""
+        """Check the classes, report annotations left out, note where this run's entries begin.
+
+        Raises:
+            DataError: If the model has fewer classes than the data set.
+        """
         if is_main_process() and self.log.is_file():
             content = self.log.read_bytes()
             if content and not content.endswith(b'\n'):
@@ -218,6 +224,7 @@ class BadDataHook(Hook):
                 self.log.write_bytes(content + b'\n')
             self._start = self.log.stat().st_size
         barrier()
+        _check_number_of_classes(runner)
         for dataset in _datasets(runner.train_dataloader.dataset):
             dropped = getattr(dataset, 'dropped_boxes', None)
             if dropped:
@@ -250,6 +257,24 @@ class BadDataHook(Hook):
             except (ValueError, TypeError, KeyError):
                 continue
         return problems
+
+
+def _check_number_of_classes(runner: Runner) -> None:
+    """Compare the heads that classify with the data set."""
+    classes = runner.train_dataloader.dataset.metainfo.get('classes') or ()
+    for name, module in runner.model.named_modules():
+        count = getattr(module, 'num_classes', None)
+        if not CLASSIFIER.search(name) or count is None or not classes:
+            continue
+        message = (
+            f'{name} has {count} classes, but the data set has {len(classes)}: '
+            f'{", ".join(classes[:SHOWN])}{", ..." * (len(classes) > SHOWN)}. Set '
+            f'model.{name}.num_classes={len(classes)}.'
+        )
+        if count < len(classes):
+            raise DataError(message)
+        if count > len(classes):
+            runner.logger.warning(message)
 
 
 def _shown(names: list[str]) -> str:

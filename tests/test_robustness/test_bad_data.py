@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
@@ -192,14 +193,39 @@ def test_checking_the_loading_checks_the_data_sets_too(tmp_path):
     assert dataset.dropped_boxes == [('a.jpg', 'without an area')]
 
 
+def runner_of(dataset, warnings: list, model=None) -> SimpleNamespace:
+    """As much of a runner as the hook looks at."""
+    return SimpleNamespace(
+        train_dataloader=SimpleNamespace(dataset=dataset),
+        logger=SimpleNamespace(warning=warnings.append),
+        model=model or torch.nn.Module(),
+    )
+
+
+@pytest.mark.parametrize('classes', [1, 2, 3])
+@pytest.mark.parametrize('cascade', [False, True])
+def test_head_with_too_few_classes_is_refused_and_with_too_many_warned_about(classes, cascade):
+    head, rpn = torch.nn.Module(), torch.nn.Module()
+    head.num_classes, rpn.num_classes = classes, 1
+    heads = torch.nn.ModuleList([head]) if cascade else head
+    model = torch.nn.ModuleDict(dict(bbox_head=heads, rpn_head=rpn))
+    warnings = []
+    runner = runner_of(SimpleNamespace(metainfo=dict(classes=('a', 'b'))), warnings, model)
+    message = f'{"bbox_head.0" if cascade else "bbox_head"} has {classes} classes, but the data set has 2: a, b'
+    if classes == 1:
+        with pytest.raises(DataError, match=message):
+            BadDataHook('unused.jsonl').before_train(runner)
+    else:
+        BadDataHook('unused.jsonl').before_train(runner)
+        assert len(warnings) == (classes > 2)
+        assert all(message in warning for warning in warnings)
+
+
 def test_report_says_how_many_boxes_were_left_out_why_and_where():
     dropped = [('a.jpg', 'without an area'), ('b.jpg', 'without an area'), ('b.jpg', 'odd')]
     dataset = SimpleNamespace(ann_file='ann.json', dropped_boxes=dropped)
     warnings = []
-    runner = SimpleNamespace(
-        train_dataloader=SimpleNamespace(dataset=SimpleNamespace(dataset=dataset)),
-        logger=SimpleNamespace(warning=warnings.append),
-    )
+    runner = runner_of(SimpleNamespace(dataset=dataset, metainfo={}), warnings)
     BadDataHook('unused.jsonl').before_train(runner)
     assert warnings == [
         'ann.json: annotations left out: 2 without an area, 1 odd; in a.jpg; b.jpg.'
@@ -321,10 +347,7 @@ def test_torn_and_earlier_entries_of_the_log_are_not_reported(tmp_path):
     log = tmp_path / 'bad_data.jsonl'
     log.write_bytes(b'{"path": "old.jpg", "problem": "is old"}\n{"path": "torn')
     warnings = []
-    runner = SimpleNamespace(
-        train_dataloader=SimpleNamespace(dataset=SimpleNamespace()),
-        logger=SimpleNamespace(warning=warnings.append),
-    )
+    runner = runner_of(SimpleNamespace(metainfo={}), warnings)
     hook = BadDataHook(str(log))
     hook.before_train(runner)
     hook.after_train(runner)
