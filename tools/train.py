@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
 from mirrorla_mm.engine.bad_data import POLICIES
 from mirrorla_mm.engine.checkpoint import require_file
-from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
+from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook, StartHook
 from mirrorla_mm.engine.data import check_data
 from mirrorla_mm.engine.distributed import name_unused_parameters
 from mirrorla_mm.engine.errors import UserError, one_line_errors
@@ -44,6 +44,13 @@ def parse_args() -> argparse.Namespace:
         choices=POLICIES,
         default='refuse',
         help='stop at a picture or label that cannot be trusted, or leave it out and report it',
+    )
+    parser.add_argument(
+        '--min-loaded',
+        type=float,
+        default=0.2,
+        metavar='SHARE',
+        help='refuse a load_from or a pretrained part that fills less of its weights (0 to 1)',
     )
     add_common_arguments(parser)
     return parser.parse_args()
@@ -95,6 +102,8 @@ def build(args: argparse.Namespace) -> Runner:
         )
     if checkpoint:
         runner.register_hook(CheckpointFitHook(checkpoint))
+    else:
+        runner.register_hook(StartHook(args.min_loaded))
     return runner
 
 

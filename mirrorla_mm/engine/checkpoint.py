@@ -9,23 +9,28 @@ under ``load_checkpoint``, ``Runner.load_checkpoint`` and ``resume``,
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
+from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from . import safe_pickle
 from .errors import UserError
+from .safetensors_file import is_safetensors, read_safetensors
 from .torch_file import read_torch_file
 
 __all__ = [
     'CheckpointError',
+    'DamagedCheckpointError',
     'UnsafeCheckpointError',
     'load_checkpoint_file',
     'load_url',
@@ -38,32 +43,43 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be used; the message names the file."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A file is cut short, damaged or no checkpoint at all."""
+
+
 class UnsafeCheckpointError(CheckpointError):
     """A checkpoint asks for something that could run code; nothing of it was executed."""
 
 
 def load_checkpoint_file(file: str | os.PathLike | BinaryIO, map_location: Any = None) -> Any:
-    """Load a file that :func:`torch.save` wrote, without executing anything in it.
+    """Load a file of :func:`torch.save` or of safetensors, without executing anything in it.
 
-    Tensors, containers, numbers and text are read, NumPy arrays and scalars without objects in
-    them, and mmengine's ``HistoryBuffer`` and ``ConfigDict``; all else is refused. Both formats of
+    Tensors, containers, numbers, text and dates are read, NumPy arrays and scalars without objects
+    in them, and mmengine's ``HistoryBuffer`` and ``ConfigDict``; all else is refused, but for what
+    the user allows with :func:`torch.serialization.add_safe_globals`. Both formats of
     ``torch.save`` are read; TorchScript archives and the tar files of torch 0.1 are not. Checksums
     are verified, which only the newer format has.
 
     Args:
-        file (str | os.PathLike | BinaryIO): The path, or an open binary file.
+        file (str | os.PathLike | BinaryIO): The path, a URL that mmengine knows (``https://``,
+            ``torchvision://``, ...), or an open binary file.
         map_location (Any): As for :func:`torch.load`.
 
     Returns:
-        Any: What was saved; for checkpoints a dict.
+        Any: What was saved; for checkpoints a dict, for safetensors one with ``state_dict`` and
+        ``meta``. The text of a config in it is not handed out by key, see :class:`_Quoted`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UnsafeCheckpointError: If the file asks for a type or function that is not on the list.
-        CheckpointError: If it is damaged, cut short or no checkpoint.
+        UnsafeCheckpointError: If the file asks for a type or function that is not on the list, or
+            for far more memory or time than its size explains.
+        DamagedCheckpointError: If it is damaged, cut short or no checkpoint.
+        CheckpointError: If it lies on a device that is not here, or cannot be downloaded.
     """
     if not isinstance(file, (str, os.PathLike)):
         return _load_stream(file, str(getattr(file, 'name', 'the given stream')), map_location)
+    if '://' in str(file):
+        return CheckpointLoader.load_checkpoint(str(file), map_location)
     path = Path(file).expanduser()
     require_file(path)
     with path.open('rb') as stream:
@@ -84,14 +100,15 @@ def require_file(path: str | os.PathLike) -> None:
 
 def _load_stream(stream: BinaryIO, name: str, map_location: Any) -> Any:
     try:
-        content = read_torch_file(stream, map_location)
+        read = read_safetensors if is_safetensors(stream) else read_torch_file
+        content = read(stream, map_location)
     except safe_pickle.ForbiddenGlobal as error:
         raise UnsafeCheckpointError(_forbidden(name, error)) from None
     except safe_pickle.Refused as error:
         raise UnsafeCheckpointError(
             f'The checkpoint {name} was refused and nothing in it was executed: {error}.'
         ) from None
-    except (MemoryError, torch.cuda.OutOfMemoryError):
+    except (MemoryError, torch.cuda.OutOfMemoryError, UserError):
         raise
     except Exception as error:
         if 'deserialize object' in str(error):
@@ -99,9 +116,9 @@ def _load_stream(stream: BinaryIO, name: str, map_location: Any) -> Any:
                 f'The checkpoint {name} holds tensors of a device that is not here: '
                 "pass map_location='cpu'."
             ) from None
-        raise CheckpointError(
-            f'The checkpoint {name} cannot be read: it is damaged, cut short or not a PyTorch '
-            f'checkpoint ({_first_line(error)}).'
+        raise DamagedCheckpointError(
+            f'The checkpoint {name} cannot be read: it is damaged, cut short or not a '
+            f'PyTorch checkpoint ({_first_line(error)}).'
         ) from None
     return _without_programs(content)
 
@@ -164,25 +181,54 @@ def _without_programs(content: Any) -> Any:
 
 
 def load_url(
-    url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True
+    url: str,
+    model_dir: str | None = None,
+    map_location: Any = None,
+    progress: bool = True,
+    check_hash: bool = False,
+    file_name: str | None = None,
+    weights_only: bool = True,
 ) -> Any:
     """Download a checkpoint into torch's cache, if it is not there yet, and load it safely.
 
     It takes the place of :func:`torch.hub.load_state_dict_from_url`, which loads with
-    ``weights_only=False``.
+    ``weights_only=False``. A file in the cache that is cut short is downloaded again, and one that
+    arrives cut short does not stay there.
+
+    Args:
+        url (str): Where the file is.
+        model_dir (str, optional): The cache. Defaults to torch's.
+        map_location (Any): As for :func:`torch.load`.
+        progress (bool): Show a bar.
+        check_hash (bool): Compare the file with the hash in its name, ``NAME-HASH.pth``.
+        file_name (str, optional): Its name in the cache. Defaults to that of the URL.
+        weights_only (bool): Of no effect: no file is executed.
 
     Raises:
         CheckpointError: If it cannot be downloaded or read.
     """
     folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
-    path = folder / Path(urlparse(url).path).name
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (file_name or Path(urlparse(url).path).name)
+    if path.exists():
         try:
-            torch.hub.download_url_to_file(url, str(path), progress=progress)
-        except (URLError, TimeoutError) as error:
-            raise CheckpointError(f'The checkpoint {url} cannot be downloaded: {error}.') from error
-    return load_checkpoint_file(path, map_location)
+            return load_checkpoint_file(path, map_location)
+        except DamagedCheckpointError as error:
+            print_log(f'{error} It is downloaded again.', 'current', logging.WARNING)
+    _download(url, path, progress, check_hash)
+    try:
+        return load_checkpoint_file(path, map_location)
+    except DamagedCheckpointError as error:
+        path.unlink()
+        raise CheckpointError(f'The checkpoint {url} did not arrive whole: {error}') from None
+
+
+def _download(url: str, path: Path, progress: bool, check_hash: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match = torch.hub.HASH_REGEX.search(path.name) if check_hash else None
+    try:
+        torch.hub.download_url_to_file(url, str(path), match and match[1], progress=progress)
+    except (OSError, HTTPException, ValueError, RuntimeError) as error:
+        raise CheckpointError(f'The checkpoint {url} cannot be downloaded: {error}.') from error
 
 
 def _load(

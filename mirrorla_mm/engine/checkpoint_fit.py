@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from mmengine.hooks import Hook
+import torch
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, load_checkpoint_file
 
-__all__ = ['CheckpointFitHook', 'check_fit']
+__all__ = ['CheckpointFitHook', 'StartHook', 'check_fit', 'check_training_state']
 
 _TRAINING_STATE = ('meta', 'message_hub', 'optimizer')
+_HUB = ('log_scalars', 'runtime_info', 'resumed_keys')
 
 
 def check_fit(model: nn.Module, checkpoint: dict, name: str) -> None:
-    """Make sure that every parameter of a model gets its value from the checkpoint.
+    """Make sure that a model gets all its parameters and running statistics from the checkpoint.
 
     mmengine loads what matches and leaves the rest at random; a test then reports figures of noise.
     Names that modules rename while they load (``_load_from_state_dict``) count as found, and what
-    the checkpoint holds beyond the model is no error.
+    the checkpoint holds beyond the model is no error. Of buffers those of floating point have to be
+    there, as the mean and variance of a batch norm; tables of indices follow from the config.
 
     Args:
         model (nn.Module): The model; the checkpoint's weights are loaded into it.
@@ -31,7 +38,7 @@ def check_fit(model: nn.Module, checkpoint: dict, name: str) -> None:
         name (str): The file, for the message.
 
     Raises:
-        CheckpointError: If a parameter is missing or of another shape; the model is then as before.
+        CheckpointError: If one is missing or of another shape; the model is then as before.
     """
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not weights:
@@ -67,25 +74,143 @@ def _load(model: nn.Module, weights: dict, name: str) -> None:
             )
     try:
         absent, beyond = model.load_state_dict(renamed, strict=False)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         mismatch = re.search(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', str(error), re.S)
         if mismatch is None:
-            raise
+            reason = str(error).strip().splitlines()[-1].strip().rstrip('.')
+            raise CheckpointError(
+                f'The checkpoint {name} cannot be loaded into this model: {reason}.'
+            ) from None
         key, theirs, ours = mismatch.groups()
         key = key.replace('_fsdp_wrapped_module.', '')
         raise CheckpointError(
             f'The checkpoint {name} is of another model: {key} has the shape {theirs} there and '
             f'{ours} in this config.'
-        ) from error
-    parameters = [key for key, _ in model.named_parameters()]
-    missing = [key for key in parameters if key in set(absent)]
+        ) from None
+    needed = [key for key, _ in model.named_parameters()]
+    needed += [key for key, buffer in model.named_buffers() if buffer.is_floating_point()]
+    missing = [key for key in needed if key in set(absent)]
     if missing:
         sample = f', such as {beyond[0]}' if beyond else ''
         raise CheckpointError(
-            f'The checkpoint {name} is of another model: {len(missing)} of the {len(parameters)} '
+            f'The checkpoint {name} is of another model: {len(missing)} of the {len(needed)} '
             f'parameters of this config are not in it, such as {missing[0]}; {len(beyond)} of its '
             f'{len(renamed)} entries are not in this config{sample}.'
         )
+
+
+# --- What a resume needs --------------------------------------------------------------------------
+
+
+def check_training_state(checkpoint: Any, name: str) -> None:
+    """Make sure that a checkpoint holds what mmengine takes a run up from.
+
+    Args:
+        checkpoint (Any): What the file holds.
+        name (str): The file, for the message.
+
+    Raises:
+        CheckpointError: If something is missing or of another kind.
+    """
+    if not isinstance(checkpoint, dict) or not all(key in checkpoint for key in _TRAINING_STATE):
+        raise CheckpointError(
+            f'The checkpoint {name} holds weights but no training state to resume: to '
+            'start from its weights use --cfg-options load_from=FILE instead.'
+        )
+    for fault in _faults_of_state(checkpoint):
+        raise _not_resumable(name, fault)
+
+
+def _not_resumable(name: str, fault: str) -> CheckpointError:
+    return CheckpointError(f'The checkpoint {name} cannot be resumed from: {fault}.')
+
+
+def _faults_of_state(checkpoint: dict) -> Iterator[str]:
+    for key in (*_TRAINING_STATE, 'state_dict'):
+        if not isinstance(checkpoint.get(key), dict):
+            yield f'its {key} is no dict'
+    meta, hub = checkpoint['meta'], checkpoint['message_hub']
+    for key in ('epoch', 'iter'):
+        if not _is_count(meta.get(key)):
+            yield f'its meta.{key} is no number'
+    if not (meta.get('seed') is None or (_is_count(meta['seed']) and meta['seed'] < 2**32)):
+        yield 'its meta.seed is no seed'
+    for key in _HUB:
+        if not isinstance(hub.get(key), dict) or not all(isinstance(k, str) for k in hub[key]):
+            yield f'its message_hub.{key} is no dict of names'
+    info = hub['runtime_info']
+    for key in info:
+        counts = key in ('epoch', 'iter', 'max_epochs', 'max_iters')
+        if (counts and not _is_count(info[key])) or (
+            key.startswith('best_score') and not _is_number(info[key])
+        ):
+            yield f'its message_hub.runtime_info.{key} is no number'
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, (int, float)) or hasattr(value, '__float__')
+
+
+def _faults_of_optimizer(wrapper: OptimWrapper, state: dict) -> Iterator[str]:
+    """What would stop, or quietly spoil, the steps of the optimizer."""
+    fresh = wrapper.state_dict()
+    groups, states = state.get('param_groups'), state.get('state')
+    if not isinstance(groups, list) or not isinstance(states, dict):
+        yield 'its optimizer holds no groups or no state'
+    sizes = [len(group['params']) for group in fresh['param_groups']]
+    if not all(isinstance(group, dict) for group in groups) or sizes != [
+        len(group['params']) if isinstance(group.get('params'), list) else -1 for group in groups
+    ]:
+        yield 'its optimizer has other groups of parameters than this config'
+    for ours, theirs in zip(fresh['param_groups'], groups):
+        yield from _other_kinds(ours, theirs, 'optimizer')
+    parameters = [p for group in wrapper.optimizer.param_groups for p in group['params']]
+    numbers = [number for group in groups for number in group['params']]
+    for number, parameter in zip(numbers, parameters):
+        held = states.get(number, {}) if isinstance(number, int) else None
+        if not isinstance(held, dict):
+            yield 'its optimizer has a state that is no dict'
+        for key, value in held.items():
+            # Moments have the parameter's shape; factored ones have fewer dimensions.
+            if isinstance(value, Tensor) and value.ndim == parameter.ndim:
+                if value.shape != parameter.shape:
+                    yield f'{key} of its optimizer has another shape than the parameter'
+            elif not (isinstance(value, Tensor) or value is None or _is_number(value)):
+                yield f'{key} of its optimizer is of the type {type(value).__name__}'
+
+
+def _faults_of_schedules(schedules: Any, states: Any) -> Iterator[str]:
+    if isinstance(schedules, dict):
+        if not isinstance(states, dict) or set(schedules) - set(states):
+            yield 'its param_schedulers are of other optimizers than this config has'
+        for name in schedules:
+            yield from _faults_of_schedules(schedules[name], states[name])
+        return
+    if not isinstance(states, list) or not all(isinstance(state, dict) for state in states):
+        yield 'its param_schedulers are no list of states'
+    for schedule, state in zip(schedules or [], states):
+        yield from _other_kinds(schedule.state_dict(), state, 'param_schedulers')
+
+
+def _other_kinds(ours: dict, theirs: dict, place: str) -> Iterator[str]:
+    """Entries that are of another kind than in a state that was just built."""
+    for key in ours.keys() & theirs.keys():
+        if _kind(ours[key]) != _kind(theirs[key]) and None not in (ours[key], theirs[key]):
+            yield f'{key} of its {place} is of the type {type(theirs[key]).__name__}'
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return 'sequence'
+    if isinstance(value, str) or callable(value) or isinstance(value, dict):
+        return type(value).__name__
+    return 'number' if _is_number(value) else type(value).__name__
 
 
 class CheckpointFitHook(Hook):
@@ -107,8 +232,84 @@ class CheckpointFitHook(Hook):
             CheckpointError: If the checkpoint cannot serve.
         """
         check_fit(runner.model, checkpoint, self.filename)
-        if runner._resume and not all(key in checkpoint for key in _TRAINING_STATE):
+        if not runner._resume:
+            return
+        check_training_state(checkpoint, self.filename)
+        if 'ema_state_dict' in checkpoint and any(isinstance(h, EMAHook) for h in runner.hooks):
+            # EMAHook saves the averages as the weights, and the weights here.
+            check_fit(runner.model, {'state_dict': checkpoint['ema_state_dict']}, self.filename)
+        # A sharded optimizer is resumed by names, in its own way.
+        wrapper = getattr(runner, 'optim_wrapper', None)
+        if isinstance(runner, Runner) and isinstance(wrapper, OptimWrapper):
+            for fault in _faults_of_optimizer(wrapper, checkpoint['optimizer']):
+                raise _not_resumable(self.filename, fault)
+        if isinstance(runner, Runner) and 'param_schedulers' in checkpoint:
+            schedules = runner.param_schedulers
+            for fault in _faults_of_schedules(schedules, checkpoint['param_schedulers']):
+                raise _not_resumable(self.filename, fault)
+
+
+# --- What a training starts from ------------------------------------------------------------------
+
+
+class StartHook(Hook):
+    """Refuse a training whose pretrained weights are of another model.
+
+    Such a file leaves the weights at random, with a warning among hundreds of lines. Here the
+    weights that the training starts with are compared with those in the file, whatever road they
+    took: ``load_from`` for the whole model, otherwise the ``init_cfg`` of each part.
+
+    Args:
+        share (float): The part of the weights that has to come from the file, from 0 to 1.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, share: float = 0.2) -> None:
+        self.share = share
+
+    def before_train(self, runner: Runner) -> None:
+        """Compare.
+
+        Raises:
+            CheckpointError: If less came from a file.
+        """
+        if runner._resume or not isinstance(runner, Runner):
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        for part, name, file in _pretrained(model, runner._load_from):
+            self._check(part, name, file)
+
+    def _check(self, part: nn.Module, name: str, file: str) -> None:
+        checkpoint = load_checkpoint_file(file, 'cpu')
+        for key in ('state_dict', 'model'):
+            if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+                checkpoint = checkpoint[key]
+        theirs = set(_fingerprints(checkpoint.values() if isinstance(checkpoint, dict) else ()))
+        ours = list(_fingerprints(part.state_dict().values()))
+        found = sum(weight in theirs for weight in ours)
+        if found < self.share * len(ours):
             raise CheckpointError(
-                f'The checkpoint {self.filename} holds weights but no training state to resume: to '
-                'start from its weights use --cfg-options load_from=FILE instead.'
+                f'Only {found} of the {len(ours)} weights of {name} came from {file}: it is of '
+                'another architecture, or its names begin with another prefix. To train with it '
+                'all the same: --min-loaded 0.'
             )
+
+
+def _pretrained(model: nn.Module, load_from: str | None) -> Iterator[tuple[nn.Module, str, str]]:
+    if load_from:
+        yield model, 'the model', load_from
+        return
+    for name, part in model.named_modules():
+        cfg = getattr(part, 'init_cfg', None)
+        if isinstance(cfg, dict) and cfg.get('type') == 'Pretrained':
+            yield part, name or 'the model', cfg['checkpoint']
+
+
+def _fingerprints(weights: Iterable[Any]) -> Iterator[bytes]:
+    """A hash of the values of each weight; constant ones say nothing of their origin."""
+    for weight in weights:
+        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim:
+            values = weight.detach().float().cpu().contiguous()
+            if values.min() < values.max():
+                yield hashlib.blake2b(values.view(torch.uint8).numpy().tobytes()).digest()

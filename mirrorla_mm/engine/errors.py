@@ -37,8 +37,8 @@ def one_line_errors() -> Iterator[None]:
     """End the program with one sentence where the user's own mistake is the cause.
 
     That is a :class:`UserError`, an error of the file system, and whatever was raised while
-    mmengine built an object from the config. All else is a defect of the program and keeps its
-    traceback, as does everything when ``MIRRORLA_DEBUG`` is set.
+    mmengine built an object from the config or took over a checkpoint. All else is a defect of the
+    program and keeps its traceback, as does everything when ``MIRRORLA_DEBUG`` is set.
 
     Raises:
         SystemExit: With status 1, after the sentence was written to stderr.
@@ -50,12 +50,20 @@ def one_line_errors() -> Iterator[None]:
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         text = printable(str(message).strip()) or type(error).__name__
+        if not isinstance(error, (UserError, OSError)) and LOADING in _functions(error):
+            text = f'The checkpoint cannot be used: {type(error).__name__}: {text}'
         print(f'error: {text}', file=sys.stderr)
         sys.exit(1)
 
 
+LOADING = 'load_or_resume'  # of mmengine's runners
+
+
 def _is_users(error: Exception) -> bool:
-    if isinstance(error, (UserError, OSError)):
-        return True
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.name == 'build_from_cfg' for frame in frames)
+    known = isinstance(error, (UserError, OSError))
+    return known or bool({'build_from_cfg', LOADING} & _functions(error))
+
+
+def _functions(error: Exception) -> set[str]:
+    """The names of the functions that an error came through."""
+    return {frame.name for frame in traceback.extract_tb(error.__traceback__)}

@@ -18,10 +18,12 @@ from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 from torch.utils.data import Dataset, Sampler
 
 from ..registry import DATA_SAMPLERS, HOOKS
+from .checkpoint import load_checkpoint_file
+from .checkpoint_fit import check_training_state
 
 __all__ = ['NumberedSampler', 'SeedIterationHook', 'make_reproducible']
 
@@ -132,8 +134,8 @@ def make_reproducible(cfg: Config) -> None:
     if not any(hook.get('type') == HOOK for hook in hooks if isinstance(hook, dict)):
         cfg.custom_hooks = [*hooks, dict(type=HOOK)]
     if cfg.get('resume') and cfg.get('load_from'):
-        checkpoint = CheckpointLoader.load_checkpoint(cfg.load_from, 'cpu', logger='silent')
-        meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-        seed = meta.get('seed') if isinstance(meta, dict) else None
-        if isinstance(seed, int):
+        checkpoint = load_checkpoint_file(cfg.load_from, 'cpu')
+        check_training_state(checkpoint, cfg.load_from)
+        seed = checkpoint['meta'].get('seed')
+        if seed is not None:
             cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}

@@ -9,17 +9,19 @@ import os
 import pickle
 import struct
 import tarfile
+import threading
 import zipfile
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
 from datetime import date, datetime, time, timedelta, timezone
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
@@ -33,6 +35,7 @@ from mirrorla_mm.engine.checkpoint import (
     load_url,
     register_safe_loader,
 )
+from mirrorla_mm.engine.reproducible import make_reproducible
 
 from .toy import toy_runner
 
@@ -463,16 +466,54 @@ def test_registering_twice_and_after_a_reload_changes_nothing(hostile):
 
 
 def test_download_that_fails_names_the_url(tmp_path):
-    with pytest.raises(CheckpointError, match=r'file:///nowhere/a\.pth cannot be downloaded'):
-        load_url('file:///nowhere/a.pth', model_dir=str(tmp_path))
+    for url in ('file:///nowhere/a.pth', 'nothing://a.b/a.pth'):
+        with pytest.raises(CheckpointError, match=rf'{url} cannot be downloaded'):
+            load_url(url, model_dir=str(tmp_path))
 
 
 def test_url_is_downloaded_once_and_loaded(tmp_path):
     torch.save({'a': 1}, tmp_path / 'a.pth')
     url, cache = (tmp_path / 'a.pth').as_uri(), tmp_path / 'cache'
-    assert load_url(url, model_dir=str(cache), progress=False) == {'a': 1}
+    options = {'model_dir': str(cache), 'progress': False, 'file_name': 'b.pth'}
+    assert load_url(url, **options) == {'a': 1}
     (tmp_path / 'a.pth').unlink()
-    assert load_url(url, model_dir=str(cache), progress=False) == {'a': 1}
+    assert load_url(url, **options) == {'a': 1}
+    assert [path.name for path in cache.iterdir()] == ['b.pth']
+
+
+def test_download_that_was_cut_does_not_stay_in_the_cache(tmp_path):
+    torch.save({'a': torch.ones(999)}, tmp_path / 'a.pth')
+    whole, url, cache = (tmp_path / 'a.pth').read_bytes(), (tmp_path / 'a.pth').as_uri(), tmp_path
+    options = {'model_dir': str(cache / 'cache'), 'progress': False}
+    (tmp_path / 'a.pth').write_bytes(whole[:-999])
+    with pytest.raises(CheckpointError, match=f'{url} did not arrive whole'):
+        load_url(url, **options)
+    assert not list((cache / 'cache').iterdir())
+    (tmp_path / 'a.pth').write_bytes(whole)
+    (cache / 'cache/a.pth').write_bytes(whole[:-999])  # as earlier versions left it
+    assert load_url(url, **options)['a'].sum() == 999
+
+
+@pytest.fixture()
+def served(tmp_path):
+    """A folder that a web server gives out, and its address."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path, f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_run_is_resumed_from_a_url(served, monkeypatch):
+    folder, address = served
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(folder / 'hub'))
+    toy_runner(folder, max_iters=2).train()
+    url = f'{address}/iter_2.pth'
+    assert load_checkpoint_file(url)['meta']['iter'] == 2
+    cfg = Config({'train_dataloader': {}, 'resume': True, 'load_from': url})
+    make_reproducible(cfg)
+    assert cfg.randomness.seed == load_checkpoint_file(folder / 'iter_2.pth')['meta']['seed']
+    resume(folder, url)
 
 
 # --- A checkpoint's text is no program ------------------------------------------------------------
@@ -520,7 +561,7 @@ def test_inferencer_without_a_config_asks_for_one(programmed, task):
     assert ('name a config file' if found else 'Cannot find the config') in str(info.value)
 
 
-def resume(work_dir: Path, file: Path, **kwargs) -> None:
+def resume(work_dir: Path, file: Path | str, **kwargs) -> None:
     """Take up a toy run at a checkpoint, on mmengine's own road."""
     toy_runner(work_dir, max_iters=4, resume=True, load_from=str(file), **kwargs).train()
 
