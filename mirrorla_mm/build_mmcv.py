@@ -626,8 +626,8 @@ def build(target: Target, lock: int) -> None:
             f'to compile it anew, remove {target.folder} and run this again.'
         )
     shutil.copy(next((source / 'dist').glob('*.whl')), target.folder)
-    for folder in (source, tools, target.folder / 'backend'):
-        shutil.rmtree(folder)
+    for name in ('source', 'unpacked', 'tools', 'backend'):
+        shutil.rmtree(target.folder / name, ignore_errors=True)
 
 
 # --- All of it -----------------------------------------------------------------------------------
