@@ -1,4 +1,4 @@
-"""Packaging of ``mirrorla_mm``, with the ``.mim`` folder that openmim looks for.
+"""Packaging of ``mirrorla_mm`` (pyproject.toml), with the ``.mim`` folder that openmim looks for.
 
 openmim runs ``<package>/.mim/tools/train.py`` on ``<package>/.mim/configs``. A wheel gets copies of
 these folders, made in the build folder, never in the tree; an editable install gets links, so
@@ -9,26 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
 MIM_NAMES = ('configs', 'tools', 'model-index.yml', 'dataset-index.yml')
-STACKS = ('openmmlab', 'onedl')  # one of the two, never both
-EXTRAS = ('triton', 'tests', 'export', 'pretrain')
-
-
-def requirements(name: str) -> list[str]:
-    """Read ``requirements/<name>.txt`` without its comments."""
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
-
-
-def version() -> str:
-    scope: dict = {}
-    exec((ROOT / 'mirrorla_mm' / 'version.py').read_text(encoding='utf-8'), scope)
-    return scope['__version__']
 
 
 def fill_mim(mim: Path, *, link: bool) -> None:
@@ -75,35 +61,4 @@ class EditableWithMim(editable_wheel):
         super().run()
 
 
-extras = {name: requirements(name) for name in EXTRAS}
-extras['all'] = sorted({line for lines in extras.values() for line in lines})
-extras.update({name: requirements(name) for name in STACKS})
-extras['mim'] = requirements('mminstall')
-
-setup(
-    name='mirrorla_mm',
-    version=version(),
-    description='MirrorLA and other vision linear attentions for mmdetection and mmsegmentation',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8')
-    if (ROOT / 'README.md').exists()
-    else '',
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    keywords='linear attention, vision transformer, object detection, semantic segmentation',
-    packages=find_packages(include=['mirrorla_mm', 'mirrorla_mm.*']),
-    python_requires='>=3.10',
-    install_requires=requirements('runtime'),
-    extras_require=extras,
-    cmdclass={'build_py': BuildWithMim, 'editable_wheel': EditableWithMim},
-    classifiers=[
-        'Development Status :: 4 - Beta',
-        'Intended Audience :: Science/Research',
-        'Programming Language :: Python :: 3',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
-        'Programming Language :: Python :: 3.13',
-        'Topic :: Scientific/Engineering :: Image Recognition',
-    ],
-    zip_safe=False,
-)
+setup(cmdclass={'build_py': BuildWithMim, 'editable_wheel': EditableWithMim})

@@ -184,3 +184,16 @@ def test_editable_install_imports_the_tree(tree, tmp_path):
         [sys.executable, '-S', '-c', code], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.split() == [str(checkout / 'mirrorla_mm' / '__init__.py')], done.stderr
+
+
+def test_lock_holds_the_tested_torch_and_mmcv():
+    tomllib = pytest.importorskip('tomllib')  # Python 3.11
+    tested = set((ROOT / 'requirements' / 'tested.txt').read_text().splitlines())
+    settings = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['uv']
+    assert set(settings['constraint-dependencies']) <= tested
+    assert [found['version'] for found in settings['dependency-metadata']] == [
+        STACKS['openmmlab'].mmcv_version
+    ]
+    locked = tomllib.loads((ROOT / 'uv.lock').read_text())
+    versions = {f'{found["name"]}=={found.get("version")}' for found in locked['package']}
+    assert set(settings['constraint-dependencies']) <= versions
