@@ -261,11 +261,13 @@ class BadDataHook(Hook):
 
 def _check_number_of_classes(runner: Runner) -> None:
     """Compare the heads that classify with the data set."""
-    classes = runner.train_dataloader.dataset.metainfo.get('classes') or ()
+    meta = getattr(runner.train_dataloader.dataset, 'metainfo', {})
+    classes = meta.get('classes') or ()
     for name, module in runner.model.named_modules():
         count = getattr(module, 'num_classes', None)
         if not CLASSIFIER.search(name) or count is None or not classes:
             continue
+        name = name.removeprefix('module.')
         message = (
             f'{name} has {count} classes, but the data set has {len(classes)}: '
             f'{", ".join(classes[:SHOWN])}{", ..." * (len(classes) > SHOWN)}. Set '

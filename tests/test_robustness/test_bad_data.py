@@ -211,7 +211,8 @@ def test_head_with_too_few_classes_is_refused_and_with_too_many_warned_about(cla
     model = torch.nn.ModuleDict(dict(bbox_head=heads, rpn_head=rpn))
     warnings = []
     runner = runner_of(SimpleNamespace(metainfo=dict(classes=('a', 'b'))), warnings, model)
-    message = f'{"bbox_head.0" if cascade else "bbox_head"} has {classes} classes, but the data set has 2: a, b'
+    name = 'bbox_head.0' if cascade else 'bbox_head'
+    message = f'{name} has {classes} classes, but the data set has 2: a, b'
     if classes == 1:
         with pytest.raises(DataError, match=message):
             BadDataHook('unused.jsonl').before_train(runner)
