@@ -34,6 +34,7 @@ def detector():
     return MODELS.build(dict(type='mmdet.RetinaNet', backbone=BACKBONE, neck=neck, bbox_head=head))
 
 
+@pytest.mark.slow
 def test_backbone_to_onnx_at_unseen_sizes(tmp_path):
     layout = ('linear', 'linear', 'softmax', 'linear')
     model, file = prepare(MirrorLA(SMALL, layout)), tmp_path / 'model.onnx'
@@ -42,6 +43,7 @@ def test_backbone_to_onnx_at_unseen_sizes(tmp_path):
     assert largest_error(model, file, 'onnx', UNSEEN[:1], batch=3) < 1e-4
 
 
+@pytest.mark.slow
 def test_backbone_to_torch_export_at_unseen_sizes_and_a_wrong_graph_is_noticed(tmp_path):
     model, file = prepare(MirrorLA(SMALL)), tmp_path / 'model.pt2'
     export(model, file, 'torch')
@@ -51,6 +53,7 @@ def test_backbone_to_torch_export_at_unseen_sizes_and_a_wrong_graph_is_noticed(t
     assert largest_error(model, file, 'torch', UNSEEN[:1]) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('build', [segmentor, detector])
 def test_segmentor_and_dense_detector_to_onnx(build, tmp_path):
     model, file = prepare(build()), tmp_path / 'model.onnx'

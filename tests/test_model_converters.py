@@ -155,6 +155,7 @@ def test_a_dense_backbone_starts_from_the_written_file(oracle, tmp_path):
             torch.testing.assert_close(loaded[key[len('backbone.') :]], value, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_command_line_writes_a_checkpoint_that_mmengine_loads(
     oracle, tmp_path, monkeypatch, capsys
 ):

@@ -25,6 +25,7 @@ def result(row: str, seed: int, score: float) -> dict:
 def test_every_row_builds_what_it_says(name):
     module = build_attention(ROWS[name].attn_cfg, embed_dims=16, num_heads=2)
     reflection = getattr(module, 'reflection', None)
+    assert (reflection is not None) == (ROWS[name].table == 'Tab. 8' or name == 'relu-mirror')
     if name == 'no-variance':
         assert not reflection.options['variance_aware']
     elif name == 'no-cross-head':

@@ -91,6 +91,7 @@ def test_half_precision_trains_without_nan(build, method):
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('fresh_compiler')
 @every_method
 def test_compiled_is_the_same(method):
@@ -106,6 +107,7 @@ def test_compiled_is_the_same(method):
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('fresh_compiler')
 @pytest.mark.parametrize('build', [swin, pvt], ids=lambda f: f.__name__)
 def test_hosts_compile(build):

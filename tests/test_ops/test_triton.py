@@ -22,6 +22,7 @@ INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 LARGEST_STACK = {'rope_table_kernel': 64, 'mirror_kernel': 64}
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(
     INTERPRETED or torch.cuda.is_available(), reason='the numerics run in this very process'
@@ -45,6 +46,7 @@ def empty_qkv(head_dim, dtype=torch.bfloat16, hw_shape=(200, 320), batch=2, head
     return x.permute(2, 0, 3, 1, 4).unbind(0)[:3]
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason='interpreted kernels do not compile')
 @pytest.mark.parametrize(

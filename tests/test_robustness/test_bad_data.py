@@ -170,6 +170,7 @@ def test_skipping_trains_on_and_reports_how_many_and_which(tmp_path):
     assert '3.png is cut short' in log and '5.png has the classes [7]' in log
 
 
+@pytest.mark.slow
 def test_refusing_stops_with_one_sentence_from_a_worker(tmp_path):
     draw_pictures(tmp_path / 'data')
     damage(tmp_path / 'data')
@@ -178,6 +179,7 @@ def test_refusing_stops_with_one_sentence_from_a_worker(tmp_path):
     assert '\n' not in str(error.value) and '.png' in str(error.value)
 
 
+@pytest.mark.slow
 def test_sound_data_report_nothing(tmp_path):
     draw_pictures(tmp_path / 'data')
     run(tmp_path / 'data', tmp_path / 'run', 'skip')

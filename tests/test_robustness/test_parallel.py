@@ -72,6 +72,7 @@ def worker(rank: int, port: int, compiled: bool, out: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('compiled', (False, True), ids=('eager', 'compiled'))
 def test_two_processes_give_the_gradients_of_one(compiled, tmp_path):
     whole = backbone()

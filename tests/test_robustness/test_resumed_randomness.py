@@ -138,6 +138,7 @@ def train(cfg: Config, stop_after: int | None = None) -> dict[int, float]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('by_epoch', 'workers', 'seed'),
     [(True, 0, 3), (True, 2, None), (False, 0, None), (False, 2, 3)],
@@ -166,6 +167,7 @@ def drawn_seed(work_dir: Path) -> int:
     return torch.load(checkpoint, weights_only=False)['meta']['seed']
 
 
+@pytest.mark.slow
 def test_run_killed_at_random_points_resumes_to_the_same_losses(tmp_path):
     draw_pictures(tmp_path / 'data')
     for name in ('whole', 'part'):

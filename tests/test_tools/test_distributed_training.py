@@ -115,6 +115,7 @@ def compared(config, run, tmp_path, monkeypatch) -> SimpleNamespace:
     return SimpleNamespace(one=one, two=two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', ['', UNCLIPPED + SHARDED], ids=['data parallel', 'sharded'])
 def test_two_processes_give_the_losses_of_one_and_resume(compared, tmp_path, more):
     one = compared.one(MORE + (UNCLIPPED if more else ''))

@@ -78,8 +78,9 @@ def kill_after_first_checkpoint(command: list, work_dir: Path) -> None:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
-def test_train_be_killed_resume_and_test(name, picture_root, run, tmp_path):
+def test_train_resume_and_test(name, picture_root, run, tmp_path):
     root = picture_root(name)
     path, options, (limit, unit) = CASES[name]
     config, work_dir = REPOSITORY / 'configs' / path, tmp_path / 'w'
@@ -89,10 +90,13 @@ def test_train_be_killed_resume_and_test(name, picture_root, run, tmp_path):
         *_LOADERS,
         f'data_root={root}',
     ]
-    options = [*common, *options]
-    arguments = [config, '--work-dir', work_dir, '--cfg-options', *options]
-    tool = REPOSITORY / 'tools' / 'train.py'
-    kill_after_first_checkpoint([sys.executable, tool, *arguments, f'{limit}=1000'], work_dir)
+    arguments = [config, '--work-dir', work_dir, '--cfg-options', *common, *options]
+    # One start is killed without warning: more would repeat minutes of the engine's own tests.
+    if name == 'cityscapes':
+        tool = REPOSITORY / 'tools' / 'train.py'
+        kill_after_first_checkpoint([sys.executable, tool, *arguments, f'{limit}=1000'], work_dir)
+    else:
+        run('train', *arguments, f'{limit}=1')
     done = load_checkpoint_file(find_latest_checkpoint(work_dir))['meta'][unit]
     run('train', *arguments, f'{limit}={done + 1}', '--resume')
     latest = find_latest_checkpoint(work_dir)

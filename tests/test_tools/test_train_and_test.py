@@ -47,6 +47,7 @@ def drawn_files(tmp_path: Path) -> list[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', TASKS)
 def test_train_resume_and_test(task, config, run, tmp_path):
     path, work_dir = config(task), tmp_path / 'work_dirs' / task
@@ -240,6 +241,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', DAMAGES)
 @pytest.mark.parametrize('workers', [0, 1])
 def test_damaged_picture_is_named(damage, workers, config, sentence, drawn, tmp_path, monkeypatch):
@@ -254,6 +256,7 @@ def test_damaged_picture_is_named(damage, workers, config, sentence, drawn, tmp_
     )
 
 
+@pytest.mark.slow
 def test_damaged_label_is_named(config, sentence, drawn, tmp_path, monkeypatch):
     root = shutil.copytree(drawn, tmp_path / 'data')
     (root / 'gtFine/train/demo/00003_gtFine_labelTrainIds.png').write_bytes(b'junk')
@@ -263,6 +266,7 @@ def test_damaged_label_is_named(config, sentence, drawn, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_checkpoints_that_cannot_serve(config, run, sentence, tmp_path):
     path, other = config('segmentation'), config('detection')
     run('train', path, '--work-dir', 'w', '--cfg-options', 'train_cfg.max_epochs=1')
@@ -342,6 +346,7 @@ test_evaluator = dict(_delete_=True, type='MeanLogit')
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
 def test_two_processes_without_a_gpu(config, run, tmp_path, monkeypatch):
     (tmp_path / 'mean_logit.py').write_text(MEAN_LOGIT)
@@ -360,6 +365,7 @@ def test_two_processes_without_a_gpu(config, run, tmp_path, monkeypatch):
     assert tested['mean_logit'] == pytest.approx(validated['mean_logit'], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', TASKS)
 def test_tools_of_mmdet_and_mmseg_load_and_refuse(task, config, run, tmp_path):
     path = config(task)
