@@ -33,12 +33,14 @@ def load_pretrained(
     not ``prefix`` says so. What the checkpoint lacks keeps its initial values, and is logged.
 
     Args:
-        model (nn.Module): With ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)``.
+        model (nn.Module): With ``init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)``;
+            ``min_loaded=0`` in it is for a file that is known to have little in common.
         adapt (Callable, optional): Changes the entries to the host's names and shapes.
 
     Raises:
         CheckpointError: If an entry has another shape than the host's, if no entry begins with
-            ``prefix``, or if the checkpoint holds less than half of the host's parameters.
+            ``prefix``, or if the checkpoint holds less than ``min_loaded``, by default half, of the
+            host's parameters.
     """
     file, prefix = model.init_cfg['checkpoint'], model.init_cfg.get('prefix')
     checkpoint = CheckpointLoader.load_checkpoint(file, map_location='cpu', logger='current')
@@ -58,11 +60,12 @@ def load_pretrained(
         ) from error
     parameters = {key for key, _ in model.named_parameters()}
     missing = [key for key in absent if key in parameters]
-    if len(missing) > (1 - ENOUGH) * len(parameters):
+    if len(missing) > (1 - model.init_cfg.get('min_loaded', ENOUGH)) * len(parameters):
         raise CheckpointError(
             f'{file} does not fit {type(model).__name__}: {len(missing)} of its {len(parameters)} '
             f'parameters are not there, such as {missing[0]}; {len(beyond)} entries of the file '
-            f'have no place, such as {_named(beyond)}.{origin}'
+            f'have no place, such as {_named(beyond)}.{origin} To start from it all the same set '
+            'init_cfg.min_loaded=0.'
         )
     if missing or beyond:
         print_log(

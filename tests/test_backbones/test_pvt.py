@@ -120,6 +120,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     torch.save(dict(state_dict={'conv1.weight': torch.ones(3)}), tmp_path / 'resnet.pth')
     with pytest.raises(CheckpointError, match=r'resnet\.pth does not fit LinearPVT: \d+ of its'):
         pretrained(tmp_path / 'resnet.pth')
+    pretrained(tmp_path / 'resnet.pth', init=dict(min_loaded=0))  # Meant all the same.
     with pytest.raises(CheckpointError, match=r"no entry begins with the prefix 'encoder\.'"):
         pretrained(tmp_path / 'resnet.pth', init=dict(prefix='encoder'))
 
