@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..engine.checkpoint import CheckpointError
 
-ENOUGH = 0.5  # Stock weights fill some 70 % of a host whose attention is another.
+ENOUGH = 0.5  # Upstream's weights fill some 70 % of a host whose attention is another.
 NAMED = 3
 StateDict = dict[str, Tensor]
 

@@ -79,17 +79,17 @@ class LinearPVT(PyramidVisionTransformer):
             grid = tuple(max(n // self.strides[i], 1) for n in grid)
             for block in self.layers[i][1] if cfg is not None else ():
                 if isinstance(block, PVTEncoderLayer):
-                    stock = block.attn
+                    upstream = block.attn
                     block.attn = ReducedAttention(
                         build_attention(
                             cfg,
-                            embed_dims=stock.embed_dims,
-                            num_heads=stock.num_heads,
-                            qkv_bias=stock.attn.in_proj_bias is not None,
+                            embed_dims=upstream.embed_dims,
+                            num_heads=upstream.num_heads,
+                            qkv_bias=upstream.attn.in_proj_bias is not None,
                             sr_ratio=sr_ratio,
                             grid_size=grid,
                         ),
-                        nn.Sequential(stock.proj_drop, stock.dropout_layer),
+                        nn.Sequential(upstream.proj_drop, upstream.dropout_layer),
                     )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
