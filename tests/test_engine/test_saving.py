@@ -1,10 +1,6 @@
 """Saving: an interruption leaves whole files, and nothing but the run's own is deleted."""
 
 import errno
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +11,7 @@ from mmengine.runner import Runner
 from mirrorla_mm.engine.checkpoint import CheckpointError, load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook, check_fit
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
+from tests import processes
 
 from .toy import LossRecorder, ToyMetric, ToyModel, toy_runner, validation
 
@@ -55,26 +52,23 @@ def test_publishing_reads_the_checkpoint_back(tmp_path):
 
 
 def test_killed_run_leaves_whole_checkpoints_and_resumes(tmp_path):
-    code = (
-        'import sys, mirrorla_mm\n'
+    script = tmp_path / 'train.py'
+    script.write_text(
+        'import sys\n'
+        f'sys.path.insert(0, {str(processes.TESTS)!r})\n'
         'from test_engine.toy import toy_runner\n'
         'toy_runner(sys.argv[1], max_iters=100000, checkpoint={"interval": 1}).train()\n'
     )
-    tests = Path(__file__).resolve().parents[1]
-    process = subprocess.Popen(
-        [sys.executable, '-c', code, str(tmp_path)],
-        env={**os.environ, 'PYTHONPATH': f'{tests.parent}{os.pathsep}{tests}'},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = processes.start(tmp_path / 'log', script, tmp_path)
     try:
         deadline = time.monotonic() + 240
         while not (tmp_path / 'iter_3.pth').exists():
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.is_alive() and time.monotonic() < deadline, (
+                tmp_path / 'log'
+            ).read_text()
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        processes.kill(process)
     for path in tmp_path.glob('iter_*.pth'):
         load_checkpoint_file(path)
     latest = find_latest_checkpoint(tmp_path)

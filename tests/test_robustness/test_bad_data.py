@@ -16,8 +16,7 @@ import mirrorla_mm  # noqa: F401
 from mirrorla_mm.engine.bad_data import TRANSFORM, BadDataHook, CheckedLoading, check_loading
 from mirrorla_mm.engine.data import DataError
 from tests.checked_datasets import checked, coco, coco_dataset
-
-from .test_resumed_randomness import config, draw_pictures
+from tests.noise_segmentation import config, draw_images
 
 GENERATOR = np.random.default_rng(0)
 CUT_SHORT = ('jpg', 'png')
@@ -161,7 +160,7 @@ def run(data, work_dir, policy: str) -> Runner:
 
 
 def test_skipping_trains_on_and_reports_how_many_and_which(tmp_path):
-    draw_pictures(tmp_path / 'data')
+    draw_images(tmp_path / 'data')
     damage(tmp_path / 'data')
     runner = run(tmp_path / 'data', tmp_path / 'run', 'skip')
     assert runner.iter == 12
@@ -172,7 +171,7 @@ def test_skipping_trains_on_and_reports_how_many_and_which(tmp_path):
 
 @pytest.mark.slow
 def test_refusing_stops_with_one_sentence_from_a_worker(tmp_path):
-    draw_pictures(tmp_path / 'data')
+    draw_images(tmp_path / 'data')
     damage(tmp_path / 'data')
     with pytest.raises(DataError) as error:
         run(tmp_path / 'data', tmp_path / 'run', 'refuse')
@@ -181,7 +180,7 @@ def test_refusing_stops_with_one_sentence_from_a_worker(tmp_path):
 
 @pytest.mark.slow
 def test_sound_data_report_nothing(tmp_path):
-    draw_pictures(tmp_path / 'data')
+    draw_images(tmp_path / 'data')
     run(tmp_path / 'data', tmp_path / 'run', 'skip')
     assert not (tmp_path / 'run' / 'bad_data.jsonl').exists()
 

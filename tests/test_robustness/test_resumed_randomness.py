@@ -2,16 +2,12 @@
 
 import contextlib
 import json
-import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,89 +15,14 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mirrorla_mm.engine.reproducible import Draw, make_reproducible, seed_everything
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def draw_pictures(root: Path, count: int = 12) -> None:
-    generator = np.random.default_rng(0)
-    for folder in ('images', 'labels'):
-        (root / folder).mkdir(parents=True)
-    for i in range(count):
-        picture = generator.integers(0, 255, (48, 48, 3), np.uint8)
-        cv2.imwrite(str(root / 'images' / f'{i}.png'), picture)
-        cv2.imwrite(str(root / 'labels' / f'{i}.png'), (picture[..., 0] > 127).astype(np.uint8))
+from tests import processes
+from tests.noise_segmentation import config, draw_images
 
 
-def config(data: Path, work_dir: Path, by_epoch: bool, workers: int, seed: int | None) -> Config:
-    """Drop-path, random augmentation, EMA and a schedule, on a model of a few thousand weights."""
-    pipeline = [
-        dict(type='LoadImageFromFile'),
-        dict(type='LoadAnnotations'),
-        dict(type='RandomCrop', crop_size=(32, 32)),
-        dict(type='RandomFlip', prob=0.5),
-        dict(type='PhotoMetricDistortion'),
-        dict(type='PackSegInputs'),
-    ]
-    length = dict(max_epochs=4) if by_epoch else dict(max_iters=12)
-    return Config(
-        dict(
-            default_scope='mmseg',
-            custom_imports=dict(imports=['mirrorla_mm'], allow_failed_imports=False),
-            work_dir=str(work_dir),
-            experiment_name=work_dir.name + str(time.monotonic_ns()),
-            model=dict(
-                type='EncoderDecoder',
-                data_preprocessor=dict(type='SegDataPreProcessor', size=(32, 32)),
-                backbone=dict(
-                    type='mirrorla_mm.MirrorLA',
-                    arch=dict(embed_dims=(8, 8), depths=(1, 1), num_heads=(1, 1)),
-                    layout=('linear', 'linear'),
-                    drop_path_rate=0.5,
-                    out_indices=(0, 1),
-                ),
-                decode_head=dict(
-                    type='FCNHead',
-                    in_channels=8,
-                    in_index=1,
-                    channels=8,
-                    num_convs=1,
-                    num_classes=2,
-                    dropout_ratio=0.5,
-                ),
-            ),
-            train_dataloader=dict(
-                batch_size=4,
-                num_workers=workers,
-                persistent_workers=workers > 0,
-                sampler=dict(
-                    type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True
-                ),
-                dataset=dict(
-                    type='BaseSegDataset',
-                    data_root=str(data),
-                    metainfo=dict(classes=('a', 'b'), palette=[[0] * 3, [9] * 3]),
-                    img_suffix='.png',
-                    data_prefix=dict(img_path='images', seg_map_path='labels'),
-                    pipeline=pipeline,
-                ),
-            ),
-            train_cfg=dict(by_epoch=by_epoch, **length),
-            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2)),
-            param_scheduler=[
-                dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=5),
-                dict(type='CosineAnnealingLR', T_max=12, by_epoch=False, begin=5, end=12),
-            ],
-            default_hooks=dict(
-                checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=by_epoch),
-                logger=dict(type='LoggerHook', interval=1),
-            ),
-            custom_hooks=[dict(type='EMAHook', momentum=0.1)],
-            log_processor=dict(by_epoch=by_epoch, window_size=1),
-            randomness=dict(seed=seed),
-            log_level='ERROR',
-        )
-    )
+@pytest.fixture(autouse=True)
+def _plain_configs(monkeypatch):
+    """Prettifying the config for logs and checkpoints costs more than all the rest."""
+    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda code, **_: (code, False))
 
 
 def losses(work_dir: Path) -> dict[int, float]:
@@ -144,7 +65,7 @@ def train(cfg: Config, stop_after: int | None = None) -> dict[int, float]:
     [(True, 0, 3), (True, 2, None), (False, 0, None), (False, 2, 3)],
 )
 def test_resumed_run_draws_the_same_random_numbers(tmp_path, by_epoch, workers, seed):
-    draw_pictures(tmp_path / 'data')
+    draw_images(tmp_path / 'data')
     cut = 7
     parts = [tmp_path / name for name in ('whole', 'part')]
     cfg = config(tmp_path / 'data', parts[0], by_epoch, workers, seed)
@@ -169,28 +90,22 @@ def drawn_seed(work_dir: Path) -> int:
 
 @pytest.mark.slow
 def test_run_killed_at_random_points_resumes_to_the_same_losses(tmp_path):
-    draw_pictures(tmp_path / 'data')
+    draw_images(tmp_path / 'data')
     for name in ('whole', 'part'):
         config(tmp_path / 'data', tmp_path / name, False, 1, 5).dump(tmp_path / f'{name}.py')
 
-    def start(name: str, *options: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, 'tools/train.py', str(tmp_path / f'{name}.py'), *options],
-            cwd=REPOSITORY,
-            env={**os.environ, 'PYTHONPATH': str(REPOSITORY), 'OMP_NUM_THREADS': '1'},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+    def start(name: str, *options: str) -> BaseProcess:
+        config_file = tmp_path / f'{name}.py'
+        return processes.start_tool(tmp_path / 'log', 'train', config_file, *options)
 
-    def kill_after(process: subprocess.Popen, iterations: float) -> None:
+    def kill_after(process: BaseProcess, iterations: float) -> None:
         deadline = time.monotonic() + 240
         while len(losses(tmp_path / 'part')) < iterations and time.monotonic() < deadline:
-            assert process.poll() in (None, 0)
-            if process.poll() == 0:
-                break
+            if not process.is_alive():
+                assert process.exitcode == 0, (tmp_path / 'log').read_text()[-2000:]
+                return
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        processes.kill(process)
 
     whole = start('whole')
     seed = time.time_ns()
@@ -205,8 +120,8 @@ def test_run_killed_at_random_points_resumes_to_the_same_losses(tmp_path):
             process.kill()
     resumed = start('part', '--resume')
     for process in (whole, resumed):
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors.decode()[-2000:]
+        process.join(240)
+        assert process.exitcode == 0, (tmp_path / 'log').read_text()[-2000:]
     assert losses(tmp_path / 'part') == losses(tmp_path / 'whole')
     assert len(losses(tmp_path / 'whole')) == 12
     final = [
