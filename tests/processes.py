@@ -39,6 +39,8 @@ def start_tool(log: Path, name: str, *arguments: object) -> BaseProcess:
 
 def kill(process: BaseProcess) -> None:
     """End a process as a power failure would, and make sure that its children end, too."""
+    if not process.is_alive():
+        return
     children = _children(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

@@ -27,8 +27,8 @@ class FrozenNormHook(Hook):
             if getattr(module, 'norm_eval', False) and count:
                 name = name.removeprefix('module.')
                 runner.logger.warning(
-                    f'{name}.norm_eval=True freezes {count} batch norms at statistics that nothing '
-                    f'has trained, as no weights were loaded: give model.{name}.init_cfg or '
+                    f'{name}.norm_eval=True freezes {count} batch norms at mean 0 and variance 1, '
+                    f'which nothing has trained: give weights by model.{name}.init_cfg or '
                     f'load_from, or set --cfg-options model.{name}.norm_eval=False.'
                 )
 

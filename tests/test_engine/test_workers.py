@@ -35,10 +35,12 @@ def test_workers_that_wait_for_room_in_a_queue_end_with_a_killed_process(tmp_pat
     script, ready = tmp_path / 'load.py', tmp_path / 'ready'
     script.write_text(SCRIPT)
     process = processes.start(tmp_path / 'log', script, ready)
-    while not ready.exists():
-        assert process.is_alive(), (tmp_path / 'log').read_text()
-        time.sleep(0.05)
-    processes.kill(process)  # which waits for them
+    try:
+        while not ready.exists():
+            assert process.is_alive(), (tmp_path / 'log').read_text()
+            time.sleep(0.05)
+    finally:
+        processes.kill(process)  # which waits for them
 
 
 def test_a_users_own_initialiser_stays():

@@ -1,5 +1,6 @@
 """The two command lines: train, resume, test, and one sentence for each mistake."""
 
+import functools
 import json
 import os
 import pickle
@@ -9,6 +10,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
+from tests import processes
 
 from .conftest import REPOSITORY, TASKS
 
@@ -49,9 +55,12 @@ def drawn_files(tmp_path: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('task', TASKS)
-def test_train_resume_and_test(task, config, run, tmp_path):
+def test_train_resume_and_test(task, config, run, tmp_path, capsys):
     path, work_dir = config(task), tmp_path / 'work_dirs' / task
-    run('train', path, '--cfg-options', 'train_cfg.max_epochs=1')
+    run('train', path, '--resume', '--cfg-options', 'train_cfg.max_epochs=1')
+    said = ''.join(capsys.readouterr())
+    assert f'There is no checkpoint in work_dirs/{task} to resume from' in said
+    assert 'pkg_resources' not in said and 'norm_eval=True freezes' not in said
     first = load_checkpoint_file(work_dir / 'epoch_1.pth')
     run('train', path, '--resume')
     second = load_checkpoint_file(work_dir / 'epoch_2.pth')
@@ -60,6 +69,64 @@ def test_train_resume_and_test(task, config, run, tmp_path):
     validated, tested = metrics(work_dir)[-2:]
     shared = {'coco/bbox_mAP', 'coco/bbox_mAP_50', 'mIoU', 'aAcc'} & tested.keys()
     assert shared and all(validated[key] == tested[key] for key in shared)
+
+
+@pytest.fixture()
+def served(tmp_path) -> Iterator[str]:
+    """The address of a server of the test's folder."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_resume_from_an_address(config, run, served, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    path = config('segmentation')
+    run('train', path, '--work-dir', 'w', '--cfg-options', 'train_cfg.max_epochs=1')
+    run('train', path, '--work-dir', 'again', '--resume', f'{served}/w/epoch_1.pth')
+    assert [file.name for file in (tmp_path / 'again').glob('*.pth')] == ['epoch_2.pth']
+
+
+def test_killed_training_keeps_its_best_and_validates_what_was_lost(config, run, tmp_path, capsys):
+    more = """
+default_hooks = dict(checkpoint=dict(save_best='mIoU'))
+train_cfg = dict(max_epochs=2, val_interval=1)
+model['backbone'].update(norm_eval=True)
+"""
+    path = config('segmentation', more)
+    run('train', path, '--work-dir', 'w')
+    assert 'backbone.norm_eval=True freezes' in capsys.readouterr().out
+    # As it was before the second validation ended.
+    (tmp_path / 'w' / 'last_validation').write_text('2\n')
+    before = len(metrics(tmp_path / 'w'))
+    run('train', path, '--work-dir', 'w', '--resume')
+    assert len(metrics(tmp_path / 'w')) == before + 1
+    (best,) = (tmp_path / 'w').glob('best_mIoU_epoch_*.pth')
+    run('test', path, best, '--work-dir', 'w')
+    assert metrics(tmp_path / 'w')[-1]['mIoU'] == max(m['mIoU'] for m in metrics(tmp_path / 'w'))
+
+
+def test_second_training_in_a_work_dir_is_refused(config, sentence, tmp_path):
+    holder = tmp_path / 'hold.py'
+    holder.write_text(
+        'import sys, time\n'
+        'from mirrorla_mm.engine.work_dir import hold_work_dir\n'
+        'hold_work_dir(sys.argv[1])\n'
+        'open("held", "x").close()\n'
+        'time.sleep(600)\n'
+    )
+    process = processes.start(tmp_path / 'log', holder, tmp_path / 'w')
+    try:
+        while not (tmp_path / 'held').exists():
+            assert process.is_alive(), (tmp_path / 'log').read_text()
+            time.sleep(0.05)
+        line = sentence('train', config('segmentation'), '--work-dir', 'w')
+    finally:
+        processes.kill(process)
+    assert f'process {process.pid} on' in line and '--work-dir' in line
+    assert [file.name for file in (tmp_path / 'w').iterdir()] == ['.training']
 
 
 def test_detections_are_saved_and_drawn(config, run, tmp_path):
