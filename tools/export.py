@@ -14,10 +14,11 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import nn
 
 from mirrorla_mm.backbones import MirrorLA
+from mirrorla_mm.engine.checkpoint import load_checkpoint_file
+from mirrorla_mm.engine.checkpoint_fit import check_fit
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.export import FORMATS, SUFFIXES, export, largest_error, prepare
 from mirrorla_mm.registry import MODELS
@@ -70,7 +71,7 @@ def build(args: argparse.Namespace) -> nn.Module:
         cfg.model.backbone.init_cfg = None
         model = MODELS.build(cfg.model)
     if args.checkpoint:
-        load_checkpoint(model, args.checkpoint, map_location='cpu')
+        check_fit(model, load_checkpoint_file(args.checkpoint, 'cpu'), args.checkpoint)
     return model.backbone if args.config and args.backbone_only else model
 
 

@@ -266,8 +266,8 @@ def _time_delta(*args: Any) -> datetime.timedelta:
     return datetime.timedelta(*args)
 
 
-def _time_zone(*args: Any) -> datetime.timezone:
-    return datetime.timezone(*args)
+def _time_zone(offset: Any) -> datetime.timezone:
+    return datetime.timezone(offset)
 
 
 def _moment(kind: type) -> Callable:
@@ -364,6 +364,7 @@ def _set_history(target: HistoryBuffer, state: dict) -> None:
     logs = [state.get(key) for key in ('_log_history', '_count_history')]
     _check(
         all(isinstance(log, np.ndarray) and log.ndim == 1 for log in logs)
+        and all(log.dtype.kind in 'biuf' for log in logs)
         and len(logs[0]) == len(logs[1]),
         'HistoryBuffer without its two arrays',
     )
@@ -452,6 +453,8 @@ _SETS: dict[tuple[str, str], type] = {
     ('builtins', 'set'): set,
     ('builtins', 'frozenset'): frozenset,
 }
+# A tensor of these needs a quantizer, which no file of weights brings along.
+_QUANTIZED = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
 # Named, but neither called nor instantiated: as arguments of the functions above.
 _CONSTANTS: dict[tuple[str, str], Any] = {
     ('numpy', 'ndarray'): np.ndarray,
@@ -472,11 +475,13 @@ _CONSTANTS: dict[tuple[str, str], Any] = {
     **{
         ('torch', name): value
         for name, value in vars(torch).items()
-        if isinstance(value, torch.dtype)
+        if isinstance(value, torch.dtype) and value not in _QUANTIZED
     },
     # A kind of storage stands for its dtype.
     **{
-        ('torch', name): dtype for name, dtype in torch.storage._storage_type_to_dtype_map().items()
+        ('torch', name): dtype
+        for name, dtype in torch.storage._storage_type_to_dtype_map().items()
+        if dtype not in _QUANTIZED
     },
     ('torch.storage', 'UntypedStorage'): torch.uint8,
     ('torch', 'UntypedStorage'): torch.uint8,
@@ -842,10 +847,12 @@ def check_content(content: Any, budget: Budget) -> None:
 
 
 def _check_leaf(item: Any, leaves: tuple[type, ...]) -> None:
-    if isinstance(item, (str, pathlib.PurePath)):
-        if CONTROL.search(str(item)):
-            raise Refused('it holds text with control codes of a terminal')
-    elif not isinstance(item, leaves) and not _is_one_of(item, _ANNEALING_FUNCTIONS):
+    text = str(item) if isinstance(item, (str, pathlib.PurePath)) else ''
+    if isinstance(item, np.ndarray) and item.dtype.kind == 'U':
+        text = ''.join(map(str, item.ravel()))
+    if CONTROL.search(text):
+        raise Refused('it holds text with control codes of a terminal')
+    if not isinstance(item, leaves) and not _is_one_of(item, _ANNEALING_FUNCTIONS):
         raise Refused(f'it holds a {_type_name(item)} as a value')
 
 

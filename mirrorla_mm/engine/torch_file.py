@@ -60,7 +60,9 @@ Place = Callable[[torch.UntypedStorage, str], torch.UntypedStorage]
 def _is_reference(reference: tuple, length: int) -> bool:
     """Whether the parts of a persistent id (dtype, key, location, count, ...) are what they are."""
     kinds = (torch.dtype, str, str, int)
-    return len(reference) == length and all(map(isinstance, reference, kinds))
+    known = len(reference) == length and all(map(isinstance, reference, kinds))
+    # On the device 'meta' a tensor would have no values.
+    return known and reference[2] != 'meta'
 
 
 class _Archive:

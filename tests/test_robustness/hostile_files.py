@@ -52,10 +52,16 @@ def get(index: int) -> bytes:
     return b'j' + struct.pack('<I', index)
 
 
-def storage(numel: int, key: str = '0', kind: str = 'FloatStorage', legacy: bool = False) -> bytes:
+def storage(
+    numel: int,
+    key: str = '0',
+    kind: str = 'FloatStorage',
+    place: str = 'cpu',
+    legacy: bool = False,
+) -> bytes:
     """A reference to a storage."""
     end = b'N' if legacy else b''
-    parts = (text('storage'), name('torch', kind), text(key), text('cpu'), number(numel), end)
+    parts = (text('storage'), name('torch', kind), text(key), text(place), number(numel), end)
     return b'(' + b''.join(parts) + b'tQ'
 
 
@@ -300,17 +306,6 @@ BEYOND: dict[str, Callable[[Path], None]] = {
     'tensor before its storage': lambda path: archive(
         path, tensor(storage(4), (2,), (-1,), 1), {'0': bytes(16)}
     ),
-    'tensor on no device': lambda path: archive(
-        path,
-        b'('
-        + text('storage')
-        + name('torch', 'FloatStorage')
-        + text('0')
-        + text('nowhere')
-        + number(4)
-        + b'tQ',
-        {'0': bytes(16)},
-    ),
     'bare storage': lambda path: archive(path, storage(4), {'0': bytes(16)}),
     'legacy storage cut short': lambda path: legacy(
         path,
@@ -340,6 +335,16 @@ ODD: dict[str, Callable[[Path], None]] = {
     'key that steers a terminal': lambda path: archive(path, b'}' + text('\x1b[2Ja') + b'Ns'),
     'text that steers a terminal': lambda path: archive(path, TEXT + text('\x9b1m') + b's'),
     'text that cannot be written': lambda path: archive(path, TEXT + text('\ud800') + b's'),
+    'array of text that steers a terminal': lambda path: archive(
+        path, array('U1', (2,), b'\x1b\0\0\0a\0\0\0')
+    ),
+    'array of text that is none': lambda path: archive(path, array('U1', (1,), b'\xff' * 4)),
+    'quantized tensor without a scale': lambda path: archive(
+        path, tensor(storage(4, kind='QInt8Storage'), (4,), (1,)), {'0': bytes(4)}
+    ),
+    'tensor without values': lambda path: archive(
+        path, tensor(storage(4, place='meta'), (4,), (1,)), {'0': bytes(16)}
+    ),
     'class as a value': lambda path: archive(path, TEXT + SET + b's'),
     'function as a value': lambda path: archive(path, TEXT + name('builtins', 'getattr') + b's'),
     'date that is none': lambda path: archive(

@@ -17,6 +17,7 @@ from torch import nn
 
 from mirrorla_mm.engine.checkpoint import CheckpointError, load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import check_fit
+from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 from .hostile_files import FILES
 
@@ -248,3 +249,14 @@ def test_small_file_that_would_cost_or_break_much_is_refused(verdicts, name):
     assert f'{name}.pth' in message and 'refused' in message or 'cannot be read' in message
     assert message.isprintable()
     assert seconds < 10
+
+
+def test_message_about_a_file_cannot_steer_a_terminal(capsys):
+    class Odd(UserError):
+        pass
+
+    for error in (Odd('\x1b[2J\x9b1m\r\ud800'), OSError(2, '\x1b[2J', 'a\x07')):
+        with pytest.raises(SystemExit), one_line_errors():
+            raise error
+        assert capsys.readouterr().err.strip().isprintable()
+    assert str(Odd('wall\nsky, Wände')) == 'wall\nsky, Wände'
