@@ -128,8 +128,12 @@ class CheckedLoading(BaseTransform):
         return None
 
     def _unknown_side_up(self, results: dict, path: str) -> str | None:
-        """Whether the image is turned in a way that its size does not show."""
-        if 'ignore_orientation' in getattr(self.load, 'color_type', ''):
+        """Whether the image is turned in a way that its size does not show.
+
+        That matters where annotations have a place in the image, not for a label of the whole.
+        """
+        placed = 'instances' in results or 'seg_map_path' in results
+        if not placed or 'ignore_orientation' in getattr(self.load, 'color_type', ''):
             return None
         turn = orientation(path)
         height, width = results['img'].shape[:2]

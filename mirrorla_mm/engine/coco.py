@@ -21,6 +21,13 @@ NEEDED = {
     'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
     'categories': ('id', 'name'),
 }
+NUMBER = (int, float)
+KINDS = {
+    **dict.fromkeys(('id', 'image_id', 'category_id'), (int, str)),
+    **dict.fromkeys(('file_name', 'name'), str),
+    **dict.fromkeys(('width', 'height', 'area'), NUMBER),
+    'bbox': object,  # Judged one by one, see annotation_problem.
+}
 NAMED = 20
 
 
@@ -111,6 +118,8 @@ def _reading_problem(file: str) -> str | None:
         return 'is empty, where COCO annotations are expected'
     try:
         return _content_problem(json.loads(text))
+    except RecursionError:
+        return 'is nested deeper than JSON of annotations is'
     except json.JSONDecodeError as error:
         cut = error.pos >= len(text.rstrip()) or 'Unterminated' in error.msg
         reason = 'it is cut short' if cut else error.msg
@@ -129,6 +138,9 @@ def _content_problem(content: Any) -> str | None:
             lacks = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if lacks:
                 return f'has no {_names(lacks)} in entry {index} of {name!r}'
+            odd = [key for key in keys if not isinstance(entry[key], KINDS[key])]
+            if odd:
+                return f'has an odd {odd[0]!r} in entry {index} of {name!r}: {entry[odd[0]]!r:.60}'
         ids = Counter(entry['id'] for entry in content.get(name, []))
         twice = [key for key, count in ids.items() if count > 1]
         if twice:

@@ -48,6 +48,12 @@ def without(key: str, entries: str | None = None) -> dict:
     return content
 
 
+def odd(entries: str, key: str, value) -> dict:
+    content = coco()
+    content[entries][0][key] = value
+    return content
+
+
 def twice(entries: str) -> dict:
     content = coco()
     content[entries] = content[entries] * 2
@@ -70,6 +76,12 @@ def twice(entries: str) -> dict:
         (without('bbox', 'annotations'), r"has no 'bbox' in entry 0 of 'annotations'"),
         (without('image_id', 'annotations'), r"has no 'image_id' in entry 0"),
         (without('area', 'annotations'), r"has no 'area' in entry 0"),
+        (odd('images', 'id', [1]), r"has an odd 'id' in entry 0 of 'images': \[1\]"),
+        (odd('images', 'width', '50'), r"has an odd 'width' in entry 0 of 'images': '50'"),
+        (odd('images', 'file_name', None), r"has an odd 'file_name' in entry 0"),
+        (odd('annotations', 'area', None), r"has an odd 'area' in entry 0"),
+        (odd('categories', 'name', {}), r"has an odd 'name' in entry 0"),
+        ('[' * 100_000, r'ann\.json is nested deeper'),
         (twice('images'), r"gives the id 1 to 2 entries of 'images'"),
         (twice('annotations'), r"gives the id 0 to 2 entries of 'annotations'"),
         (coco(names=('thing', 'thing')), r"has 2 categories named 'thing'"),

@@ -283,7 +283,8 @@ def test_instance_mask_of_another_size_is_refused_or_skipped(tmp_path):
     ('mask', 'message'),
     [
         (None, 'has an annotation without a segmentation'),
-        ([[1, 1, 9, 1]], 'has a polygon of less than three points'),
+        ([7], 'has a polygon that is no list of numbers'),
+        ([[1, 1, 'a', 1, 9, 9]], 'has a polygon far outside'),
         ([[1, 1, 1e9, 1, 9, 9]], 'has a polygon far outside'),
         ([[1, 1, float('nan'), 1, 9, 9]], 'has a polygon far outside'),
         (dict(size=[40, 60], counts=[-5, 2405]), 'has a mask whose run lengths do not add up'),
@@ -329,10 +330,13 @@ def test_image_that_exif_turns_has_annotations_of_the_size_that_is_seen(tmp_path
 @pytest.mark.parametrize(('value', 'size'), [(3, (60, 40)), (2, (60, 40)), (6, (50, 50))])
 def test_image_that_exif_turns_without_a_trace_is_refused(tmp_path, value, size):
     path = turned(tmp_path / 'a.jpg', value, size)
-    with pytest.raises(DataError, match=rf'a\.jpg has the EXIF orientation {value}'):
-        load(path)
-    stored = dict(type='LoadImageFromFile', color_type='color_ignore_orientation')
-    assert CheckedLoading(stored)(dict(img_path=path))['img'].shape[:2] == size[::-1]
+    loader = CheckedLoading(dict(type='LoadImageFromFile'))
+    for annotations in (dict(instances=[]), dict(seg_map_path='l.png')):
+        with pytest.raises(DataError, match=rf'a\.jpg has the EXIF orientation {value}'):
+            loader(dict(img_path=path, **annotations))
+    assert loader(dict(img_path=path, gt_label=3)) is not None  # No place in the image to miss.
+    stored = CheckedLoading(dict(type='LoadImageFromFile', color_type='color_ignore_orientation'))
+    assert stored(dict(img_path=path, instances=[]))['img'].shape[:2] == size[::-1]
 
 
 @pytest.mark.parametrize('kind', ['image', 'labels'])
