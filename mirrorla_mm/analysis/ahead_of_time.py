@@ -14,11 +14,16 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mirrorla_mm.ops.fused.tuning import Launch
+from mirrorla_mm.ops.fused.launching import Launch
 
 # Bytes that one block may have, from the tuning guides of CUDA's documentation.
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
-_POINTERS = {torch.float32: '*fp32', torch.float16: '*fp16', torch.bfloat16: '*bf16'}
+_POINTERS = {
+    torch.float32: '*fp32',
+    torch.float16: '*fp16',
+    torch.bfloat16: '*bf16',
+    torch.int32: '*i32',
+}
 
 
 class Resources(NamedTuple):

@@ -57,8 +57,8 @@ class FakeGPU(DriverBase):
         return GPUTarget('cuda', self.capability, 32)
 
     def get_current_device(self) -> int:
-        """The only one."""
-        return 0
+        """A number of its own for every capability: triton keeps what it compiled by it."""
+        return self.capability
 
     def get_current_stream(self, device: int) -> int:
         """The default stream."""

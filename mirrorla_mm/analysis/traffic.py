@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mirrorla_mm.ops.fused import passes
-from mirrorla_mm.ops.fused.tuning import Launch, record_launches
+from mirrorla_mm.ops.fused.launching import Launch, record_launches
 from mirrorla_mm.ops.options import Options
 
 
@@ -37,22 +37,27 @@ def traffic(launch: Launch) -> Traffic:
     """Count one recorded launch: a program reads its split's tokens and its head's statistics."""
     arguments = launch.arguments
     tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor)}
-    tokens = sum(x.nbytes for name, x in tensors.items() if f'{name}_strides' in arguments)
-    rest = 0
+    tokens = rest = 0
     for name, x in tensors.items():
         if f'{name}_strides' in arguments:
-            continue
-        rest += x.nbytes * _times_touched(name, launch)
-    return Traffic(launch.name, tokens, rest)
+            tokens += x.nbytes
+        elif name == 'table':
+            rest += x.nbytes
+        elif name not in ('partial', 'counters'):
+            rest += x.nbytes * launch.grid[1]
+    return Traffic(launch.name, tokens, rest + _sums(launch))
 
 
-def _times_touched(name: str, launch: Launch) -> int:
-    over_tokens = any(argument.endswith('_strides') for argument in launch.arguments)
-    if over_tokens:  # every split reads its head's statistics and writes sums of its own
-        return 1 if name in ('partial', 'scale', 'table') else launch.grid[1]
-    if name == 'scale':  # every block of the state, the maxima twice
-        return 2 * launch.grid[1]
-    return 2 if name == 'partial' and 'scale' not in launch.arguments else 1
+def _sums(launch: Launch) -> int:
+    """Every split writes a row of sums, every group reads its splits' rows and writes one more.
+
+    A row is read twice where its numbers are weighed by what other rows hold.
+    """
+    if not launch.arguments.get('ROW'):
+        return 0
+    heads, splits, copies = launch.grid
+    groups = math.ceil(splits / launch.arguments['group'])
+    return 3 * heads * copies * (splits + groups) * launch.arguments['ROW'] * 4
 
 
 def dry_run(

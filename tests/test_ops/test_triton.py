@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,8 @@ NUMERICS = Path(__file__).with_name('test_triton_numerics.py')
 needs_triton = pytest.mark.skipif(fused.TRITON_REASON is not None, reason=str(fused.TRITON_REASON))
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
-# Bytes a thread may keep on its stack. The two small kernels with sines keep the table of their
-# argument reduction there.
-LARGEST_STACK = {'rope_table_kernel': 64, 'mirror_kernel': 64}
+# Bytes a thread may keep on its stack: the table of the sines' argument reduction is there.
+LARGEST_STACK = {'angle_kernel': 64}
 
 
 @pytest.mark.slow
@@ -51,23 +51,24 @@ def empty_qkv(head_dim, dtype=torch.bfloat16, hw_shape=(200, 320), batch=2, head
 @pytest.mark.skipif(INTERPRETED, reason='interpreted kernels do not compile')
 @pytest.mark.parametrize(
     'head_dim, dtype, capability',
-    [(64, torch.bfloat16, 90), (32, torch.float16, 89), (48, torch.float32, 80)],
+    [(64, torch.bfloat16, 90), (40, torch.float16, 89), (48, torch.float32, 80)],
 )
 def test_compiled_within_registers_and_shared_memory(head_dim, dtype, capability):
-    """Of what tuning tries for a kernel, the first; kernel_report.py compiles them all."""
+    """Tuning finds a configuration that does; kernel_report.py compiles them all."""
     from mirrorla_mm.analysis.ahead_of_time import SHARED_MEMORY, resources
     from mirrorla_mm.analysis.traffic import dry_run
-    from mirrorla_mm.ops.fused.tuning import configurations
     from mirrorla_mm.ops.options import Options
 
     qkv = empty_qkv(head_dim, dtype)
     options = Options('mirror', True, True, 1.0, 1.5, (200, 320))
     launches = {x.name: x for needs in (None, (True,) * 5) for x in dry_run(*qkv, options, needs)}
-    assert len(launches) == 11
+    assert len(launches) == 8
     for name, launch in launches.items():
-        used = resources(launch, configurations(launch)[0], capability)
-        assert used.stack <= LARGEST_STACK.get(name, 0), used
-        assert used.shared <= SHARED_MEMORY[capability], used
+        found = (resources(launch, config, capability) for config in launch.configurations)
+        assert any(
+            used.stack <= LARGEST_STACK.get(name, 0) and used.shared <= SHARED_MEMORY[capability]
+            for used in found
+        ), name
 
 
 @needs_triton
@@ -76,13 +77,12 @@ def test_tf32_operands_are_rounded_and_not_cut():
     """Cut operands shrink every product: 1.5e-3 off instead of 5e-4."""
     from mirrorla_mm.analysis.ahead_of_time import compile_launch
     from mirrorla_mm.analysis.traffic import dry_run
-    from mirrorla_mm.ops.fused.tuning import configurations
     from mirrorla_mm.ops.options import Options
 
     (launch,) = (
         x for x in dry_run(*empty_qkv(32, torch.float16), Options()) if x.name == 'output_kernel'
     )
-    ptx = compile_launch(launch, configurations(launch)[0], 90).asm['ptx']
+    ptx = compile_launch(launch, launch.configurations[0], 90).asm['ptx']
     assert 'tf32' in ptx.replace('cvt.rna.tf32', '')  # the products
     assert 'cvt.rna.tf32.f32' in ptx
 
@@ -102,7 +102,8 @@ def test_each_pass_moves_each_tensor_once(rank_augmented, variance_aware):
         counted = [traffic(launch) for launch in dry_run(*qkv, options, needs)]
         floor = floor_bytes(qkv[0].shape, torch.bfloat16, options, backward=needs is not None)
         assert sum(x.tokens for x in counted) == floor
-        assert sum(x.rest for x in counted) <= 0.15 * floor
+        # Counted at the most; statistics that every program reads come from the cache.
+        assert sum(x.rest for x in counted) <= 0.25 * floor
 
 
 @needs_triton
@@ -141,13 +142,44 @@ def test_grids_are_within_the_limits_of_cuda(batch, hw_shape):
             assert x < 2**31 and max(others, default=1) < 2**16, launch.name
 
 
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason='interpreted kernels do not compile')
+@pytest.mark.parametrize('head_dim', [24, 40])
+def test_strides_that_are_multiples_of_8_keep_loads_16_bytes_wide(head_dim):
+    from mirrorla_mm.analysis.ahead_of_time import compile_launch
+    from mirrorla_mm.analysis.traffic import dry_run
+    from mirrorla_mm.ops.options import Options
+
+    launches = dry_run(*empty_qkv(head_dim), Options(hw_shape=(200, 320)))
+    (launch,) = (x for x in launches if x.name == 'mean_query_kernel')
+    ptx = compile_launch(launch, launch.configurations[0], 90).asm['ptx']
+    assert 'ld.global.b16' not in ptx and 'ld.global.v4.b32' in ptx
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason='interpreted kernels do not compile')
+def test_the_last_program_releases_and_acquires():
+    """What :func:`merging.arrives_last` relies on, in the code that runs."""
+    from mirrorla_mm.analysis.ahead_of_time import compile_launch
+    from mirrorla_mm.analysis.traffic import dry_run
+    from mirrorla_mm.ops.options import Options
+
+    (launch,) = (x for x in dry_run(*empty_qkv(16), Options()) if x.name == 'state_kernel')
+    ptx = compile_launch(launch, launch.configurations[0], 90).asm['ptx']
+    before, *after = re.split(r'atom\.global\.gpu\.acq_rel\.add', ptx)
+    assert len(after) == 2  # of a group, and of a head
+    # Between any thread's stores and the addition, and between the addition and any thread's loads.
+    for code in (before[before.rindex('st.global') :], *after):
+        assert 'bar.sync' in code
+    assert 'atom' not in before and not re.search(r'\bred\.', ptx)  # none on values
+
+
 @pytest.mark.parametrize(
     'change, reason',
     [
         pytest.param({}, 'tensors are on the cpu, not on a GPU', marks=needs_triton),
         ({'dtype': torch.float64}, 'takes float32, float16 and bfloat16, got torch.float64'),
-        ({'channels': 15}, 'need to be even and at most 128, got 15'),
-        ({'channels': 130}, 'need to be even and at most 128, got 130'),
+        ({'channels': 130}, 'a head may have 128 channels at most, got 130'),
         (
             {'channels': 18, 'hw_shape': (2, 3)},
             'RoPE needs a multiple of 4 channels per head, got 18',
@@ -163,6 +195,41 @@ def test_forcing_the_impossible_says_why(change, reason, monkeypatch):
     forced = pytest.raises(RuntimeError, match=f"'triton' is forced but cannot run: .*{reason}")
     with use_backend('triton'), forced:
         mirror_attention(q, k, k, feature_map='relu', hw_shape=hw_shape)
+
+
+@needs_triton
+def test_a_table_of_half_precision_adds_less_than_the_inputs_have():
+    from mirrorla_mm.ops.fused.passes import make_rope_table
+
+    exact = make_rope_table(512, 64, torch.float64, 'cpu')
+    half = make_rope_table(512, 64, torch.float16, 'cpu').double()
+    assert (half - exact).abs().max() <= 1.001 * 2**-12  # of numbers up to 1
+    # A vector turned by it is off by half of what rounding to float16 costs, and an eighth of
+    # what rounding to bfloat16 costs, which its channels have been.
+    x = torch.randn(512, 16, 2, dtype=torch.float64)
+
+    def turned(table):
+        cos, sin = table
+        return torch.stack((cos * x[..., 0] - sin * x[..., 1], sin * x[..., 0] + cos * x[..., 1]))
+
+    error = (turned(half) - turned(exact)).norm() / x.norm()
+    rounding = [(x.to(d).double() - x).norm() / x.norm() for d in (torch.half, torch.bfloat16)]
+    assert error <= rounding[0] and error <= rounding[1] / 6
+
+
+@needs_triton
+def test_work_is_dealt_out_in_whole_waves():
+    """48 heads on 264 places: 5 programs each leave 24 idle, 11 each fill them twice."""
+    from mirrorla_mm.ops.fused.launching import split_tokens
+
+    if INTERPRETED:
+        pytest.skip('the interpreter splits the tokens finely')
+    for rows, tokens in ((1, 1), (2, 262_144), (48, 16_384), (48, 65_536), (5000, 196)):
+        chunk, count = split_tokens(tokens, rows, torch.device('cpu'), 2, 64)
+        assert chunk % 128 == 0 and (count - 1) * chunk < tokens <= count * chunk
+        waves = -(-rows * count // 264)
+        busy = rows * tokens / (waves * 264 * chunk)
+        assert busy > 0.85 or chunk == 256 or rows > 264, (rows, tokens, busy)
 
 
 @needs_triton

@@ -16,7 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirrorla_mm.ops import mirror_attention, mirror_attention_reference, use_backend
+from mirrorla_mm.ops import (
+    linear_attention,
+    mirror_attention,
+    mirror_attention_reference,
+    mirror_feature_map,
+    token_weights,
+    use_backend,
+)
 from mirrorla_mm.ops.fused import TRITON_REASON
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
@@ -136,6 +143,40 @@ def test_channels_first_images_of_a_batch():
 
 def test_largest_head():
     assert_like_reference(packed(1, 1, 35, 128, torch.float32), angles(1, 128), hw_shape=(5, 7))
+
+
+@pytest.mark.parametrize('feature_map, rank_augmented', [('elu', True), ('relu', False)])
+def test_odd_channels(feature_map, rank_augmented):
+    qkv = packed(2, 2, 77, 11, torch.float32)
+    assert_like_reference(qkv, feature_map=feature_map, rank_augmented=rank_augmented)
+
+
+def test_the_last_of_odd_channels_has_no_mirror():
+    """It is rectified alone, as if a zero channel stood beside it that no mirror touches."""
+    q, k, v = packed(2, 1, 77, 11, torch.float32)
+    theta = angles(1, 10)[0]
+    inputs = dict(q=q, k=k, v=v, theta=theta)
+    grad = torch.randn_like(v)
+    actual = run(fused, inputs, NAMES[:4], grad)
+    leaves = {name: x.double().requires_grad_() for name, x in inputs.items()}
+
+    def features(x):
+        mirrored = mirror_feature_map(x[..., :10], leaves['theta'])
+        return torch.cat((mirrored, x[..., 10:].relu()), -1)
+
+    f, e = features(leaves['q']), features(leaves['k'])
+    weight = token_weights(f, e)
+    out = linear_attention(f, e, leaves['v'], None, weight)
+    out.backward(grad.double())
+    assert relative_error(actual['out'], out) <= 1e-5
+    for name, leaf in leaves.items():
+        assert relative_error(actual[name], leaf.grad) <= 1e-5, name
+
+
+def test_many_splits_are_merged_in_groups():
+    """40 splits: three groups of sixteen, the last not full."""
+    qkv = packed(1, 1, 40 * 64 - 7, 16, torch.float32)
+    assert_like_reference(qkv, angles(1, 16))
 
 
 def test_mixed_strides_and_an_expanded_gradient():
@@ -394,7 +435,7 @@ def test_traffic_model_counts_what_is_moved(rank_augmented, monkeypatch):
     from triton.runtime.interpreter import InterpreterBuilder
 
     from mirrorla_mm.analysis import traffic
-    from mirrorla_mm.ops.fused import passes, tuning
+    from mirrorla_mm.ops.fused import launching, passes
     from mirrorla_mm.ops.options import Options
 
     q, k, v = packed(1, 2, 77, 16, torch.float32)
@@ -413,14 +454,14 @@ def test_traffic_model_counts_what_is_moved(rank_augmented, monkeypatch):
 
     counting('create_masked_load', 0)
     counting('create_masked_store', 1)
-    launched, original = [], tuning.launch
+    launched, original = [], launching.Step.__call__
 
-    def recording(kernel, grid, **arguments):
+    def recording(step, tensors, stream):
         moved.append(0)
-        launched.append(tuning.Launch(kernel, grid, arguments))
-        original(kernel, grid, **arguments)
+        launched.append(step.bind(tensors))
+        original(step, tensors, stream)
 
-    monkeypatch.setattr(passes, 'launch', recording)
+    monkeypatch.setattr(launching.Step, '__call__', recording)
     out, statistics = passes.forward(q, k, v, *angles(2, 16), None, options)
     passes.backward(out, q, k, v, statistics, (True,) * 5, options)
     for actual, expected in zip(moved, map(traffic.traffic, launched), strict=True):

@@ -2,11 +2,17 @@
 
     python tools/analysis_tools/benchmark_ops.py
 
-Needs torch and triton alone (matplotlib for the plot). Every result is checked against the float64
-reference before anything is timed. The two entries, the mirror in the operator or folded into the
-projection before it, are timed from the layer's input on, and the faster is named for every size.
-Writes a table, JSON and a plot into ``docs/benchmarks``.
-Without a GPU, ``--toy`` runs the check alone, on tiny tensors under triton's interpreter.
+Needs torch and triton alone (matplotlib for the plot; ``--models`` the OpenMMLab packages). Every
+result is checked against the float64 reference before anything is timed. Each method is timed as
+it is called (``eager``: calls one after the other, the time of the host included) and replayed from
+a CUDA graph (``graph``: the GPU alone). The two entries, the mirror in the operator or folded into
+the projection before it, are timed from the layer's input on, and the faster is named for every
+size.
+
+Writes a table, JSON and a plot into ``docs/benchmarks``. The JSON is written after every size, and
+a run that was cut short goes on from it with ``--resume``.
+Without a GPU, ``--toy`` goes through the whole program on tiny tensors under triton's interpreter;
+its times mean nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +22,11 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -29,12 +37,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HEADS = 4
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
 ENTRY_TOLERANCE = 1e-3
+COMPILER = 'inductor'
 SLOW_SDPA_TOKENS = 2**17
 IN_OPERATOR, IN_PROJECTION = 'layer, mirror in the operator', 'layer, mirror in the projection'
 BARS = (
-    'Bars, bf16, N >= 16 k: forward >= 5x eager and >= 1.5x compiled; forward + backward >= 3x and '
-    '>= 1.3x; >= 60 % of the copy bandwidth; peak memory of training <= 1/4 of eager; '
-    '>= 20x SDPA at 64 k.'
+    'Bars, bf16, on an H200-class card. Eager, B·H·N >= 2^20: forward >= 5x eager and >= 1.5x '
+    'compiled, >= 70 % of the copy; forward + backward >= 3x and >= 1.3x, >= 55 %. Graph: B·H·N >= '
+    '2^18 forward >= 60 %; 2^15 >= 8x eager. Peak memory of training <= 1/4 of eager; >= 20x SDPA '
+    'at 64 k tokens. MirrorLA-T ahead of Swin-T in training and inference.'
 )
 
 
@@ -50,6 +60,11 @@ class Case(NamedTuple):
     def shape(self) -> tuple[int, int, int, int]:
         return self.batch, HEADS, self.side**2, self.head_dim
 
+    @property
+    def name(self) -> list:
+        """How its rows begin."""
+        return [self.side**2, self.batch, self.head_dim, str(self.dtype).removeprefix('torch.')]
+
 
 class Row(NamedTuple):
     """One measurement; speed and share of the copy bandwidth for the fused operator alone."""
@@ -59,6 +74,7 @@ class Row(NamedTuple):
     head_dim: int
     dtype: str
     method: str
+    mode: str
     backward: bool
     milliseconds: float
     peak_mebibytes: float
@@ -66,17 +82,99 @@ class Row(NamedTuple):
     share: float | None
 
 
+class ModelRow(NamedTuple):
+    """Images per second of a whole backbone."""
+
+    model: str
+    training: bool
+    images_per_second: float
+    peak_mebibytes: float
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--tokens', nargs='+', type=int, default=[2**n for n in range(10, 19, 2)])
-    parser.add_argument('--head-dims', nargs='+', type=int, default=[32, 64])
+    parser.add_argument('--head-dims', nargs='+', type=int, default=[32, 48, 64, 96])
     parser.add_argument('--dtypes', nargs='+', default=['bfloat16', 'float32'])
-    parser.add_argument('--total-tokens', type=int, default=2**18, help='batch times tokens')
+    parser.add_argument(
+        '--total-tokens', nargs='+', type=int, default=[2**18, 2**16, 2**13], help='batch x tokens'
+    )
+    parser.add_argument('--models', action='store_true', help='whole backbones, too')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'docs' / 'benchmarks')
-    parser.add_argument('--toy', action='store_true', help='interpret tiny tensors, without a GPU')
+    parser.add_argument('--resume', action='store_true', help='go on with the JSON that is there')
+    parser.add_argument('--toy', action='store_true', help='tiny tensors, without a GPU')
     return parser.parse_args()
+
+
+class CudaClock:
+    """Times and memory of a GPU."""
+
+    device = 'cuda'
+    calls, rounds = 20, 7
+
+    def eager(self, function: Callable[[], object]) -> float:
+        """Milliseconds of a call among others, queued one after the other: the median of rounds."""
+        return median(self._round(function) for _ in range(self.rounds))
+
+    def graph(self, function: Callable[[], object]) -> float:
+        """Milliseconds of a replay, the launches of a call as one graph."""
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            function()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            function()
+        graph.replay()
+        return median(self._round(graph.replay) for _ in range(self.rounds))
+
+    def _round(self, function: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(self.calls):
+            function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / self.calls
+
+    def peak(self, function: Callable[[], object]) -> float:
+        """Mebibytes that a call adds, after calls that tune and compile."""
+        for _ in range(3):
+            function()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+    def name(self) -> str:
+        return torch.cuda.get_device_name()
+
+
+class ToyClock:
+    """Stands in for :class:`CudaClock` where there is no GPU: every path is gone, once."""
+
+    device = 'cpu'
+
+    def eager(self, function: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        function()
+        return (time.perf_counter() - start) * 1e3
+
+    graph = eager
+
+    def peak(self, function: Callable[[], object]) -> float:
+        return 1.0
+
+    def name(self) -> str:
+        return 'toy, no GPU'
+
+
+Clock = CudaClock | ToyClock
 
 
 def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -104,6 +202,11 @@ def methods(case: Case) -> dict[str, Callable[..., Tensor]]:
     def eager(q, k, v, theta):
         return mirror_attention_reference(q, k, v, theta, hw_shape=hw_shape)
 
+    def linear(q, k, v, theta):
+        q, k = q.relu(), k.relu()
+        key = k.sum(-2, keepdim=True).transpose(-2, -1)
+        return q @ (k.transpose(-2, -1) @ v) / (q @ key + 1e-6)
+
     found = {
         'fused': fused,
         'fused, reflection folded': lambda q, k, v, theta: fused(q, k, v, None, feature_map='relu'),
@@ -111,7 +214,8 @@ def methods(case: Case) -> dict[str, Callable[..., Tensor]]:
             q, k, v, None, feature_map='relu', rank_augmented=False
         ),
         'eager': eager,
-        'compiled': torch.compile(eager, dynamic=False),
+        'compiled': torch.compile(eager, dynamic=False, backend=COMPILER),
+        'plain linear attention, library products': linear,
     }
     if case.shape[2] <= SLOW_SDPA_TOKENS and case.dtype != torch.float32:
         found['SDPA'] = lambda q, k, v, theta: F.scaled_dot_product_attention(q, k, v)
@@ -181,50 +285,28 @@ def _compare(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> N
         sys.exit(f'{name} is off by {error:.1e}, more than {tolerance}.')
 
 
-def time_cuda(function: Callable[[], object], repeats: int = 30) -> tuple[float, float]:
-    """Median milliseconds, each with a cold L2 cache, and the peak mebibytes it adds."""
-    for _ in range(3):
-        function()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    function()
-    torch.cuda.synchronize()
-    peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-    flush = torch.empty(2**28, dtype=torch.int8, device='cuda')
-    times = []
-    for _ in range(repeats):
-        flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        function()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[repeats // 2], peak
-
-
-def copy_bandwidth() -> float:
-    """Gigabytes per second read and written by a copy of 1 GiB."""
-    source = torch.empty(2**30, dtype=torch.int8, device='cuda')
+def copy_bandwidth(clock: Clock, size: int = 2**30) -> float:
+    """Gigabytes per second read and written by a copy."""
+    source = torch.empty(size, dtype=torch.int8, device=clock.device)
     target = torch.empty_like(source)
-    milliseconds, _ = time_cuda(lambda: target.copy_(source))
-    return 2 * source.nbytes / milliseconds / 1e6
+    return 2 * source.nbytes / clock.eager(lambda: target.copy_(source)) / 1e6
 
 
-def measure(case: Case, copy: float) -> Iterator[Row]:
-    """Time every method forwards, then forwards and backwards."""
+def measure(case: Case, copy: float, clock: Clock) -> Iterator[Row]:
+    """Time every method forwards, then forwards and backwards, eager and as a graph."""
     from mirrorla_mm.analysis.traffic import floor_bytes
     from mirrorla_mm.ops.options import Options
 
-    qkv, theta, grad = inputs(case, 'cuda')
+    qkv, theta, grad = inputs(case, clock.device)
     floors = {
         'fused': Options('mirror', True, True, 1.0, 1.0, (case.side, case.side)),
         'fused, reflection folded': Options('relu', True, False, 1.0, 1.0, ()),
         'fused, plain ReLU': Options('relu', False, False, 1.0, 1.0, ()),
     }
     runs = [(name, function, (*qkv, theta)) for name, function in methods(case).items()]
-    runs += [(name, layer, layer_inputs(case, 'cuda')) for name, layer in layers(case).items()]
+    runs += [
+        (name, layer, layer_inputs(case, clock.device)) for name, layer in layers(case).items()
+    ]
     for name, function, given in runs:
         for backward in (False, True):
             args = [x.detach().requires_grad_(backward) for x in given]
@@ -234,35 +316,95 @@ def measure(case: Case, copy: float) -> Iterator[Row]:
                 if backward:
                     torch.autograd.grad(out, args, grad, allow_unused=True)
 
-            try:
-                milliseconds, peak = time_cuda(run)
-            except torch.cuda.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                continue
-            speed = None
+            moved = None
             if name in floors:
-                sizes = [
+                moved = sum(
                     floor_bytes(case.shape, case.dtype, floors[name], backward=b)
                     for b in (False, True)[: 1 + backward]
-                ]
-                speed = sum(sizes) / milliseconds / 1e6
-            yield Row(
-                case.shape[2], case.batch, case.head_dim, str(case.dtype).removeprefix('torch.'),
-                name, backward, milliseconds, peak, speed, speed and speed / copy,
-            )  # fmt: skip
+                )
+            try:
+                peak = clock.peak(run)
+                times = {'eager': clock.eager(run), 'graph': clock.graph(run)}
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                print(f'{case}: {name} runs out of memory.', file=sys.stderr)
+                continue
+            for mode, milliseconds in times.items():
+                speed = moved and moved / milliseconds / 1e6
+                yield Row(
+                    *case.name, name, mode, backward, milliseconds, peak, speed,
+                    speed and speed / copy,
+                )  # fmt: skip
+
+
+def models() -> dict[str, Callable[[], torch.nn.Module]]:
+    """Backbones, by name; they need the OpenMMLab packages."""
+    from mmdet.models.backbones import PyramidVisionTransformerV2, ResNet, SwinTransformer
+
+    from mirrorla_mm.backbones import MirrorLA
+
+    return {
+        'MirrorLA-T, linear': lambda: MirrorLA('t', layout='linear'),
+        'Swin-T': SwinTransformer,
+        'ResNet-50': lambda: ResNet(50),
+        'PVTv2-B1': lambda: PyramidVisionTransformerV2(
+            embed_dims=64, num_layers=[2, 2, 2, 2], num_heads=[1, 2, 5, 8]
+        ),
+    }
+
+
+def measure_models(clock: Clock, batch: int, size: tuple[int, int], rounds: int) -> list[ModelRow]:
+    """Training steps and inference in bfloat16; the models take turns, medians of the rounds."""
+    image = torch.randn(batch, 3, *size, device=clock.device)
+    built = {name: make().to(clock.device) for name, make in models().items()}
+    rows = []
+    for training in (True, False):
+
+        def step(model: torch.nn.Module, training: bool = training) -> None:
+            with torch.autocast(clock.device, torch.bfloat16), torch.set_grad_enabled(training):
+                outs = model(image)
+                if training:
+                    sum(out.float().square().mean() for out in outs).backward()
+            model.zero_grad(set_to_none=True)
+
+        peaks = {name: clock.peak(lambda m=m: step(m)) for name, m in built.items()}
+        times: dict[str, list[float]] = {name: [] for name in built}
+        for _ in range(rounds):
+            for name, model in built.items():
+                model.train(training)
+                times[name].append(clock.eager(lambda m=model: step(m)))
+        rows += [
+            ModelRow(name, training, batch / median(times[name]) * 1e3, peaks[name])
+            for name in built
+        ]
+    return rows
+
+
+def model_table(rows: list[ModelRow]) -> str:
+    lines = ['| backbone | pass | images/s | peak MiB |', '| --- | --- | --- | --- |']
+    for row in rows:
+        kind = 'training' if row.training else 'inference'
+        cells = (row.model, kind, f'{row.images_per_second:.1f}', f'{row.peak_mebibytes:.0f}')
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
 
 
 def table(rows: list[Row]) -> str:
     """Markdown, with how much faster the fused operator is."""
-    fused = {row[:4] + (row.backward,): row.milliseconds for row in rows if row.method == 'fused'}
-    lines = [
-        '| N | batch | d | dtype | method | pass | ms | fused is | peak MiB | GB/s | of copy |',
-        '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
-    ]
+    fused = {
+        (*row[:4], row.mode, row.backward): row.milliseconds
+        for row in rows
+        if row.method == 'fused'
+    }
+    header = (
+        *('N', 'batch', 'd', 'dtype', 'method', 'mode', 'pass', 'ms'),
+        *('fused is', 'peak MiB', 'GB/s', 'of copy'),
+    )
+    lines = ['| ' + ' | '.join(header) + ' |', '| ' + ' | '.join(['---'] * len(header)) + ' |']
     for row in rows:
-        ratio = row.milliseconds / fused.get(row[:4] + (row.backward,), math.nan)
+        ratio = row.milliseconds / fused.get((*row[:4], row.mode, row.backward), math.nan)
         cells = (
-            *row[:5],
+            *row[:6],
             'forward + backward' if row.backward else 'forward',
             f'{row.milliseconds:.3f}',
             f'{ratio:.2f}x',
@@ -275,8 +417,12 @@ def table(rows: list[Row]) -> str:
 
 
 def recommendations(rows: list[Row]) -> str:
-    """Which entry is faster, size by size."""
-    milliseconds = {(*row[:4], row.backward, row.method): row.milliseconds for row in rows}
+    """Which entry is faster, size by size, as a graph."""
+    milliseconds = {
+        (*row[:4], row.backward, row.method): row.milliseconds
+        for row in rows
+        if row.mode == 'graph'
+    }
     lines = []
     for *size, method in milliseconds:
         there = milliseconds.get((*size, IN_PROJECTION))
@@ -294,7 +440,10 @@ def recommendations(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], path: Path, heading: str) -> None:
-    """Milliseconds over N for the first head dimension and dtype; skipped without matplotlib."""
+    """Milliseconds of a replay over N for the first head dimension and dtype.
+
+    Skipped without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -308,7 +457,7 @@ def plot(rows: list[Row], path: Path, heading: str) -> None:
             points = [
                 (row.tokens, row.milliseconds / row.batch)
                 for row in rows
-                if (row.method, row.backward) == (method, backward)
+                if (row.method, row.backward, row.mode) == (method, backward, 'graph')
                 and (row.head_dim, row.dtype) == (first.head_dim, first.dtype)
             ]
             if points:
@@ -322,61 +471,100 @@ def plot(rows: list[Row], path: Path, heading: str) -> None:
 
 def cases(args: argparse.Namespace) -> list[Case]:
     return [
-        Case(
-            max(1, args.total_tokens // tokens), math.isqrt(tokens), head_dim, getattr(torch, dtype)
-        )
+        Case(total // tokens, math.isqrt(tokens), head_dim, getattr(torch, dtype))
         for dtype in args.dtypes
         for head_dim in args.head_dims
+        for total in args.total_tokens
         for tokens in args.tokens
+        if tokens <= total
     ]
 
 
-def toy() -> None:
-    """The check alone, interpreted."""
-    for case in (Case(1, 6, 16, torch.float32), Case(1, 6, 16, torch.bfloat16)):
-        check(case, 'cpu')
-        print(f'{case}: output and gradients agree with the float64 reference.')
+def write(
+    args: argparse.Namespace, about: dict, rows: list[Row], model_rows: list[ModelRow]
+) -> None:
+    """The JSON, which ``--resume`` reads, the page and the plot."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = {
+        **about,
+        'rows': [row._asdict() for row in rows],
+        'models': [row._asdict() for row in model_rows],
+    }
+    unfinished = args.out / 'ops.json.part'
+    unfinished.write_text(json.dumps(found, indent=1))
+    unfinished.replace(args.out / 'ops.json')
+    text = '\n'.join(f'- {name}: {value}' for name, value in about.items())
+    parts = [f'# Operators\n\n{text}\n\n{BARS}', table(rows)]
+    parts += [f'## Where the mirror belongs\n\n{recommendations(rows)}']
+    if model_rows:
+        parts += [
+            f'## Whole backbones, 800 x 1280, batch 16, bfloat16\n\n{model_table(model_rows)}'
+        ]
+    (args.out / 'ops.md').write_text('\n\n'.join(parts) + '\n')
+    plot(rows, args.out / 'ops.png', f'{about["device"]}, {about["date"]}')
+
+
+def earlier(args: argparse.Namespace, device: str) -> tuple[list[Row], list[ModelRow]]:
+    """Rows of a run that was cut short; those of another device are an error."""
+    path = args.out / 'ops.json'
+    if not (args.resume and path.exists()):
+        return [], []
+    found = json.loads(path.read_text())
+    if found['device'] != device:
+        sys.exit(f'{path} was measured on {found["device"]}, not on {device}: move it away.')
+    return [Row(**x) for x in found['rows']], [ModelRow(**x) for x in found['models']]
+
+
+def as_toy(args: argparse.Namespace) -> None:
+    """Sizes that the interpreter gets through in seconds."""
+    global COMPILER
+    COMPILER = 'eager'
+    args.tokens, args.total_tokens, args.head_dims = [36], [36], [16]
+    args.dtypes = ['float32']
+    os.environ['TRITON_INTERPRET'] = '1'
 
 
 def main() -> None:
     args = parse_args()
     sys.path.insert(0, str(REPOSITORY))
+    clock: Clock = CudaClock()
     if args.toy:
-        os.environ['TRITON_INTERPRET'] = '1'
-        return toy()
-    if not torch.cuda.is_available():
-        sys.exit('There is no GPU to measure on; --toy checks tiny tensors under the interpreter.')
+        as_toy(args)
+        clock = ToyClock()
+        if args.out == REPOSITORY / 'docs' / 'benchmarks':
+            sys.exit('Times of --toy mean nothing: give it a folder of its own with --out.')
+    elif not torch.cuda.is_available():
+        sys.exit('There is no GPU to measure on; --toy goes through it all on tiny tensors.')
     torch.backends.cuda.matmul.allow_tf32 = False
     for dtype in args.dtypes:
         for head_dim in args.head_dims:
-            check(Case(2, 64, head_dim, getattr(torch, dtype)), 'cuda')
+            check(Case(2, 6 if args.toy else 64, head_dim, getattr(torch, dtype)), clock.device)
     print('Output and gradients agree with the float64 reference.')
-    copy, rows = copy_bandwidth(), []
-    for case in cases(args):
-        rows += measure(case, copy)
-        print('\n'.join(table(rows).splitlines()[-16:]), flush=True)
-    print(recommendations(rows))
     import triton
 
+    copy = copy_bandwidth(clock, 2**20 if args.toy else 2**30)
     about = {
-        'device': torch.cuda.get_device_name(),
+        'device': clock.name(),
         'date': date.today().isoformat(),
         'torch': torch.__version__,
         'triton': triton.__version__,
         'copy_gigabytes_per_second': copy,
         'command': ' '.join(['python', *sys.argv]),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    title = f'{about["device"]}, {about["date"]}'
-    text = '\n'.join(f'- {name}: {value}' for name, value in about.items())
-    (args.out / 'ops.md').write_text(
-        f'# Operators\n\n{text}\n\n{BARS}\n\n{table(rows)}\n\n'
-        f'## Where the mirror belongs\n\n{recommendations(rows)}\n'
-    )
-    (args.out / 'ops.json').write_text(
-        json.dumps({**about, 'rows': [row._asdict() for row in rows]}, indent=1)
-    )
-    plot(rows, args.out / 'ops.png', title)
+    rows, model_rows = earlier(args, about['device'])
+    done = {row[:4] for row in rows}
+    wanted = [case for case in cases(args) if tuple(case.name) not in done]
+    for number, case in enumerate(wanted, 1):
+        found = list(measure(case, copy, clock))
+        print(f'[{number}/{len(wanted)}]', table(found), sep='\n', flush=True)
+        rows += found
+        write(args, about, rows, model_rows)
+    if args.models and not model_rows:
+        size = (1, (64, 64), 1) if args.toy else (16, (800, 1280), 5)
+        model_rows = measure_models(clock, *size)
+        print(model_table(model_rows))
+    write(args, about, rows, model_rows)
+    print(recommendations(rows))
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ import triton
 
 from mirrorla_mm.analysis.ahead_of_time import SHARED_MEMORY, Resources, resources
 from mirrorla_mm.analysis.traffic import dry_run, traffic
-from mirrorla_mm.ops.fused.tuning import Launch, configurations
+from mirrorla_mm.ops.fused.launching import Launch
 from mirrorla_mm.ops.options import Options
 
 HW_SHAPE = (200, 320)
@@ -110,7 +110,7 @@ def report(args: argparse.Namespace) -> Iterator[Compiled]:
             if args.kernels not in launch.name:
                 continue
             moved = traffic(launch).tokens // (HEADS * HW_SHAPE[0] * HW_SHAPE[1])
-            for config, capability in itertools.product(configurations(launch), args.capabilities):
+            for config, capability in itertools.product(launch.configurations, args.capabilities):
                 used = resources(launch, config, capability)
                 block = config.kwargs.get('BLOCK_N')
                 tensors = math.prod(launch.grid[2:])  # of the moments: q, then k

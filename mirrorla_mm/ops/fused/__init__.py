@@ -85,10 +85,8 @@ def _why_not(
         return f'q, k and v need one shape, got {shapes}'
     if any(x.dtype not in DTYPES for x in (q, k, v)):
         return f'it takes float32, float16 and bfloat16, got {q.dtype}, {k.dtype} and {v.dtype}'
-    if channels % 2 or channels > LARGEST_HEAD_DIM:
-        return (
-            f'the channels of a head need to be even and at most {LARGEST_HEAD_DIM}, got {channels}'
-        )
+    if channels > LARGEST_HEAD_DIM:
+        return f'a head may have {LARGEST_HEAD_DIM} channels at most, got {channels}'
     if options.hw_shape and channels % 4:
         return f'RoPE needs a multiple of 4 channels per head, got {channels}'
     if TRITON_REASON is not None:

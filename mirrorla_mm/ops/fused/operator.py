@@ -58,6 +58,7 @@ def mirror_attention_backward_op(
     mean_query: Tensor,
     mirror: Tensor,
     needs: Sequence[bool],
+    shared: bool,
     feature_map: str,
     rank_augmented: bool,
     variance_aware: bool,
@@ -65,17 +66,20 @@ def mirror_attention_backward_op(
     alpha_max: float,
     hw_shape: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and of the angles of q and of k; empty where ``needs`` is False."""
+    """Gradients of q, k, v, theta and theta_k; empty where ``needs`` is False.
+
+    With ``shared``, keys have the angles of the queries.
+    """
     grid: tuple = tuple(hw_shape)
     options = Options(feature_map, rank_augmented, variance_aware, lam, alpha_max, grid)
     statistics = Statistics(state, log_sum, mean_query, mirror)
-    gradients = passes.backward(grad_out, q, k, v, statistics, needs, options)
+    gradients = passes.backward(grad_out, q, k, v, statistics, needs, options, shared=shared)
     filled = tuple(q.new_empty(0) if x is None else x for x in gradients)
     return filled  # type: ignore[return-value]
 
 
 @mirror_attention_backward_op.register_fake
-def _(grad_out, q, k, v, state, log_sum, mean_query, mirror, needs, *options):
+def _(grad_out, q, k, v, state, log_sum, mean_query, mirror, needs, shared, *options):
     def angle() -> Tensor:
         return q.new_empty(q.shape[1], q.shape[3] // 2, dtype=torch.float32)
 
@@ -121,14 +125,10 @@ def _gradients(
     options: Sequence,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v, theta and theta_k by the kernels, None where not needed."""
-    *qkv, theta, theta_k = inputs
-    shared = theta_k is None
-    wanted = [*needs[:4], needs[3] if shared else needs[4]]
-    *of_qkv, of_q, of_k = mirror_attention_backward_op(
-        grad_out, *qkv, *statistics, wanted, *options
+    shared = inputs[4] is None
+    found = mirror_attention_backward_op(
+        grad_out, *inputs[:3], *statistics, needs, shared, *options
     )
-    of_theta = of_q + of_k if shared and needs[3] else of_q
-    found = (*of_qkv, of_theta, of_k)
     return tuple(
         x.to(of.dtype) if need and of is not None else None
         for x, need, of in zip(found, needs, inputs)

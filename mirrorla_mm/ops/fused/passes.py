@@ -4,47 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from ..options import Options
+from ..rope import rope_frequencies
 from .backward import key_backward_kernel, query_backward_kernel
-from .forward import (
-    mean_query_kernel,
-    merge_state_kernel,
-    mirror_kernel,
-    moments_kernel,
-    output_kernel,
-    rope_table_kernel,
-    state_kernel,
-)
-from .tuning import (
-    INTERPRETED,
-    MANY_PROGRAMS,
-    Split,
-    few_programs,
-    launch,
-    layout,
-    regime,
-    split_tokens,
-)
+from .forward import angle_kernel, mean_query_kernel, output_kernel, state_kernel
+from .launching import Step, run, split_tokens
+from .tuning import INTERPRETED, layout, regime
 
-SPLITS_AT_ONCE = 16
+# Programs on a multiprocessor: of those that only read and add, and of those that take products.
+MANY_PROGRAMS, SOME_PROGRAMS = 8, 4
+SMALLEST_GROUP = 16  # splits that one program merges
+SMALLEST_TABLE = 256  # rows or columns
 
 
 class Statistics(NamedTuple):
-    """What the backward pass keeps beside the inputs: nothing as long as N.
+    """Numbers that the backward pass keeps beside the inputs: nothing as long as N.
 
     Attributes:
         state (Tensor): ``S`` in the first d rows, ``m`` in the last, shape (B, H, d + 1, d).
         log_sum (Tensor): log2 of the softmax's denominator, shape (B, H).
         mean_query (Tensor): The means of :func:`~.forward.mean_query_kernel`, ``qbar`` first, shape
             (B, H, 2, d); empty without rank augmentation.
-        mirror (Tensor): ``cos 2Theta``, ``sin 2Theta``, ``dTheta/dvariance`` and the tokens' mean
-            (two rows) of q and of k, shape (2, B, H, 5, d/2); empty without reflection.
+        mirror (Tensor): The mirrors of q and of k, see :func:`~.tiles.mirror_row`, shape (2, B, H,
+            3 (d // 2) + d); empty without reflection.
     """
 
     state: Tensor
@@ -72,76 +61,8 @@ def empty_statistics(q: Tensor, options: Options) -> Statistics:
         state=new(batch, heads, channels + 1, channels),
         log_sum=new(batch, heads),
         mean_query=new(batch, heads, 2, channels) if options.rank_augmented else new(0),
-        mirror=new(2, batch, heads, 5, channels // 2) if options.mirrors else new(0),
+        mirror=new(2, batch, heads, channels // 2 * 3 + channels) if options.mirrors else new(0),
     )
-
-
-class _Plan:
-    """Grid and arguments that the kernels of one call share."""
-
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, options: Options) -> None:
-        batch, self.heads, self.tokens, self.channels = q.shape
-        self.rows = batch * self.heads
-        self.block = max(16, triton.next_power_of_2(self.channels))
-        self.few, self.many = (
-            split_tokens(self.tokens, self.rows, q.device, programs)
-            for programs in (few_programs(self.block), MANY_PROGRAMS)
-        )
-        self.options = options
-        self.layout = layout(q, k, v)
-        self.widths = dict(HEAD_DIM=self.channels, BLOCK_D=self.block)
-        self.feature = dict(FEATURE_MAP=options.feature_map, **self.widths)
-        self.score_scale = self.channels**-0.5 * math.log2(math.e)
-        height, width = options.hw_shape or (1, self.tokens)
-        rope = bool(options.hw_shape)
-        self.attention = dict(
-            height=height,
-            width=width,
-            table=self._rope_table(q, height, width) if rope else None,
-            ROPE=rope,
-            PRECISION=precision(q, k, v),
-            **self.feature,
-        )
-
-    @property
-    def one_at_a_time(self) -> bool:
-        """Whether two products with the same matrix, as it is and transposed, are too large.
-
-        Both copies of 128 x 128 float32 numbers would have to be in shared memory at once.
-        """
-        return self.block == 128 and self.attention['PRECISION'] != 'bf16'
-
-    def grid(self, split: Split) -> tuple[int, int]:
-        """A program for every head and split."""
-        return self.rows, split.count
-
-    def sizes(self, split: Split) -> dict[str, int]:
-        """What every kernel over the tokens takes of the plan."""
-        return dict(
-            tokens=self.tokens,
-            heads=self.heads,
-            chunk=split.chunk,
-            regime=regime(split.chunk, self.layout),
-        )
-
-    def sums(self, x: Tensor, split: Split, *size: int, leading: Sequence[int] = ()) -> Tensor:
-        """Room for what every head and split sums, in float32."""
-        return x.new_empty(*leading, self.rows, split.count, *size, dtype=torch.float32)
-
-    def _rope_table(self, q: Tensor, height: int, width: int) -> Tensor:
-        quarter = self.channels // 4
-        table = q.new_empty(2, height + width, quarter, dtype=torch.float32)
-        grid = (triton.cdiv((height + width) * quarter, 256),)
-        launch(
-            rope_table_kernel,
-            grid,
-            table=table,
-            height=height,
-            width=width,
-            QUARTER=quarter,
-            BLOCK=256,
-        )
-        return table
 
 
 def precision(*tensors: Tensor) -> str:
@@ -165,95 +86,199 @@ def precision(*tensors: Tensor) -> str:
     return 'tf32' if matmul.allow_tf32 else 'tf32x3'
 
 
-def _mirror(
-    plan: _Plan, q: Tensor, k: Tensor, theta: Tensor, theta_k: Tensor | None, mirror: Tensor
+def make_rope_table(
+    positions: int, channels: int, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """cos and sin of every row or column from 0, shape (2, positions, d/4).
+
+    In float64: the angles reach hundreds of radians, where a float32 product is off by 1e-5.
+    """
+    frequency = rope_frequencies(channels, device=device, dtype=torch.float64)
+    angle = torch.arange(positions, device=device, dtype=torch.float64)[:, None] * frequency
+    return torch.stack((angle.cos(), angle.sin())).to(dtype)
+
+
+@cache
+def _kept_rope_table(
+    positions: int, channels: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return make_rope_table(positions, channels, dtype, 'cpu').to(device)
+
+
+def rope_table(positions: int, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """:func:`make_rope_table`, kept from call to call.
+
+    One table serves every grid that it is long enough for; as lengths are powers of two, all of
+    them together are small, and none is ever dropped. It comes from the CPU by a copy that has
+    ended when this returns, so any stream may read it. Neither can be while a graph is captured:
+    then the graph makes a table of its own.
+    """
+    if device.type == 'cuda' and torch.cuda.is_current_stream_capturing():
+        return make_rope_table(positions, channels, dtype, device)
+    return _kept_rope_table(positions, channels, dtype, device)
+
+
+class Split(NamedTuple):
+    """How the tokens of a row are dealt out to programs.
+
+    Attributes:
+        chunk (int): Tokens of a split.
+        count (int): Splits.
+        group (int): Splits whose sums are merged first.
+    """
+
+    chunk: int
+    count: int  # type: ignore[assignment]  # tuple has a method of that name
+    group: int
+
+
+class Plan:
+    """The launches of one kind of call, and the memory they share.
+
+    Args:
+        shape (torch.Size): (B, H, N, d).
+        device (torch.device): Where they run.
+        options (Options): What to compute.
+        layouts (tuple): Strides and dtypes of the tensors that are as long as N, by name.
+        precision (str): See :func:`precision`.
+    """
+
+    def __init__(
+        self,
+        shape: torch.Size,
+        device: torch.device,
+        options: Options,
+        layouts: dict[str, tuple],
+        precision: str,
+    ) -> None:
+        batch, self.heads, self.tokens, self.channels = shape
+        self.rows = batch * self.heads
+        self.device, self.options = device, options
+        self.block = max(16, triton.next_power_of_2(self.channels))
+        self.steps: list[Step] = []
+        self.counters = self.numbers = 0
+        self.positions = 0
+        self.table_dtype = torch.float32
+        height, width = options.hw_shape or (0, 0)
+        if options.hw_shape:
+            self.positions = max(SMALLEST_TABLE, triton.next_power_of_2(max(height, width)))
+        strides = {name: strides for name, (strides, _) in layouts.items()}
+        self.layout = layout(*strides.values())
+        self.constants: dict[str, Any] = {
+            **{f'{name}_strides': x for name, x in strides.items()},
+            'tokens': self.tokens,
+            'heads': self.heads,
+            'width': width,
+            'positions': self.positions,
+            'lam': float(options.lam),
+            'alpha_max': float(options.alpha_max),
+            'score_scale': self.channels**-0.5 * math.log2(math.e),
+            'RANK_AUGMENTED': options.rank_augmented,
+            'VARIANCE_AWARE': options.reflects_by_variance,
+            'ROPE': bool(options.hw_shape),
+            'FEATURE_MAP': options.feature_map,
+            'PRECISION': precision,
+            'VECTOR': _common_divisor(strides.values()) if self.layout == 'channels' else 1,
+            'HEAD_DIM': self.channels,
+            'BLOCK_D': self.block,
+        }
+
+    def split(self, programs: int, overhead: int = 0) -> Split:
+        """Deal out the tokens to so many programs a multiprocessor."""
+        chunk, count = split_tokens(self.tokens, self.rows, self.device, programs, overhead)
+        return Split(chunk, count, max(SMALLEST_GROUP, math.isqrt(count - 1) + 1))
+
+    def add(
+        self, kernel: Any, split: Split, sums: int = 0, copies: int = 1, **constants: Any
+    ) -> None:
+        """Launch a kernel after those before it.
+
+        Args:
+            kernel: A tuned kernel.
+            split (Split): Its second grid dimension.
+            sums (int): Numbers that it sums over the tokens.
+            copies (int): Its third grid dimension.
+            **constants: Further arguments.
+        """
+        row = triton.cdiv(sums, 4) * 4  # so that every row begins at a multiple of 16 bytes
+        groups = triton.cdiv(split.count, split.group)
+        constants = {
+            **self.constants,
+            'chunk': split.chunk,
+            'regime': regime(split.chunk, self.layout),
+            'group': split.group,
+            'first_counter': self.counters,
+            'ROW': row,
+            **constants,
+        }
+        heads = self.rows * copies
+        if sums:
+            self.counters += heads * (groups + 1)
+            self.numbers = max(self.numbers, heads * (split.count + groups) * row)
+        self.steps.append(Step(kernel, (self.rows, split.count, copies), constants))
+
+    def run(self, tensors: dict[str, Tensor]) -> None:
+        """Launch everything, with memory for counters, sums and the rotation added."""
+        q = tensors['q']
+        tensors['counters'] = q.new_zeros(self.counters, dtype=torch.int32)
+        tensors['partial'] = q.new_empty(self.numbers, dtype=torch.float32)
+        if self.positions:
+            tensors['table'] = rope_table(
+                self.positions, self.channels, self.table_dtype, self.device
+            )
+        run(self.steps, tensors, self.device)
+
+
+def _common_divisor(strides: Any) -> int:
+    """The largest power of two, up to 16, that divides all strides but that of the channels."""
+    divisor = math.gcd(16, *(x for of_one in strides for x in of_one[:3]))
+    return divisor
+
+
+def _call(
+    plan: Any, long_ones: Sequence[str], tensors: dict[str, Tensor], options: Options, *more: Any
 ) -> None:
-    """Pass 1: variances of q and k, from them the angles."""
-    options = plan.options
-    partial = None
-    if options.variance_aware:
-        partial = plan.sums(q, plan.many, 2, plan.channels, leading=(2,))
-        launch(
-            moments_kernel,
-            (*plan.grid(plan.many), 2),
-            q=q,
-            q_strides=q.stride(),
-            k=k,
-            k_strides=k.stride(),
-            partial=partial,
-            **plan.sizes(plan.many),
-            **plan.widths,
-        )
-    theta = theta.contiguous()
-    launch(
-        mirror_kernel,
-        (plan.rows, 2),
-        partial=partial,
-        theta_q=theta,
-        theta_k=theta if theta_k is None else theta_k.contiguous(),
-        mirror=mirror,
-        splits=plan.many.count,
-        lam=float(options.lam),
-        alpha_max=float(options.alpha_max),
-        VARIANCE_AWARE=options.variance_aware,
-        tokens=plan.tokens,
-        heads=plan.heads,
-        chunk=plan.many.chunk,
-        BLOCK_S=SPLITS_AT_ONCE,
-        **plan.widths,
-    )
+    """Run the plan for tensors of these layouts; addresses matter to loads, too."""
+    q, k, v = (tensors[name] for name in 'qkv')
+    layouts = tuple((name, (tensors[name].stride(), tensors[name].dtype)) for name in long_ones)
+    aligned = tuple((name, x.dtype, x.data_ptr() % 16 == 0) for name, x in tensors.items())
+    found = plan(q.shape, q.device, options, layouts, precision(q, k, v), aligned, *more)
+    found.run(tensors)
 
 
-def _mean_query(plan: _Plan, q: Tensor, mirror: Tensor | None, mean_query: Tensor) -> None:
-    """Pass 2: mean of phi(q)."""
-    partial = plan.sums(q, plan.many, 2, plan.channels)
-    launch(
-        mean_query_kernel,
-        plan.grid(plan.many),
-        q=q,
-        q_strides=q.stride(),
-        mirror=mirror,
-        partial=partial,
-        **plan.sizes(plan.many),
-        **plan.feature,
-    )
-    torch.sum(partial.unflatten(0, mean_query.shape[:2]), 2, out=mean_query)
+@lru_cache(maxsize=1024)
+def _forward_plan(
+    shape: torch.Size,
+    device: torch.device,
+    options: Options,
+    layouts: tuple,
+    precision: str,
+    aligned: tuple,
+) -> Plan:
+    plan = Plan(shape, device, options, dict(layouts), precision)
+    if all(dtype != torch.float32 for _, (_, dtype) in layouts):
+        # The passes are bound by bytes: of the cache, too. Those of the backward pass are bound by
+        # instructions, and would have to convert.
+        plan.table_dtype = torch.float16
+    channels, many = plan.channels, plan.split(MANY_PROGRAMS)
+    if options.mirrors:
+        if options.variance_aware:
+            plan.add(angle_kernel, many, 2 * channels, copies=2)
+        else:
+            plan.add(angle_kernel, Split(plan.tokens, 1, 1), copies=2, q=None, k=None)
+    if options.rank_augmented:
+        plan.add(mean_query_kernel, many, 2 * channels)
+    plan.add(state_kernel, _few(plan), channels * (channels + 1) + 2)
+    plan.add(output_kernel, plan.split(SOME_PROGRAMS, plan.block // 2))
+    return plan
 
 
-def _state(
-    plan: _Plan, k: Tensor, v: Tensor, mirror: Tensor | None, statistics: Statistics
-) -> None:
-    """Pass 3: S and m."""
-    size = plan.channels * (plan.channels + 1)
-    partial, scale = plan.sums(k, plan.few, size), plan.sums(k, plan.few, 2)
-    launch(
-        state_kernel,
-        plan.grid(plan.few),
-        k=k,
-        k_strides=k.stride(),
-        v=v,
-        v_strides=v.stride(),
-        mirror=mirror,
-        mean_query=statistics.mean_query,
-        partial=partial,
-        scale=scale,
-        score_scale=plan.score_scale,
-        RANK_AUGMENTED=plan.options.rank_augmented,
-        **plan.sizes(plan.few),
-        **plan.attention,
-    )
-    launch(
-        merge_state_kernel,
-        (plan.rows, triton.cdiv(size, 256)),
-        partial=partial,
-        scale=scale,
-        state=statistics.state,
-        log_sum=statistics.log_sum,
-        splits=plan.few.count,
-        SIZE=size,
-        BLOCK_S=SPLITS_AT_ONCE,
-        BLOCK=256,
-    )
+def _few(plan: Plan) -> Split:
+    """For passes of which each program leaves a (d, d) matrix: as many as keep those small.
+
+    Two at least on a multiprocessor, to hide each other's waiting.
+    """
+    return plan.split(max(2, 128 // plan.block), 2 * plan.block)
 
 
 def forward(
@@ -263,27 +288,11 @@ def forward(
     out, statistics = empty_out(v), empty_statistics(q, options)
     if not out.numel():
         return out, statistics
-    plan = _Plan(q, k, v, options)
-    mirror_q = mirror_k = None
-    if options.mirrors:
-        assert theta is not None  # the operator has refused it
-        _mirror(plan, q, k, theta, theta_k, statistics.mirror)
-        mirror_q, mirror_k = statistics.mirror
-    if options.rank_augmented:
-        _mean_query(plan, q, mirror_q, statistics.mean_query)
-    _state(plan, k, v, mirror_k, statistics)
-    launch(
-        output_kernel,
-        plan.grid(plan.few),
-        q=q,
-        q_strides=q.stride(),
-        mirror=mirror_q,
-        state=statistics.state,
-        out=out,
-        out_strides=out.stride(),
-        **plan.sizes(plan.few),
-        **plan.attention,
-    )
+    tensors = {'q': q, 'k': k, 'v': v, 'out': out, **statistics._asdict()}
+    if theta is not None:
+        tensors['theta'] = theta.float().contiguous()
+        tensors['theta_k'] = tensors['theta'] if theta_k is None else theta_k.float().contiguous()
+    _call(_forward_plan, ('q', 'k', 'v', 'out'), tensors, options)
     return out, statistics
 
 
@@ -297,101 +306,55 @@ class Gradients(NamedTuple):
     theta_k: Tensor | None
 
 
-class _Backward:
-    """One backward call: a pass over the queries, one over the keys, and more where needed.
+@lru_cache(maxsize=1024)
+def _backward_plan(
+    shape: torch.Size,
+    device: torch.device,
+    options: Options,
+    layouts: tuple,
+    precision: str,
+    aligned: tuple,
+    needs: tuple[bool, ...],
+) -> Plan:
+    """A pass over the queries, one over the keys, and more where needed.
 
     A gradient is written in the pass that reduces where it needs no sum over all tokens, else in a
     second pass.
     """
+    need_q, need_k, need_v, need_theta, need_theta_k = needs
+    plan = Plan(shape, device, options, dict(layouts), precision)
+    few, some = _few(plan), plan.split(SOME_PROGRAMS, plan.block // 2)
+    channels, pairs = plan.channels, plan.channels // 2
+    by_variance = options.reflects_by_variance
+    q_at_once = need_q and not (options.rank_augmented or by_variance)
+    k_at_once = need_k and not by_variance
+    angle_of_k = options.mirrors and (need_theta_k or (need_k and by_variance))
+    reduces = angle_of_k or (options.rank_augmented and (need_q or need_theta))
 
-    def __init__(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        statistics: Statistics,
-        options: Options,
-    ):
-        self.grad_out, self.q, self.k, self.v = grad_out, q, k, v
-        self.statistics = statistics
-        self.plan = _Plan(q, k, v, options)
-        self.mirror_q: Tensor | None = None
-        self.mirror_k: Tensor | None = None
-        if options.mirrors:
-            self.mirror_q, self.mirror_k = statistics.mirror
-        self.flags = dict(
-            RANK_AUGMENTED=options.rank_augmented, VARIANCE_AWARE=options.reflects_by_variance
-        )
+    def query_pass(split: Split, sums: int = 0, write: bool = False) -> None:
+        unused: dict[str, Any] = {} if write else {'q_grad': None}
+        plan.add(query_backward_kernel, split, sums, REDUCE=bool(sums), WRITE=write, **unused)
 
-    def query_pass(
-        self,
-        partial: Tensor | None = None,
-        q_grad: Tensor | None = None,
-        mean_query_grad: Tensor | None = None,
-        angle_grad: Tensor | None = None,
-    ) -> None:
-        """Reduce if there is a ``partial`` to reduce to, write if there is a ``q_grad``."""
-        launch(
-            query_backward_kernel,
-            self.plan.grid(self.plan.few),
-            q=self.q,
-            q_strides=self.q.stride(),
-            grad_out=self.grad_out,
-            grad_out_strides=self.grad_out.stride(),
-            mirror=self.mirror_q,
-            state=self.statistics.state,
-            mean_query_grad=mean_query_grad,
-            angle_grad=angle_grad,
-            partial=partial,
-            q_grad=q_grad,
-            q_grad_strides=_strides(q_grad),
-            REDUCE=partial is not None,
-            WRITE=q_grad is not None,
-            **self.flags,
-            **self.plan.sizes(self.plan.few),
-            **self.plan.attention,
-        )
+    def key_pass(split: Split, sums: int = 0, k: bool = False, v: bool = False) -> None:
+        unused: dict[str, Any] = {
+            f'{name}_grad': None for name, write in (('k', k), ('v', v)) if not write
+        }
+        flags = {'REDUCE': bool(sums), 'WRITE_K': k, 'WRITE_V': v}
+        plan.add(key_backward_kernel, split, sums, **flags, **unused)
 
-    def key_pass(
-        self,
-        state_grad: Tensor,
-        partial: Tensor | None = None,
-        k_grad: Tensor | None = None,
-        v_grad: Tensor | None = None,
-        angle_grad: Tensor | None = None,
-    ) -> None:
-        """Reduce if there is a ``partial`` to reduce to, write what there is room for."""
-        launch(
-            key_backward_kernel,
-            self.plan.grid(self.plan.few),
-            k=self.k,
-            k_strides=self.k.stride(),
-            v=self.v,
-            v_strides=self.v.stride(),
-            mirror=self.mirror_k,
-            state=self.statistics.state,
-            state_grad=state_grad,
-            mean_query=self.statistics.mean_query,
-            log_sum=self.statistics.log_sum,
-            angle_grad=angle_grad,
-            partial=partial,
-            k_grad=k_grad,
-            k_grad_strides=_strides(k_grad),
-            v_grad=v_grad,
-            v_grad_strides=_strides(v_grad),
-            score_scale=self.plan.score_scale,
-            REDUCE=partial is not None,
-            WRITE_K=k_grad is not None,
-            WRITE_V=v_grad is not None,
-            **self.flags,
-            **self.plan.sizes(self.plan.few),
-            **self.plan.attention,
-        )
-
-
-def _strides(x: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0, 0) if x is None else x.stride()
+    query_pass(few, channels * (channels + 1) + pairs, q_at_once)
+    sums = (channels + pairs) * reduces
+    if need_v and (reduces or k_at_once) and plan.block == 128 and precision != 'bf16':
+        # A 128 x 128 float32 matrix and its transpose do not fit in shared memory together.
+        key_pass(some, v=True)
+        key_pass(some, sums, k_at_once)
+    elif reduces or k_at_once or need_v:
+        key_pass(some, sums, k_at_once, need_v)
+    if need_k and not k_at_once:
+        key_pass(some, k=True)
+    if need_q and not q_at_once:
+        query_pass(some, write=True)
+    return plan
 
 
 def backward(
@@ -400,69 +363,47 @@ def backward(
     k: Tensor,
     v: Tensor,
     statistics: Statistics,
-    needs: Gradients | Sequence[bool],
+    needs: Sequence[bool],
     options: Options,
+    *,
+    shared: bool = False,
 ) -> Gradients:
     """Gradients of those inputs that ``needs`` (q, k, v, theta, theta_k) marks.
 
-    ``theta``'s is that of the queries alone; where keys share it, the caller adds ``theta_k``'s.
+    With ``shared``, keys have the angles of the queries: ``theta``'s gradient is that of both.
     """
+    batch, heads, _, channels = q.shape
     need_q, need_k, need_v, need_theta, need_theta_k = needs
-    q_grad, k_grad, v_grad = (
-        empty_out(x) if need else None for x, need in ((q, need_q), (k, need_k), (v, need_v))
-    )
-    heads, channels = q.shape[1], q.shape[3]
-    if not q.numel():
-        angle_grads = (
-            q.new_zeros(heads, channels // 2, dtype=torch.float32) if need else None
-            for need in (need_theta, need_theta_k)
-        )
-        return Gradients(q_grad, k_grad, v_grad, *angle_grads)
-    call = _Backward(grad_out, q, k, v, statistics, options)
-    plan = call.plan
-    mirrors, by_variance = options.mirrors, options.reflects_by_variance
-    through_mean = options.rank_augmented and (need_q or need_theta)
-    q_at_once = not (options.rank_augmented or by_variance)
-    k_at_once = not by_variance
+    need_theta, need_theta_k = (need and options.mirrors for need in (need_theta, need_theta_k))
+    gradients = {
+        f'{name}_grad': empty_out(x)
+        for name, x, need in (('q', q, need_q), ('k', k, need_k), ('v', v, need_v))
+        if need
+    }
 
-    partial = plan.sums(q, plan.few, channels * (channels + 1) + channels // 2)
-    call.query_pass(partial, q_grad if q_at_once else None)
-    query_sums = partial.sum(1)
+    def new(*shape: int) -> Tensor:
+        return q.new_empty(shape, dtype=torch.float32)
 
-    partial = plan.sums(q, plan.few, 3 * channels // 2)
-    reduces = through_mean or (mirrors and (need_theta_k or (need_k and by_variance)))
-    key_now = k_grad if k_at_once else None
-    first = partial if reduces else None
-    if plan.one_at_a_time and reduces and v_grad is not None:
-        call.key_pass(query_sums, None, None, v_grad)
-        call.key_pass(query_sums, first, key_now)
-    elif reduces or key_now is not None or v_grad is not None:
-        call.key_pass(query_sums, first, key_now, v_grad)
-    mean_query_grad, angle_grad_k = (
-        x.contiguous() for x in partial.sum(1).split((channels, channels // 2), 1)
-    )
-    if k_grad is not None and not k_at_once:
-        call.key_pass(query_sums, None, k_grad, None, angle_grad_k)
-
-    angle_grad_q = None
-    if mirrors and (need_q or need_theta):
-        angle_grad_q = query_sums[:, channels * (channels + 1) :].contiguous()
-        if options.rank_augmented:
-            crossed = statistics.mean_query[:, :, 1].flatten(0, 1).unflatten(1, (-1, 2))
-            turned = mean_query_grad.unflatten(1, (-1, 2)).flip(2) * crossed
-            angle_grad_q += 2 * (turned[..., 0] - turned[..., 1])
-    if q_grad is not None and not q_at_once:
-        call.query_pass(None, q_grad, mean_query_grad, angle_grad_q)
-
-    def of_theta(angle_grad: Tensor | None, need: object) -> Tensor | None:
-        if angle_grad is None or not (need and mirrors):
-            return None
-        return angle_grad.unflatten(0, (-1, heads)).sum(0)
-
+    pairs = channels // 2
+    angle_grad = new(2, batch, heads, pairs)
+    if q.numel():
+        tensors = {'q': q, 'k': k, 'v': v, 'grad_out': grad_out, **gradients}
+        long_ones = tuple(tensors)
+        tensors |= statistics._asdict()
+        tensors['state_grad'] = new(batch, heads, channels * (channels + 1) + pairs)
+        tensors['mean_query_grad'] = new(batch, heads, channels + pairs)
+        tensors['angle_grad'] = angle_grad
+        both = need_theta_k or (need_theta and shared)
+        wanted = (need_q, need_k, need_v, need_theta, both)
+        _call(_backward_plan, long_ones, tensors, options, wanted)
+    else:
+        angle_grad.zero_()
+    over = (0, 1) if shared else 0
+    of_q = angle_grad if shared else angle_grad[0]
     return Gradients(
-        q_grad,
-        k_grad,
-        v_grad,
-        of_theta(angle_grad_q, need_theta),
-        of_theta(angle_grad_k, need_theta_k),
+        gradients.get('q_grad'),
+        gradients.get('k_grad'),
+        gradients.get('v_grad'),
+        of_q.sum(over) if need_theta else None,
+        angle_grad[1].sum(0) if need_theta_k and not shared else None,
     )

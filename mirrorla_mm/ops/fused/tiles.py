@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def"
-"""What the fused kernels share: tiles of tokens, the feature maps, the rotation, a dot product.
+"""Parts of the fused kernels: tiles of tokens, the feature maps, the rotation, a dot product.
 
 A tile holds ``BLOCK_N`` tokens of one head in float32, ``BLOCK_D`` channels wide: ``HEAD_DIM``
 rounded up to a power of two, the rest zero. Channels keep their order; :func:`pairs` splits a tile
 into the first and the second channels of its two-channel blocks, which costs nothing where a
-thread holds both.
+thread holds both. Of an odd ``HEAD_DIM`` the last channel is the first of a block without a mirror.
 """
 
 import triton
@@ -34,28 +34,33 @@ def own_tokens(tokens, chunk):
 
 
 @triton.jit
-def own_row(partial, SIZE: tl.constexpr):
-    """Where a program's ``SIZE`` sums go: a row for every program, the third grid index first."""
-    row = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-    return partial + (row * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * SIZE
+def head_pointer(x, strides, head, heads, VECTOR: tl.constexpr):
+    """Where a head of a (B, H, N, d) tensor begins; ``head`` counts over B*H.
+
+    Strides are multiples of ``VECTOR``, which the compiler needs to know for wide loads. (A hint
+    is lost on a function's argument, so each stands where its number is made.)
+    """
+    offset = (head // heads).to(tl.int64) * strides[0] + (head % heads).to(tl.int64) * strides[1]
+    if VECTOR > 1:
+        offset = tl.multiple_of(offset, VECTOR)
+    return x + offset
 
 
 @triton.jit
-def head_pointer(x, strides, head, heads):
-    """Where a head of a (B, H, N, d) tensor begins; ``head`` counts over B*H."""
-    image = (head // heads).to(tl.int64)
-    return x + image * strides[0] + (head % heads).to(tl.int64) * strides[1]
-
-
-@triton.jit
-def tile_pointers(x, strides, start, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+def tile_pointers(
+    x, strides, start, VECTOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """Addresses of a tile in a head, in int64: strides of 2^31 and more are ordinary.
 
     Offsets in the tile do not depend on ``start``, so a loop over tiles adds them up but once.
     """
+    first = tl.cast(start, tl.int64) * strides[2]
     token = tl.arange(0, BLOCK_N).to(tl.int64) * strides[2]
+    if VECTOR > 1:
+        first = tl.multiple_of(first, VECTOR)
+        token = tl.multiple_of(token, VECTOR)
     channel = tl.arange(0, BLOCK_D).to(tl.int64) * strides[3]
-    return x + tl.cast(start, tl.int64) * strides[2] + (token[:, None] + channel[None, :])
+    return x + first + (token[:, None] + channel[None, :])
 
 
 @triton.jit
@@ -70,13 +75,19 @@ def tile_mask(start, stop, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_
 
 @triton.jit
 def load_tile(
-    x, strides, start, stop, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+    x,
+    strides,
+    start,
+    stop,
+    VECTOR: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     """A tile in float32, zero outside."""
     mask = tile_mask(start, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
-    return tl.load(tile_pointers(x, strides, start, BLOCK_N, BLOCK_D), mask=mask, other=0.0).to(
-        tl.float32
-    )
+    pointers = tile_pointers(x, strides, start, VECTOR, BLOCK_N, BLOCK_D)
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -86,22 +97,22 @@ def store_tile(
     value,
     start,
     stop,
+    VECTOR: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Write a tile in the tensor's dtype."""
     mask = tile_mask(start, stop, HEAD_DIM, BLOCK_N, BLOCK_D)
-    tl.store(
-        tile_pointers(x, strides, start, BLOCK_N, BLOCK_D), value.to(x.dtype.element_ty), mask=mask
-    )
+    pointers = tile_pointers(x, strides, start, VECTOR, BLOCK_N, BLOCK_D)
+    tl.store(pointers, value.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def load_vector(x, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """``SIZE`` contiguous numbers as a row (1, BLOCK), zero beyond."""
+def load_vector(x, SIZE: tl.constexpr, BLOCK: tl.constexpr, BEYOND: tl.constexpr = 0.0):
+    """``SIZE`` contiguous numbers as a row (1, BLOCK), ``BEYOND`` after them."""
     index = tl.arange(0, BLOCK)
-    return tl.load(x + index, mask=index < SIZE, other=0.0)[None, :]
+    return tl.load(x + index, mask=index < SIZE, other=BEYOND)[None, :]
 
 
 @triton.jit
@@ -159,17 +170,27 @@ def dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def mirror_row(mirror, row, HEAD_DIM: tl.constexpr):
+    """Where a head's mirror begins in ``mirror``, (2, B*H, 3 (d // 2) + d), that of k in 2nd place.
+
+    A row is cos 2Theta, sin 2Theta and dTheta/dvariance of each block, and each channel's mean.
+    """
+    return mirror + row.to(tl.int64) * (HEAD_DIM // 2 * 3 + HEAD_DIM)
+
+
+@triton.jit
 def load_mirror(
-    mirror, head, FEATURE_MAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+    mirror, row, FEATURE_MAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """cos and sin of twice the mirror's angle, (1, d/2) each; zeros for the other feature maps.
 
-    ``mirror`` is (B*H, 5, d/2): cos 2Theta, sin 2Theta, dTheta/dvariance, and the mean (two rows).
+    Beyond the blocks they are -1 and 0, which leaves the last of an odd number of channels as it
+    is.
     """
     if FEATURE_MAP == 'mirror':
-        row = mirror + head.to(tl.int64) * (HEAD_DIM // 2 * 5)
-        cos = load_vector(row, HEAD_DIM // 2, BLOCK_D // 2)
-        sin = load_vector(row + HEAD_DIM // 2, HEAD_DIM // 2, BLOCK_D // 2)
+        start = mirror_row(mirror, row, HEAD_DIM)
+        cos = load_vector(start, HEAD_DIM // 2, BLOCK_D // 2, -1.0)
+        sin = load_vector(start + HEAD_DIM // 2, HEAD_DIM // 2, BLOCK_D // 2)
     else:
         cos = tl.zeros((1, BLOCK_D // 2), tl.float32)
         sin = cos
@@ -211,15 +232,15 @@ def load_features(
     sin,
     start,
     stop,
+    VECTOR: tl.constexpr,
     FEATURE_MAP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """A tile's reflected channels and their features."""
-    h = reflect(
-        load_tile(x, strides, start, stop, HEAD_DIM, BLOCK_N, BLOCK_D), cos, sin, FEATURE_MAP
-    )
+    value = load_tile(x, strides, start, stop, VECTOR, HEAD_DIM, BLOCK_N, BLOCK_D)
+    h = reflect(value, cos, sin, FEATURE_MAP)
     return h, feature(h, tile_mask(start, stop, HEAD_DIM, BLOCK_N, BLOCK_D), FEATURE_MAP)
 
 
@@ -230,21 +251,23 @@ def load_turned(
     cos,
     sin,
     table,
+    positions,
     start,
     stop,
-    tokens,
-    height,
     width,
     ROPE: tl.constexpr,
+    VECTOR: tl.constexpr,
     FEATURE_MAP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """A tile's reflected channels h, features f and R(f), and the rotation's cos and sin."""
-    h, f = load_features(x, strides, cos, sin, start, stop, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D)
+    h, f = load_features(
+        x, strides, cos, sin, start, stop, VECTOR, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D
+    )
     rope_cos, rope_sin = load_rotation(
-        table, start, tokens, height, width, ROPE, HEAD_DIM, BLOCK_N, BLOCK_D
+        table, positions, start, stop, width, ROPE, HEAD_DIM, BLOCK_N, BLOCK_D
     )
     return h, f, rotate(f, rope_cos, rope_sin, ROPE), rope_cos, rope_sin
 
@@ -263,9 +286,9 @@ def angle_gradient(h, grad):
 @triton.jit
 def load_rotation(
     table,
+    positions,
     start,
-    tokens,
-    height,
+    stop,
     width,
     ROPE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -274,21 +297,20 @@ def load_rotation(
 ):
     """cos and sin of the tokens' angles, (BLOCK_N, d/2) each; the table stays in the cache.
 
-    ``table`` is (2, H + W, d/4), cosines and sines of all rows, then of all columns: the first d/4
-    pairs turn with the row, the others with the column.
+    ``table`` is (2, positions, d/4), cosines and sines of every row or column: the first d/4 pairs
+    turn with the row, the others with the column.
     """
     if ROPE:
         QUARTER: tl.constexpr = HEAD_DIM // 4
-        token = tl.minimum(start + tl.arange(0, BLOCK_N), tokens - 1)
+        token = tl.minimum(start + tl.arange(0, BLOCK_N), stop - 1)
         row = token // width
-        column = token - row * width + height
         pair = tl.arange(0, BLOCK_D // 2)
-        position = tl.where((pair < QUARTER)[None, :], row[:, None], column[:, None])
+        position = tl.where((pair < QUARTER)[None, :], row[:, None], (token - row * width)[:, None])
         index = position * QUARTER + (pair % QUARTER)[None, :]
-        VECTOR: tl.constexpr = 4 if QUARTER % 4 == 0 else 1
+        VECTOR: tl.constexpr = 4 if QUARTER % 4 == 0 else 2 - QUARTER % 2
         index = tl.max_contiguous(tl.multiple_of(index, (1, VECTOR)), (1, VECTOR))
-        cos = tl.load(table + index)
-        sin = tl.load(table + (height + width) * QUARTER + index)
+        cos = tl.load(table + index).to(tl.float32)
+        sin = tl.load(table + positions * QUARTER + index).to(tl.float32)
     else:
         cos = tl.zeros((1, 1), tl.float32)
         sin = cos

@@ -1,41 +1,38 @@
-"""How kernels are tuned, split over the device and launched."""
+"""Configurations of the kernels: which are tried, which are left out, and by what key."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache, partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-import torch
 import triton
 from triton import knobs
 
 INTERPRETED = knobs.runtime.interpret
 
+# Numbers that are no reason to compile a kernel again.
+SIZES = ('first_counter', 'group', 'tokens', 'heads', 'regime', 'positions', 'width')
+
 # (BLOCK_N, warps, stages). Few: every new key times them all once, then the disk remembers.
 CONFIGS = {
     'light': ((32, 4, 1), (64, 4, 1), (64, 8, 1)),
     'product': ((32, 4, 2), (64, 4, 2), (32, 8, 2), (64, 8, 2), (128, 8, 2)),
-    'backward': ((16, 4, 2), (32, 4, 2), (16, 8, 2), (32, 8, 2)),
+    'backward': ((16, 4, 2), (32, 4, 2), (16, 8, 2), (32, 8, 2), (64, 8, 2)),
 }
 INTERPRETER_CONFIG = (32, 4, 1)
 
 # Where none of these keeps its operands in registers (float32 with more than 64 channels).
-SMALLEST = {'light': (32, 8, 1), 'product': (16, 8, 1), 'backward': (16, 8, 2)}
+SMALLEST = {'light': (32, 8, 1), 'product': (16, 8, 1), 'backward': (16, 8, 1)}
 
 # Words a thread may hold of a tile and of a (d, d) matrix, both operands of products. Beyond these
 # registers spill on one architecture or another (tools/analysis_tools/kernel_report.py).
 LARGEST_TILE = {'light': 64, 'product': 32, 'backward': 16}
 LARGEST_MATRIX = {'light': math.inf, 'product': 128, 'backward': 64}
 
-# Programs per multiprocessor, where none of them reads or leaves a (d, d) matrix.
-MANY_PROGRAMS = 8
-LARGEST_BLOCK = 128
-SMALLEST_CHUNK = 256
-INTERPRETER_CHUNK = 64
+LAYOUTS = ('channels', 'tokens', 'mixed')
 _KEY = (
     'regime',
     'HEAD_DIM',
@@ -49,7 +46,6 @@ _KEY = (
     'WRITE_K',
     'WRITE_V',
 )
-LAYOUTS = ('channels', 'tokens', 'mixed')
 
 
 def autotune(kind: str) -> Callable:
@@ -59,27 +55,25 @@ def autotune(kind: str) -> Callable:
     """
 
     def decorate(kernel):
-        configs = [_config(INTERPRETER_CONFIG)] if INTERPRETED else [*map(_config, CONFIGS[kind])]
-        key = [name for name in _KEY if name in kernel.arg_names]
-        options = {'prune_configs_by': {'early_config_prune': partial(_without_spills, kind)}}
+        choices = (INTERPRETER_CONFIG,) if INTERPRETED else CONFIGS[kind]
+        names = kernel.arg_names
+        options = {
+            'key': [name for name in _KEY if name in names],
+            'prune_configs_by': {'early_config_prune': partial(_without_spills, kind)},
+            # Timing a kernel runs it many times within one call.
+            'reset_to_zero': ['counters'] if 'counters' in names else None,
+        }
         if 'cache_results' in inspect.signature(triton.autotune).parameters:
             options['cache_results'] = True
-        return triton.autotune(configs, key, **options)(kernel)
+        return triton.autotune([_config(kind, x) for x in choices], **options)(kernel)
 
     return decorate
 
 
-def _config(choice: tuple[int, int, int]) -> triton.Config:
+def _config(kind: str, choice: tuple[int, int, int]) -> triton.Config:
     block, warps, stages = choice
-    return triton.Config({'BLOCK_N': block}, num_warps=warps, num_stages=stages)
-
-
-def configurations(launch: Launch) -> list[triton.Config]:
-    """Those that tuning tries for a launch; one without parameters for a kernel that has none."""
-    prune = getattr(launch.kernel, 'early_config_prune', None)
-    if prune is None:
-        return [triton.Config({})]
-    return prune(launch.kernel.configs, {}, **launch.arguments)
+    constants = {'BLOCK_N': block} | ({'STAGES': stages} if kind == 'backward' else {})
+    return triton.Config(constants, num_warps=warps, num_stages=stages)
 
 
 def _without_spills(kind: str, configs: list, arguments: dict, **constants: Any) -> list:
@@ -94,25 +88,13 @@ def _without_spills(kind: str, configs: list, arguments: dict, **constants: Any)
         matrix = width * width * words / threads / LARGEST_MATRIX[kind]
         return max(tile, matrix)
 
-    return [config for config in configs if load(config) <= 1] or [_config(SMALLEST[kind])]
+    return [config for config in configs if load(config) <= 1] or [_config(kind, SMALLEST[kind])]
 
 
-class Split(NamedTuple):
-    """How the tokens of every head are dealt out to programs.
-
-    Attributes:
-        chunk (int): Tokens of a split, a multiple of every ``BLOCK_N``.
-        count (int): Splits of a head.
-    """
-
-    chunk: int
-    count: int  # type: ignore[assignment]  # tuple has a method of that name
-
-
-def layout(*tensors: torch.Tensor) -> str:
+def layout(*strides: tuple[int, ...]) -> str:
     """Which neighbours in memory are read together: channels, tokens, or not the same in all."""
     for name, dimension in (('channels', 3), ('tokens', 2)):
-        if all(x.stride(dimension) == 1 for x in tensors):
+        if all(x[dimension] == 1 for x in strides):
             return name
     return 'mixed'
 
@@ -125,73 +107,3 @@ def regime(chunk: int, layout: str) -> int:
     """
     length = (chunk > 512) + (chunk > 2048)
     return LAYOUTS.index(layout) * 3 + length
-
-
-def few_programs(width: int) -> int:
-    """Programs per multiprocessor where each reads or leaves a matrix of ``width`` squared numbers.
-
-    As many as keep those small beside its tokens, two at least to hide each other's waiting.
-    """
-    return max(2, 128 // width)
-
-
-def split_tokens(tokens: int, heads: int, device: torch.device, per_multiprocessor: int) -> Split:
-    """Fill the device about ``per_multiprocessor`` times over with heads times splits."""
-    multiple, smallest, programs = INTERPRETER_CHUNK, INTERPRETER_CHUNK, tokens * heads
-    if not INTERPRETED:
-        multiple, smallest = LARGEST_BLOCK, SMALLEST_CHUNK
-        programs = per_multiprocessor * _multiprocessors(device)
-    wanted = triton.cdiv(tokens, max(1, programs // heads))
-    chunk = max(smallest, triton.cdiv(wanted, multiple) * multiple)
-    return Split(chunk, triton.cdiv(tokens, chunk))
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != 'cuda':
-        return 132
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-class Launch(NamedTuple):
-    """A launch that :func:`record_launches` kept instead of running it."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
-
-    @property
-    def function(self) -> Any:
-        """The kernel without its tuner."""
-        return self.kernel.fn if hasattr(self.kernel, 'configs') else self.kernel
-
-    @property
-    def name(self) -> str:
-        """The kernel's name and the flags that are set."""
-        flags = ('REDUCE', 'WRITE', 'WRITE_K', 'WRITE_V')
-        active = [flag.lower() for flag in flags if self.arguments.get(flag)]
-        return ' '.join([self.function.__name__, *active])
-
-
-_record: list[Launch] | None = None
-
-
-@contextmanager
-def record_launches() -> Iterator[list[Launch]]:
-    """Keep launches instead of running them: with tensors on the ``meta`` device, a dry run."""
-    global _record
-    previous, _record = _record, []
-    try:
-        yield _record
-    finally:
-        _record = previous
-
-
-def launch(kernel, grid: tuple[int, ...], **arguments) -> None:
-    """Run a kernel on the device of its tensors."""
-    if _record is not None:
-        _record.append(Launch(kernel, grid, arguments))
-        return
-    device = next(a.device for a in arguments.values() if isinstance(a, torch.Tensor))
-    with torch.cuda.device(device if device.type == 'cuda' else -1):
-        kernel[grid](**arguments)
