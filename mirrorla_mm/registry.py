@@ -111,7 +111,11 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
             "attn_cfg needs to be a dict with a 'type', such as dict(type='MirrorAttention'), "
             f'got {cfg!r}'
         )
-    return MODELS.build({**defaults, **cfg, '_scope_': SCOPE})
+    method = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    # A method that brings something of its own is not offered the host's.
+    own = getattr(method, 'brings', ())
+    offers = {key: value for key, value in defaults.items() if key not in own}
+    return MODELS.build({**offers, **cfg, '_scope_': SCOPE})
 
 
 __all__ = [

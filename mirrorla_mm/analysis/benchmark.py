@@ -23,6 +23,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from ..backbones import MirrorLA
+from ..backbones.deploy import deploy
 from ..backbones.ravlt import RAVLT, arch_settings
 from ..registry import MODELS
 from .reference_ravlt import ReferenceRAVLT
@@ -180,9 +181,7 @@ def build_step(subject: Subject, variant: str) -> Callable[[Tensor], object]:
     torch.manual_seed(0)
     model = build_model(subject, words).to(subject.device).train(subject.train)
     if 'deploy' in words:
-        for module in list(model.modules()):
-            if isinstance(module, RAVLT):
-                module.switch_to_deploy()
+        deploy(model)
     run = torch.compile(model) if 'compile' in words else model
     whole = subject.config is not None and not subject.backbone_only
     autocast = torch.autocast(subject.device, torch.bfloat16, enabled='amp' in words)

@@ -3,9 +3,10 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..ops.maps import resize_map, to_map
 from ..ops.precision import at_least_float32, without_autocast
 from ..registry import register_attention
-from .base import Attention, resize_map, to_map
+from .base import Attention
 
 
 @register_attention
@@ -31,6 +32,8 @@ class AgentAttention(Attention):
         **kwargs: Options of :class:`~mirrorla_mm.attention.base.Attention`.
     """
 
+    brings = dict(lepe_kernel=3, rope=False)
+
     def __init__(
         self,
         embed_dims: int,
@@ -39,7 +42,7 @@ class AgentAttention(Attention):
         pool_size: int | None = None,
         **kwargs,
     ) -> None:
-        super().__init__(embed_dims, num_heads, **{**kwargs, 'lepe_kernel': 3, 'rope': False})
+        super().__init__(embed_dims, num_heads, **kwargs)
         self.pool_size = pool_size or agents
         self.query_bias = AgentBias(num_heads, agents, self.grid_size)
         self.key_bias = AgentBias(num_heads, agents, self.kv_shape(self.grid_size))

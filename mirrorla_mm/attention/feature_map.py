@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import mirror_attention
-from ..ops.backend import forced_backend
-from ..ops.rotation import rotation, symbolic
-from ..ops.streaming import (
-    StreamedState,
-    conv_rows,
-    input_rows,
-    row_strips,
-    streams,
-)
-from .base import Attention, to_map, to_tokens
+from ..ops import lean
+from ..ops.backend import Backend, select_backend
+from ..ops.options import Options
+from .linear import LinearAttention, Place, Plan
 from .reflection import Reflection
 
 
-class FeatureMapAttention(Attention):
+class FeatureMapAttention(LinearAttention):
     """Linear attention ``phi(q) (phi(k)^T v)`` with a pointwise phi, O(N d^2) per head.
 
     Subclasses name the feature map and say whether the state is rank-augmented.
@@ -44,143 +39,95 @@ class FeatureMapAttention(Attention):
             None if reflection is None else Reflection(embed_dims, num_heads, **reflection)
         )
 
-    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        plain = self.sr is None and self.out_norm is None and forced_backend() in (None, 'lean')
-        if plain and streams(x) and (self.reflection is None or self._folds(x)):
-            return self._stream(x, hw_shape)
-        return super().forward(x, hw_shape)
-
     def projection(self) -> tuple[Tensor, Tensor | None]:
-        if self.reflection is None:
-            return super().projection()
-        return self.reflection.fold(*super().projection())
+        weight, bias = super().projection()
+        return (weight, bias) if self.reflection is None else self.reflection.fold(weight, bias)
 
-    def switch_to_deploy(self) -> None:
-        """Fold the cross-head reflection into the projection for good."""
-        if self.reflection is None or self.reflection.u is None:
+    def fold_for_inference(self) -> None:
+        """Fold into the projection what is the same in all images, for good."""
+        if self.reflection is None:
             return
         weight, bias = self.projection()
         self.qkv.weight.data = weight.detach()
         if bias is not None:
             self.qkv.bias.data = bias.detach()
-        self.reflection.u = self.reflection.u_k = None
+        self.reflection = self.reflection.remainder()
 
-    def project(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple[Tensor, ...]:
-        if not self._folds(x):
-            return super().project(x, hw_shape)
-        channels = self.embed_dims
-        weight, bias = self.projection()
-        weights = weight.split(channels)[2:]
-        biases = (None,) * len(weights) if bias is None else bias.split(channels)[2:]
-        folded, shift = self._fold_angles(weight, bias, x)
-        q, k = torch.baddbmm(shift, x, folded).split(channels, dim=-1)
-        return q, k, *(F.linear(x, *layer) for layer in zip(weights, biases))
+    @property
+    def _varies(self) -> bool:
+        """Whether reflections differ from image to image, so that :meth:`projection` lacks them."""
+        return self.reflection is not None and self.reflection.variance_aware
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        options = dict(
-            feature_map=self.feature_map,
-            rank_augmented=self.rank_augmented,
-            hw_shape=tuple(hw_shape) if self.rope else None,
-        )
-        if self.reflection is None or self._folds(q):
-            return mirror_attention(q, k, v, **options)
-        if self.feature_map == 'relu':
-            # The operator's mirror map is reflection and ReLU in one.
-            mirror = self.reflection
-            options.update(mirror.options, feature_map='mirror', theta_k=mirror.theta_k)
-            return mirror_attention(q, k, v, mirror.theta, **options)
-        q, k = self.reflection(q, k)
-        return mirror_attention(q, k, v, **options)
-
-    def _folds(self, x: Tensor) -> bool:
-        """Whether the projection reflects, for x of shape (B, N, C) or heads (B, H, N, d).
+    def folds(self, x: Tensor, backend: Backend) -> bool:
+        """Whether the projection reflects.
 
         On a CPU that pays where the covariance of the input, N C^2 + 2 C^3 multiplications, costs
         less than some ten passes over N C numbers. The fused operator on a GPU reflects for free.
         """
         return (
-            self.reflection is not None
+            self._varies
+            and backend.strips
             and self.sr is None
             and x.device.type == 'cpu'
-            and forced_backend() in (None, 'lean')
-            and not symbolic()
-            and x.shape[-2] >= 8 * self.embed_dims
+            and x.shape[1] >= 8 * self.embed_dims
         )
+
+    def project_folded(self, x: Tensor) -> tuple[Tensor, ...]:
+        weight, bias = self.projection()
+        folded, shift = self._fold_angles(weight, bias, x)
+        q, k = torch.baddbmm(shift, x, folded).split(self.embed_dims, dim=-1)
+        weights = weight.split(self.embed_dims)[2:]
+        biases = [None] * len(weights) if bias is None else bias.split(self.embed_dims)[2:]
+        return q, k, *(F.linear(x, *layer) for layer in zip(weights, biases))
+
+    def layers(self, x: Tensor, folds: bool) -> list[tuple[Tensor, Tensor | None]]:
+        layers = super().layers(x, folds)
+        if folds:
+            folded, shift = self._fold_angles(*self.projection(), x)
+            layers[:2] = zip(*(t[0].split(self.embed_dims, dim=-1) for t in (folded, shift)))
+        return layers
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int], plan: Plan | None = None
+    ) -> Tensor:
+        theta, theta_k, options = self.operator(hw_shape)
+        if plan is None:
+            plan = Plan(select_backend(q, k, v, theta, theta_k, options))
+        if plan.folds:
+            theta, theta_k = None, None
+            options = options._replace(feature_map=self.feature_map)
+        elif self._varies and theta is None:
+            q, k = self.reflection(q, k)
+        return plan.backend.run(q, k, v, theta, theta_k, options)
+
+    def operator(self, hw_shape: tuple[int, int]) -> tuple[Tensor | None, Tensor | None, Options]:
+        options = Options(
+            self.feature_map,
+            self.rank_augmented,
+            hw_shape=tuple(hw_shape) if self.rope else None,
+        )
+        if not self._varies or self.feature_map != 'relu':
+            return None, None, options
+        # The operator's mirror map is reflection and ReLU in one.
+        mirror = self.reflection
+        options = options._replace(feature_map='mirror', **mirror.options)
+        return mirror.theta, mirror.theta_k, options
+
+    # The steps, for strips:
+
+    def sees_parts(self, folds: bool) -> bool:
+        return folds or not self._varies
+
+    @property
+    def surveys(self) -> bool:
+        return self.rank_augmented
+
+    def features(self, x: Tensor, place: Place, key: bool = False) -> Tensor:
+        return lean.feature_map(x, self.feature_map, overwrite=True)
+
+    def survey(self, queries: Iterable[Tensor]) -> Tensor:
+        return lean.survey(queries)
 
     def _fold_angles(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
         qk = slice(2 * self.embed_dims)
         return self.reflection.fold_angles(weight[qk], None if bias is None else bias[qk], x)
-
-    def _stream(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        weight, bias = self.projection()
-        channels = self.embed_dims
-        biases = (None,) * 4 if bias is None else bias.split(channels)
-        weights = [w.t() for w in weight.split(channels)]
-        out = torch.empty_like(x)
-        for picture, result in zip(x, out):
-            if self.reflection is not None:
-                folded, shift = self._fold_angles(weight, bias, picture.unsqueeze(0))
-                weights[:2] = folded[0].split(channels, dim=-1)
-                biases = (*shift[0, 0].split(channels), *biases[2:])
-            self._stream_picture(picture, list(zip(weights, biases)), tuple(hw_shape), result)
-        return out
-
-    def _stream_picture(
-        self,
-        x: Tensor,
-        projections: list[tuple[Tensor, Tensor | None]],
-        hw_shape: tuple[int, int],
-        out: Tensor,
-    ) -> None:
-        """Attend over the tokens of one picture (N, C) into ``out`` (N, C), strip by strip.
-
-        ``projections`` holds the weight (C, C) and bias of q, k, v and, with a gate, the gate.
-        Until a strip of the output is due, ``out`` keeps its queries: one map less at the peak.
-        """
-        height, width = hw_shape
-        heads = (-1, self.num_heads, self.head_dim)
-        to_q, to_k, to_v, *to_gate = projections
-        strips = [
-            (rows, slice(rows[0] * width, rows[1] * width))
-            for rows in row_strips(height, 3 * width * x.shape[1] * x.element_size())
-        ]
-
-        def turn_of(rows: tuple[int, int], like: Tensor) -> Tensor | None:
-            return rotation(hw_shape, like, rows) if self.rope else None
-
-        for _, tokens in strips:
-            self._feature(project(x[tokens], *to_q, out=out[tokens]))
-        mean_query = out.mean(0).view(heads[1:]) if self.rank_augmented else None
-        state = StreamedState(*heads[1:], mean_query, x)
-        v = torch.empty_like(x)
-        for rows, tokens in strips:
-            k = self._feature(project(x[tokens], *to_k)).view(heads).transpose(0, 1)
-            values = project(x[tokens], *to_v, out=v[tokens]).view(heads).transpose(0, 1)
-            state.add(k, values, turn_of(rows, k))
-        v = to_map(v.unsqueeze(0), hw_shape)
-        for rows, tokens in strips:
-            queries = out[tokens].view(heads).transpose(0, 1)
-            attended = state.read(queries, turn_of(rows, queries)).transpose(0, 1)
-            if self.lepe is None:
-                attended = attended.flatten(1)
-            else:
-                start, stop = input_rows(self.lepe, rows, height)
-                near = v[:, :, start:stop]
-                local = conv_rows(
-                    near, self.lepe, self.lepe.weight, self.lepe.bias, rows, start, height
-                )
-                attended = to_tokens(local)[0].view(heads).add_(attended).flatten(1)
-            for gate in to_gate:
-                attended.mul_(project(x[tokens], *gate))
-            project(attended, self.proj.weight.t(), self.proj.bias, out=out[tokens])
-
-    def _feature(self, x: Tensor) -> Tensor:
-        """The feature map, in place."""
-        return x.relu_() if self.feature_map == 'relu' else F.elu_(x).add_(1)
-
-
-def project(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """``x W + b``, into ``out`` if given."""
-    if bias is None:
-        return torch.mm(x, weight, out=out)
-    return torch.addmm(bias, x, weight, out=out)

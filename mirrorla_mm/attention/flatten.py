@@ -2,16 +2,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.linear_attention import linear_state, read_linear_state
-from ..ops.precision import at_least_float32, saturate, without_autocast
+from ..ops.lean import LinearState
+from ..ops.maps import resize_map, to_map
 from ..registry import register_attention
-from .base import depthwise, resize_map, to_map, to_tokens
+from .base import Kernel, depthwise
+from .linear import LinearAttention, Place, Plan
 from .reflection import Reflection
-from .state import State, StateAttention
 
 
 @register_attention
-class FLattenAttention(StateAttention):
+class FLattenAttention(LinearAttention):
     """Focused linear attention.
 
     ``phi(x) = f(relu(x) / s)`` with ``f(x) = |x| / |x^p| x^p``, which turns a vector towards its
@@ -35,6 +35,8 @@ class FLattenAttention(StateAttention):
         **kwargs: Options of :class:`~mirrorla_mm.attention.base.Attention`.
     """
 
+    brings = dict(lepe_kernel=0)
+
     def __init__(
         self,
         embed_dims: int,
@@ -44,7 +46,7 @@ class FLattenAttention(StateAttention):
         reflection: dict | None = None,
         **kwargs,
     ) -> None:
-        super().__init__(embed_dims, num_heads, **{**kwargs, 'lepe_kernel': 0})
+        super().__init__(embed_dims, num_heads, **kwargs)
         self.focusing_factor = focusing_factor
         self.scale = nn.Parameter(torch.zeros(embed_dims))
         self.position = None
@@ -55,59 +57,50 @@ class FLattenAttention(StateAttention):
             None if reflection is None else Reflection(embed_dims, num_heads, **reflection)
         )
 
-    def place(self, q: Tensor, hw_shape: tuple[int, int]) -> Tensor | None:
-        """The angles of the host's RoPE, else the position table of the keys, (M, C)."""
-        if self.position is None:
-            return super().place(q, hw_shape)
-        return to_tokens(resize_map(self.position.unsqueeze(0), self.kv_shape(hw_shape)))[0]
-
-    def gather(self, k: Tensor, v: Tensor, place: Tensor | None, tokens: int) -> State:
-        rope = place
-        if self.position is not None:
-            k, rope = k + place.unflatten(-1, (self.num_heads, -1)).transpose(0, 1), None
-        k = self.features(k, key=True)
-        return tuple(total / tokens for total in linear_state(k, v, rope))
-
-    def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
-        rope = place if self.position is None else None
-        out = self.divide(self.features(q), *state, rope)
-        return saturate(out, q.dtype)
-
-    def strips(self, x: Tensor) -> bool:
+    def sees_parts(self, folds: bool) -> bool:
         # The angles of the reflections depend on all tokens.
-        return self.reflection is None and super().strips(x)
+        return self.reflection is None
 
-    def features(self, x: Tensor, key: bool = False) -> Tensor:
-        """The feature map of queries, or with ``key`` of keys, (B, H, N, d), reflected before."""
+    def place(self, q: Tensor, hw_shape: tuple[int, int], plan: Plan) -> Place:
+        """The host's RoPE, else the position table of the keys, (height, width, C)."""
+        if self.position is None:
+            return super().place(q, hw_shape, plan)
+        return resize_map(self.position.unsqueeze(0), self.kv_shape(hw_shape))[0].permute(1, 2, 0)
+
+    def features(self, x: Tensor, place: Place, key: bool = False) -> Tensor:
+        if key and self.position is not None:
+            x = x + self.split_heads(place.flatten(0, 1).unsqueeze(0))
+        return self.feature_map(x, key)
+
+    def feature_map(self, x: Tensor, key: bool) -> Tensor:
+        """Features of queries, or with ``key`` of keys in their place, (B, H, N, d)."""
         if self.reflection is not None:
             x = self.reflection.reflect_all(x, key)
         return focused_feature_map(x, self.head_scale(), self.focusing_factor)
 
-    def divide(self, q: Tensor, products: Tensor, key: Tensor, rope: Tensor | None) -> Tensor:
-        """Attend from features of queries, given the means of the keys' features and products."""
-        return read_linear_state(q, products, key, rope)
+    def gather(self, k: Tensor, v: Tensor, place: Place, survey: None) -> LinearState:
+        return super().gather(k, v, place if self.rope else None, survey)
+
+    def read(self, q: Tensor, state: LinearState, place: Place, own: None) -> Tensor:
+        return super().read(q, state, place if self.rope else None, own)
 
     def head_scale(self) -> Tensor:
         """The learned scale, > 0, shape (H, 1, d)."""
         return F.softplus(self.scale).view(self.num_heads, 1, self.head_dim)
 
-    def local(self, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        if self.sr_ratio > 1:
+    def local_kernel(self, x: Tensor) -> Kernel:
+        return self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.dwc.bias.repeat(self.num_heads)
+
+    def full_map(self, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        if self.sr is not None:
             # The authors interpolate reduced values along the row-major sequence, not on the map.
-            v = F.interpolate(v.transpose(1, 2), size=x.shape[1], mode='linear').transpose(1, 2)
-        local = F.conv2d(
-            to_map(v, hw_shape),
-            self.dwc.weight.repeat(self.num_heads, 1, 1, 1),
-            self.dwc.bias.repeat(self.num_heads),
-            padding=self.dwc.padding,
-            groups=self.embed_dims,
-        )
-        return to_tokens(local)
+            tokens = hw_shape[0] * hw_shape[1]
+            v = F.interpolate(v.transpose(1, 2), size=tokens, mode='linear').transpose(1, 2)
+        return to_map(v, hw_shape)
 
 
-@without_autocast
 def focused_feature_map(x: Tensor, scale: Tensor, power: float) -> Tensor:
-    """``|x| / |x^p| x^p`` of ``x = (relu(x) + 1e-6) / scale``, in float32 at least.
+    """``|x| / |x^p| x^p`` of ``x = (relu(x) + 1e-6) / scale``.
 
     Args:
         x (Tensor): Queries or keys, shape (B, H, N, d); a vector is all heads of a token.
@@ -115,9 +108,9 @@ def focused_feature_map(x: Tensor, scale: Tensor, power: float) -> Tensor:
         power (float): The focusing factor p.
 
     Returns:
-        Tensor: Positive, shape (B, H, N, d), float32 at least.
+        Tensor: Positive, shape (B, H, N, d).
     """
-    x = (F.relu(at_least_float32(x)) + 1e-6) / scale
+    x = (F.relu(x) + 1e-6) / scale
     length = torch.linalg.vector_norm(x, dim=(1, 3), keepdim=True)
     # The quotient does not depend on the length of x, and powers of small numbers underflow.
     powered = (x / x.detach().amax(dim=(1, 3), keepdim=True)) ** power

@@ -1,14 +1,12 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import apply_rope
-from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..registry import register_attention
-from .state import State, StateAttention
+from .linear import LinearAttention, Place, State
 
 
 @register_attention
-class HydraAttention(StateAttention):
+class HydraAttention(LinearAttention):
     """Attention with as many heads as channels and the cosine similarity as kernel.
 
     ``out = q/|q| * sum_t k_t/|k_t| * v_t``, channel by channel, with norms over all C channels
@@ -19,25 +17,12 @@ class HydraAttention(StateAttention):
     Complexity O(N C) in all. Shapes are those of :class:`~mirrorla_mm.attention.base.Attention`.
     """
 
-    def gather(self, k: Tensor, v: Tensor, place: Tensor | None, tokens: int) -> State:
-        return (hydra_state(k, v, place),)
+    def features(self, x: Tensor, place: Place, key: bool = False) -> Tensor:
+        x = F.normalize(x, dim=(1, 3))
+        return x if place is None else place(x)
 
-    def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
-        return read_hydra_state(q, *state, place)
+    def gather(self, k: Tensor, v: Tensor, place: Place, survey: None) -> State:
+        return ((k * v).sum(dim=-2, keepdim=True),)
 
-
-@without_autocast
-def hydra_state(k: Tensor, v: Tensor, rope: Tensor | None) -> Tensor:
-    """``sum_t k_t/|k_t| * v_t``: (B, H, 1, d) from (B, H, M, d), in float32 at least."""
-    return (_unit(k, rope) * at_least_float32(v)).sum(dim=-2, keepdim=True)
-
-
-@without_autocast
-def read_hydra_state(q: Tensor, state: Tensor, rope: Tensor | None) -> Tensor:
-    """``q/|q| * state`` of shape (B, H, N, d), dtype of ``q``."""
-    return saturate(_unit(q, rope) * state, q.dtype)
-
-
-def _unit(x: Tensor, rope: Tensor | None) -> Tensor:
-    x = F.normalize(at_least_float32(x), dim=(1, 3))
-    return x if rope is None else apply_rope(x, rope)
+    def read(self, q: Tensor, state: State, place: Place, own: None) -> Tensor:
+        return q * state[0]

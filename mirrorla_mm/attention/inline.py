@@ -1,15 +1,14 @@
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import apply_rope
-from ..ops.precision import at_least_float32, saturate, without_autocast
+from ..ops.maps import to_tokens
+from ..ops.strips import Rows, conv_rows
 from ..registry import register_attention
-from .base import to_tokens
-from .state import State, StateAttention
+from .base import Kernel
+from .linear import LinearAttention, Place, State
 
 
 @register_attention
-class InLineAttention(StateAttention):
+class InLineAttention(LinearAttention):
     """Injective linear attention with a local residual.
 
     Scores are normalised by subtraction instead of division, so that different queries keep
@@ -24,55 +23,38 @@ class InLineAttention(StateAttention):
     :class:`~mirrorla_mm.attention.base.Attention`.
     """
 
+    brings = dict(lepe_kernel=0)
+
     def __init__(self, embed_dims: int, num_heads: int, **kwargs) -> None:
-        super().__init__(embed_dims, num_heads, **{**kwargs, 'lepe_kernel': 0})
+        super().__init__(embed_dims, num_heads, **kwargs)
         self.residual = nn.Sequential(
             nn.Conv1d(embed_dims, embed_dims, 1, groups=num_heads),
             nn.GELU(),
             nn.Conv1d(embed_dims, 9 * embed_dims, 1, groups=num_heads),
         )
 
-    def gather(self, k: Tensor, v: Tensor, place: Tensor | None, tokens: int) -> State:
-        return tuple(total / tokens for total in covariance_sums(k, v, place))
+    def features(self, x: Tensor, place: Place, key: bool = False) -> Tensor:
+        return x if place is None else place(x)
 
-    def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
-        return read_covariance(q, *state, place)
+    def gather(self, k: Tensor, v: Tensor, place: Place, survey: None) -> State:
+        """Sums of ``k^T v``, k and v, and the number of tokens."""
+        sums = (t.sum(dim=-2, keepdim=True) for t in (k, v))
+        return k.transpose(-2, -1) @ v, *sums, k.shape[-2]
 
-    def local(self, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        v = self.full_map(v, hw_shape)
-        # One group a picture and channel, as every picture has a convolution of its own.
-        weight = self.residual(x.mean(dim=1).unsqueeze(-1)).view(-1, 1, 3, 3)
-        local = F.conv2d(v.reshape(1, -1, *hw_shape), weight, padding=1, groups=len(weight))
-        return to_tokens(local.view(v.shape))
+    def read(self, q: Tensor, state: State, place: Place, own: None) -> Tensor:
+        *sums, tokens = state
+        products, key, value = (total / tokens for total in sums)
+        covariance = products - key.transpose(-2, -1) @ value
+        return value + q @ (covariance * q.shape[-1] ** -0.5)
 
+    def local_kernel(self, x: Tensor) -> Kernel:
+        """A convolution for each image: weight (B*C, 1, 3, 3)."""
+        return self.residual(x.mean(dim=1).unsqueeze(-1)).view(-1, 1, 3, 3), None
 
-@without_autocast
-def covariance_sums(k: Tensor, v: Tensor, rope: Tensor | None) -> State:
-    """Sums over the tokens, in float32 at least.
-
-    Args:
-        k (Tensor): Shape (B, H, M, d).
-        v (Tensor): Shape (B, H, M, d).
-        rope (Tensor, optional): Angles from :func:`~mirrorla_mm.ops.rope_2d`, shape (M, d/2).
-
-    Returns:
-        tuple[Tensor, Tensor, Tensor]: Of ``k^T v``, shape (B, H, d, d), and of k and v, shape
-        (B, H, 1, d).
-    """
-    k, v = at_least_float32(k), at_least_float32(v)
-    if rope is not None:
-        k = apply_rope(k, rope)
-    sums = (t.sum(dim=-2, keepdim=True) for t in (k, v))
-    return k.transpose(-2, -1) @ v, *sums
-
-
-@without_autocast
-def read_covariance(
-    q: Tensor, products: Tensor, key: Tensor, value: Tensor, rope: Tensor | None
-) -> Tensor:
-    """``mean(v) + q C / sqrt(d)`` from three means: (B, H, N, d), dtype of ``q``."""
-    dtype, q = q.dtype, at_least_float32(q)
-    if rope is not None:
-        q = apply_rope(q, rope)
-    covariance = products - key.transpose(-2, -1) @ value
-    return saturate(value + q @ (covariance * q.shape[-1] ** -0.5), dtype)
+    def local_rows(self, v: Tensor, kernel: Kernel, rows: Rows) -> Tensor:
+        if not len(v):
+            return to_tokens(v)
+        # One group for each image and channel.
+        images = v.reshape(1, -1, *v.shape[2:])
+        local = conv_rows(images, *kernel, rows, v.shape[2], groups=images.shape[1])
+        return to_tokens(local.view(len(v), -1, *local.shape[2:]))

@@ -3,15 +3,15 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import apply_rope
-from ..ops.precision import at_least_float32, without_autocast
+from ..ops.maps import to_tokens
+from ..ops.strips import Rows, conv_rows
 from ..registry import register_attention
-from .base import to_tokens
-from .state import State, StateAttention
+from .base import Kernel
+from .linear import LinearAttention, Place, State
 
 
 @register_attention
-class LinearAngularAttention(StateAttention):
+class LinearAngularAttention(LinearAttention):
     """The linear part of Castling-ViT's angular kernel.
 
     The angular kernel ``1 - angle(q, k) / pi`` is ``1/2 + arcsin(cos(q, k)) / pi``; its first-order
@@ -34,8 +34,11 @@ class LinearAngularAttention(StateAttention):
         **kwargs: Options of :class:`~mirrorla_mm.attention.base.Attention`.
     """
 
+    brings = dict(lepe_kernel=0)
+    reads_own_value = True
+
     def __init__(self, embed_dims: int, num_heads: int, kernel_size: int = 9, **kwargs) -> None:
-        super().__init__(embed_dims, num_heads, **{**kwargs, 'lepe_kernel': 0})
+        super().__init__(embed_dims, num_heads, **kwargs)
         self.dwc = nn.Conv2d(
             num_heads,
             num_heads,
@@ -45,50 +48,23 @@ class LinearAngularAttention(StateAttention):
             bias=False,
         )
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        own = self.full_map(v.transpose(1, 2).flatten(2), hw_shape)
-        own = to_tokens(own).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        place = self.place(q, hw_shape)
-        return self.read(q, self.gather(k, v, place, k.shape[-2]), place, own)
+    def features(self, x: Tensor, place: Place, key: bool = False) -> Tensor:
+        x = F.normalize(x, dim=-1)
+        return x if place is None else place(x)
 
-    def gather(self, k: Tensor, v: Tensor, place: Tensor | None, tokens: int) -> State:
-        return (angular_state(k, v, place),)
+    def gather(self, k: Tensor, v: Tensor, place: Place, survey: None) -> State:
+        return (k.transpose(-2, -1) @ v,)
 
-    def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
-        return read_angular_state(q, *state, own, place)
+    def read(self, q: Tensor, state: State, place: Place, own: Tensor) -> Tensor:
+        """Scaled to length 1 in each head; 0 where all values are 0."""
+        return F.normalize(0.5 * own + q @ (state[0] / math.pi), dim=-1)
 
-    def local(self, x: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        # One row of tokens in channels-last memory, which the convolution takes without a copy.
-        row = to_tokens(self.full_map(v, hw_shape)).transpose(1, 2).unsqueeze(2)
+    def local_kernel(self, x: Tensor) -> Kernel:
         # The taps of a head, for each of its channels.
-        weight = self.dwc.weight.repeat_interleave(self.head_dim, dim=0).transpose(2, 3)
-        local = F.conv2d(row, weight, padding=self.dwc.padding[::-1], groups=self.embed_dims)
-        return to_tokens(local)
+        return self.dwc.weight.repeat_interleave(self.head_dim, dim=0), None
 
-
-@without_autocast
-def angular_state(k: Tensor, v: Tensor, rope: Tensor | None) -> Tensor:
-    """``sum_t k_t/|k_t|^T v_t``: (B, H, d, d) from (B, H, M, d), in float32 at least."""
-    return _unit(k, rope).transpose(-2, -1) @ at_least_float32(v)
-
-
-@without_autocast
-def read_angular_state(q: Tensor, state: Tensor, own: Tensor, rope: Tensor | None) -> Tensor:
-    """``1/2 own + 1/pi q/|q| state``, scaled to length 1 in each head (0 where all values are 0).
-
-    Args:
-        q (Tensor): Shape (B, H, N, d).
-        state (Tensor): From :func:`angular_state`.
-        own (Tensor): The value of each query's own token, shape (B, H, N, d).
-        rope (Tensor, optional): Angles from :func:`~mirrorla_mm.ops.rope_2d`, shape (N, d/2).
-
-    Returns:
-        Tensor: Shape (B, H, N, d), dtype of ``q``.
-    """
-    attended = 0.5 * at_least_float32(own) + _unit(q, rope) @ (state / math.pi)
-    return F.normalize(attended, dim=-1).to(q.dtype)
-
-
-def _unit(x: Tensor, rope: Tensor | None) -> Tensor:
-    x = F.normalize(at_least_float32(x), dim=-1)
-    return x if rope is None else apply_rope(x, rope)
+    def local_rows(self, v: Tensor, kernel: Kernel, rows: Rows) -> Tensor:
+        width = v.shape[3]
+        sequence = v.flatten(2).unsqueeze(-1)  # A map of one token a row.
+        rows = Rows(rows.start * width, rows.stop * width)
+        return to_tokens(conv_rows(sequence, *kernel, rows, sequence.shape[2], groups=v.shape[1]))

@@ -2,14 +2,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.linear_attention import linear_state, read_linear_state
-from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..registry import register_attention
-from .state import State, StateAttention
+from .linear import LinearAttention, Place
 
 
 @register_attention
-class NaLaAttention(StateAttention):
+class NaLaAttention(LinearAttention):
     """Norm-aware linear attention.
 
     The direction of a query is raised to a power that grows with its norm, which the normaliser
@@ -24,33 +22,21 @@ class NaLaAttention(StateAttention):
     :class:`~mirrorla_mm.attention.base.Attention`.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, **kwargs) -> None:
-        own = dict(gate=True, lepe_kernel=5, out_norm=True)
-        super().__init__(embed_dims, num_heads, **{**kwargs, **own})
+    brings = dict(gate=True, lepe_kernel=5, out_norm=True)
 
-    def place(self, q: Tensor, hw_shape: tuple[int, int]) -> Tensor | None:
-        rope = self.rope_angles(q, hw_shape)
-        return None if rope is None else torch.cat((rope, rope), dim=-1)
-
-    def gather(self, k: Tensor, v: Tensor, place: Tensor | None, tokens: int) -> State:
-        return tuple(total / tokens for total in linear_state(cubed_keys(k), v, place))
-
-    def read(self, q: Tensor, state: State, place: Tensor | None, own: Tensor) -> Tensor:
-        return saturate(read_linear_state(norm_aware_queries(q), *state, place), q.dtype)
+    def features(self, x: Tensor, place: Place, key: bool = False) -> Tensor:
+        return cubed_keys(x) if key else norm_aware_queries(x)
 
 
-@without_autocast
 def norm_aware_queries(q: Tensor) -> Tensor:
-    """Features of queries (B, H, N, d): >= 0, shape (B, H, N, 2d), float32 at least."""
-    q = at_least_float32(q)
+    """Features of queries (B, H, N, d): >= 0, shape (B, H, N, 2d)."""
     norm = torch.linalg.vector_norm(q, dim=-1, keepdim=True)
     direction = F.normalize(q, dim=-1)
     parts = torch.cat((F.relu(direction), F.relu(-direction)), dim=-1)
     return parts ** (3 * (0.5 + torch.tanh(norm)))
 
 
-@without_autocast
 def cubed_keys(k: Tensor) -> Tensor:
-    """Features of keys (B, H, N, d): >= 0, shape (B, H, N, 2d), float32 at least."""
-    k = at_least_float32(k) ** 3
+    """Features of keys (B, H, N, d): >= 0, shape (B, H, N, 2d)."""
+    k = k**3
     return torch.cat((F.relu(k), F.relu(-k)), dim=-1)

@@ -1,10 +1,10 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops.linear_attention import read_linear_state
-from ..ops.precision import at_least_float32, without_autocast
+from ..ops.lean import LinearState
 from ..registry import register_attention
 from .flatten import FLattenAttention
+from .linear import Place
 
 
 @register_attention
@@ -31,36 +31,31 @@ class PolaAttention(FLattenAttention):
         reflection (dict, optional): Options of
             :class:`~mirrorla_mm.attention.reflection.Reflection`, which then reorients q and k
             right before the two ReLUs. None for no reflection.
-        **kwargs: Options of :class:`~mirrorla_mm.attention.base.Attention`, ``gate`` apart.
+        **kwargs: Options of :class:`~mirrorla_mm.attention.base.Attention`.
     """
 
+    brings = dict(lepe_kernel=0, gate=True)
+
     def __init__(self, embed_dims: int, num_heads: int, alpha: float = 4, **kwargs) -> None:
-        super().__init__(embed_dims, num_heads, **{**kwargs, 'gate': True})
+        super().__init__(embed_dims, num_heads, **kwargs)
         self.alpha = alpha
         self.power = nn.Parameter(torch.zeros(num_heads, 1, self.head_dim))
 
-    def place(self, q: Tensor, hw_shape: tuple[int, int]) -> Tensor | None:
-        place = super().place(q, hw_shape)
-        if place is None or self.position is not None:
-            return place
-        return torch.cat((place, place), dim=-1)
-
-    def features(self, x: Tensor, key: bool = False) -> Tensor:
+    def feature_map(self, x: Tensor, key: bool) -> Tensor:
         """Powers of the positive and of the negative parts, (B, H, N, 2d)."""
         x = x / self.head_scale()
         if self.reflection is not None:
             x = self.reflection.reflect_all(x, key)
         return signed_powers(x, 1 + self.alpha * self.power.sigmoid())
 
-    def divide(self, q: Tensor, products: Tensor, key: Tensor, rope: Tensor | None) -> Tensor:
+    def read(self, q: Tensor, state: LinearState, place: Place, own: None) -> Tensor:
         # Queries of the opposite sign see the keys' halves exchanged.
-        same, opposite = products.chunk(2, dim=-1)
+        same, opposite = state.products.chunk(2, dim=-1)
         products = torch.cat((same, opposite.roll(self.head_dim, dims=-2)), dim=-1)
-        key = torch.cat((key, key.roll(self.head_dim, dims=-2)), dim=-1)
-        return read_linear_state(q, products, key, rope)
+        key = torch.cat((state.key, state.key.roll(self.head_dim, dims=-1)), dim=-2)
+        return super().read(q, state._replace(products=products, key=key), place, own)
 
 
-@without_autocast
 def signed_powers(x: Tensor, power: Tensor) -> Tensor:
     """``[relu(x)^p, relu(-x)^p]``.
 
@@ -69,8 +64,7 @@ def signed_powers(x: Tensor, power: Tensor) -> Tensor:
         power (Tensor): Exponents >= 1, shape (H, 1, d).
 
     Returns:
-        Tensor: >= 0, shape (B, H, N, 2d), float32 at least.
+        Tensor: >= 0, shape (B, H, N, 2d).
     """
-    x = at_least_float32(x)
     powers = x.abs() ** power
     return torch.cat((powers.where(x > 0, 0), powers.where(x < 0, 0)), dim=-1)

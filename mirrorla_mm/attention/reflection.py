@@ -12,28 +12,25 @@ from ..ops import cross_head_reflection, reflect
 from ..ops.folding import (
     fold_block_reflection,
     fold_cross_head_reflection,
-    token_covariance,
+    projected_angle,
 )
 
 
 class Reflection(BaseModule):
     """Reorient queries and keys before their feature map clips them (paper, Eq. 12 to 18).
 
-    A cross-head reflection, folded into the projection by :meth:`fold`, and block reflections at
-    variance-aware angles, applied by calling the module or by the fused operator.
+    A cross-head reflection over all channels, then block reflections of pairs of channels at
+    variance-aware angles. Of an odd head dimension the last channel has no partner.
 
     Args:
         embed_dims (int): Channels C.
-        num_heads (int): Heads H; C / H, the head dimension d, needs to be even.
+        num_heads (int): Heads H; C / H is the head dimension d.
         lam (float): Sensitivity of the angle to the variance (Eq. 14). Defaults to 1.
         alpha_max (float): Largest modulation in radians (Eq. 14). Defaults to pi/2.
         variance_aware (bool): Modulate the angles ("full" in Tab. 8). Defaults to True.
         cross_head (bool): Reflect across heads ("head" in Tab. 8). Defaults to True.
         shared (bool): One set of reflections for q and k, which keeps ``<Hq, Hk> = <q, k>``.
             Defaults to True.
-
-    Raises:
-        ValueError: If the head dimension is odd.
     """
 
     def __init__(
@@ -47,22 +44,28 @@ class Reflection(BaseModule):
         shared: bool = True,
     ) -> None:
         super().__init__()
-        head_dim = embed_dims // num_heads
-        if head_dim % 2:
-            raise ValueError(
-                'The mirror map reflects pairs of channels: the head dimension needs to be even, '
-                f'got {head_dim} ({embed_dims} channels in {num_heads} heads).'
-            )
+        blocks = embed_dims // num_heads // 2
         self.options = dict(lam=lam, alpha_max=alpha_max, variance_aware=variance_aware)
-        self.theta = nn.Parameter(torch.randn(num_heads, head_dim // 2))
-        self.theta_k = None if shared else nn.Parameter(torch.randn(num_heads, head_dim // 2))
+        self.theta = nn.Parameter(torch.randn(num_heads, blocks))
+        self.theta_k = None if shared else nn.Parameter(torch.randn(num_heads, blocks))
         self.u = nn.Parameter(torch.randn(embed_dims)) if cross_head else None
         self.u_k = nn.Parameter(torch.randn(embed_dims)) if cross_head and not shared else None
 
-    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Fold the cross-head reflection into a packed projection.
+    @property
+    def variance_aware(self) -> bool:
+        """Whether the angles of the block reflections differ from image to image."""
+        return self.options['variance_aware']
 
-        ``W' = (I - 2uu^T) W`` for the rows of q and k costs C^2 once instead of NC per call.
+    @property
+    def theta_of_keys(self) -> Tensor:
+        """The base angles of keys, which they may share with queries."""
+        return self.theta if self.theta_k is None else self.theta_k
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Fold into a packed projection the reflections that are the same in all images.
+
+        That is the cross-head reflection, ``W' = (I - 2uu^T) W`` for the rows of q and k, and block
+        reflections at fixed angles. It costs C^2 once instead of NC per call.
 
         Args:
             weight (Tensor): Rows of q, k and whatever follows, shape (>= 2C, C).
@@ -71,23 +74,36 @@ class Reflection(BaseModule):
         Returns:
             tuple[Tensor, Tensor | None]: The same shapes.
         """
-        if self.u is None:
+        if self.u is None and self.variance_aware:
             return weight, bias
-        channels = len(self.u)
-        u_k = self.u if self.u_k is None else self.u_k
-        mirrors = (self.u, u_k)
-        *qk, rest = weight.split((channels, channels, len(weight) - 2 * channels))
-        folded = torch.cat((*map(fold_cross_head_reflection, qk, mirrors), rest))
-        if bias is None:
-            return folded, None
-        *qk, rest = bias.split((channels, channels, len(bias) - 2 * channels))
-        return folded, torch.cat((*map(cross_head_reflection, qk, mirrors), rest))
+        channels = weight.shape[1]
+        parts = (channels, channels, len(weight) - 2 * channels)
+        *qk, rest = weight.split(parts)
+        shifts = [] if bias is None else list(bias.split(parts))
+        if self.u is not None:
+            mirrors = (self.u, self.u if self.u_k is None else self.u_k)
+            qk = map(fold_cross_head_reflection, qk, mirrors)
+            shifts[:2] = map(cross_head_reflection, shifts, mirrors)
+        weight = torch.cat((*qk, rest))
+        bias = torch.cat(shifts) if shifts else None
+        if self.variance_aware:
+            return weight, bias
+        qk = slice(2 * channels)
+        angle = torch.cat((self.theta, self.theta_of_keys))
+        folded, shift = fold_block_reflection(weight[qk], None if bias is None else bias[qk], angle)
+        weight = torch.cat((folded.t(), rest))
+        return weight, None if bias is None else torch.cat((shift[0], bias[2 * channels :]))
+
+    def remainder(self) -> Reflection | None:
+        """What is left to reflect where :meth:`fold` was done for good; this module becomes it."""
+        self.u = self.u_k = None
+        return self if self.variance_aware else None
 
     def fold_angles(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Fold the block reflections of each picture into its projection to q and k.
+        """Fold the variance-aware block reflections of each image into its projection to q and k.
 
         Args:
-            weight (Tensor): Rows of q and k, cross-head reflection included, shape (2C, C).
+            weight (Tensor): Rows of q and k, from :meth:`fold`, shape (2C, C).
             bias (Tensor, optional): Shape (2C,).
             x (Tensor): What will be projected, shape (B, N, C).
 
@@ -95,8 +111,9 @@ class Reflection(BaseModule):
             tuple[Tensor, Tensor]: ``W'`` of shape (B, C, 2C) and ``b'`` of shape (B, 1, 2C) with
             ``x W' + b'`` the reflected queries and keys.
         """
-        theta = torch.cat((self.theta, self.theta if self.theta_k is None else self.theta_k))
-        return fold_block_reflection(weight, bias, theta, token_covariance(x), **self.options)
+        theta = torch.cat((self.theta, self.theta_of_keys))
+        angle = projected_angle(weight, x, theta, self.options['lam'], self.options['alpha_max'])
+        return fold_block_reflection(weight, bias, angle)
 
     def reflect_all(self, x: Tensor, key: bool = False) -> Tensor:
         """Both reflections of queries, or with ``key`` of keys, of shape (B, H, N, d), where
@@ -111,5 +128,5 @@ class Reflection(BaseModule):
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Block-reflect q and k of shape (B, H, N, d); no feature map is applied."""
-        theta_k = self.theta if self.theta_k is None else self.theta_k
-        return reflect(q, self.theta, **self.options), reflect(k, theta_k, **self.options)
+        thetas = self.theta, self.theta_of_keys
+        return tuple(reflect(x, theta, **self.options) for x, theta in zip((q, k), thetas))

@@ -1,7 +1,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.rotation import rotate
+from ..ops.rope import Rope
 from ..registry import register_attention
 from .base import Attention
 
@@ -26,7 +26,8 @@ class SoftmaxAttention(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         if self.rope:
-            q, k = rotate(q, hw_shape), rotate(k, hw_shape)
+            turn = Rope(hw_shape, self.head_dim, q)
+            q, k = turn(q), turn(k)
         if self.naive:
             return (q * self.head_dim**-0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         return F.scaled_dot_product_attention(q, k, v)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,12 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention.base import to_map, to_tokens
-from ..ops.streaming import conv_rows, input_rows, row_strips, streams
+from ..attention.base import scale_output
+from ..ops.backend import forced_backend, use_backend
+from ..ops.maps import to_map, to_tokens
+from ..ops.strips import or_by_strips
 from ..registry import build_attention
+from . import strips
 
 NORM_EPS = 1e-6
 
@@ -37,23 +40,27 @@ class ConvChain(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H / strides, W / strides), rounded up."""
-        convs, norms = list(self)[::3], list(self)[1::3]
-        if any(norm.training for norm in norms):
+        if any(norm.training for norm in list(self)[1::3]):
             return super().forward(x)
-        folded = [fold_batch_norm(conv, norm) for conv, norm in zip(convs, norms)]
-        if streams(x):
-            return _stream_chain(convs, folded, x)
-        for i, (conv, (weight, bias)) in enumerate(zip(convs, folded)):
+        return self._forward_folded(x)
+
+    @or_by_strips(strips.conv_chain)
+    def _forward_folded(self, x: Tensor) -> Tensor:
+        for i, (conv, weights) in enumerate(self.folded()):
             x = F.gelu(x) if i else x
-            x = F.conv2d(x, weight, bias, conv.stride, conv.padding)
+            x = F.conv2d(x, *weights, conv.stride, conv.padding)
         return x
 
-    def switch_to_deploy(self) -> None:
+    def folded(self) -> Iterator[tuple[nn.Conv2d, tuple[Tensor, Tensor]]]:
+        """Each convolution, with its weight and bias once the batch norm after it is folded in."""
+        for conv, norm in zip(list(self)[::3], list(self)[1::3]):
+            yield conv, fold_batch_norm(conv, norm)
+
+    def fold_for_inference(self) -> None:
         """Fold the batch norms for good."""
-        for i in range(0, len(self), 3):
-            weight, bias = fold_batch_norm(self[i], self[i + 1])
-            self[i].weight.data, self[i].bias.data = weight.detach(), bias.detach()
-            self[i + 1] = nn.Identity().eval()
+        for i, (conv, (weight, bias)) in enumerate(self.folded()):
+            conv.weight.data, conv.bias.data = weight.detach(), bias.detach()
+            self[3 * i + 1] = nn.Identity().eval()
 
 
 class Stem(ConvChain):
@@ -82,27 +89,6 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
     )
 
 
-def _stream_chain(convs: list[nn.Conv2d], folded: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-    """Convolutions with GELU between, in strips of output rows."""
-    sizes = [x.shape[2:]]
-    for conv in convs:
-        sizes.append(torch.Size((n - 1) // conv.stride[0] + 1 for n in sizes[-1]))
-    heights = [height for height, _ in sizes]
-    out = x.new_empty(len(x), *sizes[-1], convs[-1].out_channels).permute(0, 3, 1, 2)
-    row_bytes = x[:1, :, 0].nbytes * 8 * (heights[0] // heights[-1])
-    for picture, result in zip(x.split(1), out.split(1)):
-        for rows in row_strips(heights[-1], row_bytes):
-            spans = [rows]
-            for conv, height in zip(reversed(convs), reversed(heights[:-1])):
-                spans.insert(0, input_rows(conv, spans[0], height))
-            strip = picture[:, :, slice(*spans[0])]
-            for i, (conv, weights) in enumerate(zip(convs, folded)):
-                strip = torch.ops.aten.gelu_(strip) if i else strip
-                strip = conv_rows(strip, conv, *weights, spans[i + 1], spans[i][0], heights[i])
-            result[:, :, slice(*rows)] = strip
-    return out
-
-
 class ResidualDepthwise(nn.Conv2d):
     """``x + conv(x)`` with a depth-wise convolution, as one: the identity is its centre tap.
 
@@ -124,7 +110,7 @@ class ResidualDepthwise(nn.Conv2d):
         """The weight of the convolution and the identity together."""
         return self.weight if self.identity is None else self.weight + self.identity
 
-    def switch_to_deploy(self) -> None:
+    def fold_for_inference(self) -> None:
         """Add the identity for good."""
         self.weight.data = self.kernel().detach()
         self.identity = None
@@ -145,28 +131,15 @@ class ConvFFN(BaseModule):
         self.dwconv = ResidualDepthwise(hidden_dims)
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
 
+    @or_by_strips(strips.conv_ffn)
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        if streams(x):
-            return self._stream(x, hw_shape)
         x = to_map(self.act(self.fc1(x)), hw_shape)
         return self.fc2(to_tokens(self.dwconv(x)))
 
-    def _stream(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        height, width = hw_shape
-        out, kernel = torch.empty_like(x), self.dwconv.kernel()
-        row_bytes = width * self.fc1.out_features * x.element_size()
-        for picture, result in zip(x, out):
-            for rows in row_strips(height, row_bytes):
-                start, stop = input_rows(self.dwconv, rows, height)
-                hidden = torch.ops.aten.gelu_(self.fc1(picture[start * width : stop * width]))
-                hidden = to_map(hidden.unsqueeze(0), (stop - start, width))
-                hidden = conv_rows(
-                    hidden, self.dwconv, kernel, self.dwconv.bias, rows, start, height
-                )
-                tokens = slice(rows[0] * width, rows[1] * width)
-                result[tokens] = self.fc2(to_tokens(hidden)[0])
-        return out
+    def fold_scale(self, gamma: Tensor) -> None:
+        """Multiply the output by ``gamma`` (C,) for good."""
+        scale_output(self.fc2, gamma)
 
 
 class Block(BaseModule):
@@ -213,8 +186,15 @@ class Block(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
         if self.with_cp and x.requires_grad:
-            return checkpoint(self._forward, x, use_reentrant=False)
+            # The backward pass recomputes in a thread of its own, which nobody forced a backend in.
+            return checkpoint(self._under, forced_backend(), x, use_reentrant=False)
         return self._forward(x)
+
+    def _under(self, backend: str | None, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._forward(x)
+        with use_backend(backend):
+            return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
         hw_shape = x.shape[-2:]
@@ -223,19 +203,15 @@ class Block(BaseModule):
         x = self._add(x, self.ffn(self.norm2(x), hw_shape), self.gamma2)
         return to_map(x, hw_shape)
 
+    @or_by_strips(strips.add)
     def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
-        """Add a scaled branch to x, which is this block's own and may be overwritten."""
-        if streams(x):
-            return x.add_(branch) if gamma is None else x.addcmul_(branch, gamma)
         return x + self.drop_path(branch if gamma is None else gamma * branch)
 
-    def switch_to_deploy(self) -> None:
+    def fold_for_inference(self) -> None:
         """Fold both LayerScales into the layers before them."""
-        for name, layer in (('gamma1', self.attn.proj), ('gamma2', self.ffn.fc2)):
-            gamma = getattr(self, name)
-            if gamma is not None:
-                layer.weight.data = (gamma.unsqueeze(1) * layer.weight).detach()
-                layer.bias.data = (gamma * layer.bias).detach()
+        for name, branch in (('gamma1', self.attn), ('gamma2', self.ffn)):
+            if getattr(self, name) is not None:
+                branch.fold_scale(getattr(self, name))
                 setattr(self, name, None)
 
 

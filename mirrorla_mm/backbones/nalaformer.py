@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..attention.base import to_map, to_tokens
+from ..ops.maps import to_map, to_tokens
 from ..registry import register_model
 from .layers import Block, ResidualDepthwise
 from .ravlt import ARCHS as RAVLT_ARCHS

@@ -11,8 +11,9 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..attention.base import to_map, to_tokens
+from ..ops.maps import to_map, to_tokens
 from ..registry import register_model
+from .deploy import deploy
 from .layers import NORM_EPS, Block, Downsample, Stem
 from .pretrained import has_checkpoint, load_pretrained
 
@@ -197,19 +198,19 @@ class RAVLT(BaseModule):
     def switch_to_deploy(self) -> RAVLT:
         """Fold for inference whatever can be folded; outputs stay the same but for rounding.
 
-        Cross-head reflections go into the projections to q and k, LayerScales into the layers
-        before them, batch norms into the convolutions and the identity of ``x + dwconv(x)`` into
-        the centre tap. Load weights before switching; there is no way back to training.
+        Reflections that are the same in all images go into the projections to q and k, LayerScales
+        into the layers before them, batch norms into the convolutions and the identity of
+        ``x + dwconv(x)`` into the centre tap. Load weights before switching; there is no way back
+        to training.
 
         Returns:
             RAVLT: Itself, in evaluation mode.
         """
-        self.eval()
-        for module in self.modules():
-            if module is not self and hasattr(module, 'switch_to_deploy'):
-                module.switch_to_deploy()
+        return deploy(self)
+
+    def fold_for_inference(self) -> None:
+        """Refuse training and weights that are not folded from now on, see :func:`deploy`."""
         self.deployed = True
-        return self
 
     def train(self, mode: bool = True) -> RAVLT:
         """Set the mode; frozen stages and, with ``norm_eval``, batch norms stay in evaluation.

@@ -3,6 +3,7 @@
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..backbones.deploy import deploy
 from ..registry import HOOKS
 
 
@@ -17,6 +18,4 @@ class DeployHook(Hook):
     priority = 'VERY_LOW'
 
     def before_test_epoch(self, runner: Runner) -> None:
-        for module in list(runner.model.modules()):
-            if hasattr(module, 'switch_to_deploy'):
-                module.switch_to_deploy()
+        deploy(runner.model)

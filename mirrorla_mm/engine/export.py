@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..backbones.deploy import deploy
 from .errors import UserError
 
 FORMATS = ('onnx', 'torch', 'aoti')
@@ -69,11 +70,7 @@ class RawOutputs(nn.Module):
 
 def prepare(model: nn.Module) -> RawOutputs:
     """Evaluation mode, deploy mode where there is one, no gradients, tensors out."""
-    model = RawOutputs(model).eval().requires_grad_(False)
-    for module in list(model.modules()):
-        if hasattr(module, 'switch_to_deploy'):
-            module.switch_to_deploy()
-    return model
+    return deploy(RawOutputs(model)).requires_grad_(False)
 
 
 def export(model: RawOutputs, file: Path, kind: str, shape: tuple[int, int] = (128, 160)) -> None:

@@ -1,10 +1,13 @@
-"""Which implementation of an operator runs.
+"""Which implementation of linear attention runs.
 
-The reference in plain PyTorch always can. A faster backend registers itself with a function that
-says why it cannot take some inputs; among those that can, the last registered wins.
+- ``'torch'``: the plain formulas, the reference; it always can.
+- ``'lean'``: the same sums in fewer passes over the tokens; on a CPU without gradients strip by
+  strip.
+- ``'triton'``: kernels fused in Triton.
 
-``MIRRORLA_BACKEND=torch|triton`` or :func:`use_backend` force one. Forcing one that cannot run is
-an error that says why.
+A backend registers itself with a function that says why it cannot take some inputs; among those
+that can, the last registered wins. ``MIRRORLA_BACKEND=torch|lean|triton`` or :func:`use_backend`
+force one. Forcing one that cannot run is an error that says why.
 """
 
 from __future__ import annotations
@@ -13,31 +16,56 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .options import Options
+
 ENVIRONMENT_VARIABLE = 'MIRRORLA_BACKEND'
 
 logger = logging.getLogger('mirrorla_mm')
 
 
-class Backend(NamedTuple):
-    """One implementation of :func:`~mirrorla_mm.ops.mirror_attention`.
+class Heads(NamedTuple):
+    """What a backend needs to know of queries, keys or values that are not projected yet.
 
     Attributes:
-        run: Takes q, k, v, theta, theta_k and the :class:`~.options.Options`.
-        why_not: Takes the same; None where the backend can run, else the reason in a few words.
+        shape (tuple[int, ...]): (B, H, N, d).
+        dtype (torch.dtype): After the projection, so autocast's where that is on.
+        device (torch.device): Of the tensor.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Backend(NamedTuple):
+    """One implementation of linear attention.
+
+    Attributes:
+        run: :func:`~mirrorla_mm.ops.mirror_attention` of q, k, v, theta, theta_k and
+            :class:`~.options.Options`.
+        why_not: Takes the same, where q, k and v may be :class:`Heads`; None where the backend can
+            run, else the reason in a few words.
+        stepwise: Whether methods beyond the operator run under it as well, by their own steps.
+        strips: Whether steps may go strip by strip, and in fewer passes than the plain form.
     """
 
     run: Callable[..., Tensor]
     why_not: Callable[..., str | None]
+    stepwise: bool = False
+    strips: bool = False
 
 
 _backends: dict[str, Backend] = {}
-_forced: str | None = None
+_forced: ContextVar[str | None] = ContextVar('mirrorla_mm backend', default=None)
+# torch.compile can neither read a context variable nor watch it: the name that was set last.
+_compiled = _forced.get()
 
 
 def register_backend(name: str, backend: Backend) -> None:
@@ -54,17 +82,27 @@ def available_backends() -> tuple[str, ...]:
 def use_backend(name: str | None) -> Iterator[None]:
     """Force one backend within a ``with`` block, or with None let the choice be automatic.
 
+    It holds for the thread or asynchronous task that enters the block, and for all linear
+    attention, whatever its method. Under ``'torch'`` layers and position embedding take their plain
+    form too.
+
     Raises:
         ValueError: If no backend has that name.
     """
-    global _forced
     if name is not None:
         _check_name(name)
-    previous, _forced = _forced, name
+    token = _forced.set(name)
+    _tell_compiler()
     try:
         yield
     finally:
-        _forced = previous
+        _forced.reset(token)
+        _tell_compiler()
+
+
+def _tell_compiler() -> None:
+    global _compiled
+    _compiled = _forced.get()
 
 
 def forced_backend() -> str | None:
@@ -73,32 +111,62 @@ def forced_backend() -> str | None:
     Raises:
         ValueError: If no backend has that name.
     """
-    name = _forced or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    forced = _compiled if torch.compiler.is_compiling() else _forced.get()
+    name = forced or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if name is not None:
         _check_name(name)
     return name
 
 
-def select_backend(*arguments) -> Backend:
-    """Choose the implementation for the arguments of :attr:`Backend.run`.
+def symbolic() -> bool:
+    """Whether a compiler or exporter is looking.
+
+    It fuses the plain form and plans memory by itself; a loop over strips would tie its graph to
+    one size, and complex numbers are foreign to most of them.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def plain_form() -> bool:
+    """Whether everything has to run in its plain form: for a compiler, or as the reference."""
+    return symbolic() or forced_backend() == 'torch'
+
+
+def select_backend(
+    q: Tensor | Heads,
+    k: Tensor | Heads,
+    v: Tensor | Heads,
+    theta: Tensor | None,
+    theta_k: Tensor | None,
+    options: Options | None,
+) -> Backend:
+    """Choose the implementation for these arguments of :attr:`Backend.run`.
+
+    Without ``options``, for a method that is not the operator's but has its own steps.
 
     Raises:
         RuntimeError: If a backend is forced that cannot take them.
         ValueError: If the forced backend does not exist.
     """
+
+    def why_not(backend: Backend) -> str | None:
+        if options is None and not backend.stepwise:
+            return 'it knows the feature maps mirror, elu and relu alone'
+        return backend.why_not(q, k, v, theta, theta_k, options)
+
     name = forced_backend()
     if name is not None:
-        reason = _backends[name].why_not(*arguments)
+        reason = why_not(_backends[name])
         if reason:
             raise RuntimeError(f"The backend '{name}' is forced but cannot run: {reason}.")
         return _backends[name]
     for candidate, backend in reversed(_backends.items()):
-        reason = backend.why_not(*arguments)
+        reason = why_not(backend)
         if reason is None:
             return backend
         if not torch.compiler.is_compiling():  # a log line would break the graph
             _log_once(candidate, reason)
-    raise RuntimeError('No backend is registered for mirror_attention.')
+    raise RuntimeError('No backend is registered for linear attention.')
 
 
 def _check_name(name: str) -> None:
@@ -111,4 +179,4 @@ def _check_name(name: str) -> None:
 
 @cache
 def _log_once(name: str, reason: str) -> None:
-    logger.debug('mirror_attention does not use %s: %s', name, reason)
+    logger.debug('Linear attention does not use %s: %s', name, reason)

@@ -1,8 +1,8 @@
 """Reflections folded into the projection before them: they are linear, so no token pays for them.
 
-The algebra is exact. A cross-head reflection costs C^2 instead of NC. A block reflection has its
-own angles in each picture; they follow from the covariance of the projection's input, as the
-variance of a projected channel is ``w Cov(x) w^T``.
+The algebra is exact. A reflection that is the same in all images costs C^2 instead of NC. The
+angles of a variance-aware one differ from image to image; they follow from the covariance of the
+projection's input, as the variance of a projected channel is ``w Cov(x) w^T``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .precision import at_least_float32, without_autocast
-from .reflection import block_reflection, unit_vector, variance_aware_angle
+from .reflection import block_reflection, mean_of_pairs, unit_vector, variance_aware_angle
 
 
 @without_autocast
@@ -47,38 +47,49 @@ def fold_cross_head_reflection(weight: Tensor, u: Tensor) -> Tensor:
 
 
 @without_autocast
-def fold_block_reflection(
+def projected_angle(
     weight: Tensor,
-    bias: Tensor | None,
+    x: Tensor,
     theta: Tensor,
-    covariance: Tensor,
     lam: float = 1.0,
     alpha_max: float = math.pi / 2,
-    variance_aware: bool = True,
+) -> Tensor:
+    """The modulated angles of queries or keys before they are projected.
+
+    Args:
+        weight (Tensor): Projection, cross-head reflection included, shape (H*d, C).
+        x (Tensor): What will be projected, shape (B, N, C).
+        theta (Tensor): Base angles in radians, shape (H, d//2).
+        lam (float): See :func:`~mirrorla_mm.ops.reflect`.
+        alpha_max (float): See :func:`~mirrorla_mm.ops.reflect`.
+
+    Returns:
+        Tensor: Radians, shape (B, H, d//2), float32 at least.
+    """
+    weight = at_least_float32(weight)
+    # Rounding may leave a variance of zero slightly negative.
+    variance = ((weight @ token_covariance(x)) * weight).sum(-1).clamp_min(0)
+    variance = mean_of_pairs(variance.unflatten(-1, (len(theta), -1)))
+    return variance_aware_angle(theta, variance, lam, alpha_max)
+
+
+@without_autocast
+def fold_block_reflection(
+    weight: Tensor, bias: Tensor | None, angle: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Projections to queries or keys that come out block-reflected, one for each picture.
+    """Projections to queries or keys that come out block-reflected.
 
     Args:
         weight (Tensor): Projection, cross-head reflection included, shape (H*d, C).
         bias (Tensor, optional): Shape (H*d,).
-        theta (Tensor): Base angles in radians, shape (H, d/2).
-        covariance (Tensor): From :func:`token_covariance`, shape (B, C, C).
-        lam (float): See :func:`~mirrorla_mm.ops.reflect`.
-        alpha_max (float): See :func:`~mirrorla_mm.ops.reflect`.
-        variance_aware (bool): See :func:`~mirrorla_mm.ops.reflect`.
+        angle (Tensor): Radians, shape (H, d//2), or (B, H, d//2) for a projection of each image.
 
     Returns:
-        tuple[Tensor, Tensor]: ``W'`` of shape (B, C, H*d) and ``b'`` of shape (B, 1, H*d) with
-        ``x W' + b'`` the reflected queries or keys.
+        tuple[Tensor, Tensor]: ``W'`` of shape (C, H*d) and ``b'`` of shape (1, H*d), or of (B, C,
+        H*d) and (B, 1, H*d), with ``x W' + b'`` the reflected queries or keys.
     """
-    dtype, weight = weight.dtype, at_least_float32(weight)
-    angle = at_least_float32(theta).expand(len(covariance), -1, -1)
-    if variance_aware:
-        # Rounding may leave a variance of zero slightly negative.
-        variance = ((weight @ covariance) * weight).sum(-1).clamp_min(0)
-        variance = variance.unflatten(-1, (*theta.shape, 2)).mean(-1)
-        angle = variance_aware_angle(theta, variance, lam, alpha_max)
     bias = weight.new_zeros(len(weight)) if bias is None else bias
-    columns = torch.cat((weight.t(), bias.unsqueeze(0))).unflatten(-1, (len(theta), -1))
-    columns = block_reflection(columns.transpose(0, 1), angle).transpose(1, 2).flatten(2).to(dtype)
-    return columns[:, :-1], columns[:, -1:]
+    columns = at_least_float32(torch.cat((weight.t(), bias.unsqueeze(0))))
+    columns = columns.unflatten(-1, (angle.shape[-2], -1)).transpose(0, 1)
+    columns = block_reflection(columns, at_least_float32(angle)).transpose(-3, -2).flatten(-2)
+    return columns[..., :-1, :].to(weight.dtype), columns[..., -1:, :].to(weight.dtype)

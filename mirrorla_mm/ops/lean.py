@@ -1,21 +1,118 @@
-"""The operator in fewer passes over the tokens, for any device: the backend ``'lean'``.
+"""Linear attention in few passes over the tokens, for any device: the backend ``'lean'``.
 
-The same sums as the reference in another order: RoPE and block reflection are one complex
-multiplication each, and what weighs or normalises tokens is a product with a vector.
+The sums of the reference in another order, and in steps that may see the tokens part by part: keys
+and values are gathered to a state, states of two parts merge, and queries read the state of all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import Backend, register_backend
-from .features import features
-from .linear_attention import NORMALISER_EPS, token_weights
+from .backend import Backend, Heads, register_backend, symbolic
+from .linear_attention import NORMALISER_EPS
 from .options import Options
 from .precision import at_least_float32, saturate, without_autocast
-from .reflection import variance_aware_angle
-from .rotation import rotate, symbolic
+from .reflection import block_reflection, block_variance, variance_aware_angle
+from .rope import Rope, as_complex
+
+
+class LinearState(NamedTuple):
+    """What a query needs to know of some keys and values, with weights w_t relative to ``peak``.
+
+    Attributes:
+        peak (Tensor): The largest score, shape (B, H, 1, 1), or 0 where all tokens count alike.
+        total (Tensor): Sum of w_t, shape (B, H, 1, 1) or ().
+        key (Tensor): Sum of w_t k_t, shape (B, H, 1, d).
+        products (Tensor): Sum of w_t R(k_t)^T v_t with the position embedding R, (B, H, d, e).
+    """
+
+    peak: Tensor
+    total: Tensor
+    key: Tensor
+    products: Tensor
+
+
+def feature_map(x: Tensor, name: str, overwrite: bool = False) -> Tensor:
+    """ELU + 1 for ``'elu'``, else the ReLU, which is all that a mirror map needs once reflected."""
+    if name == 'elu':
+        return F.elu(x, inplace=overwrite).add_(1)
+    return F.relu(x, inplace=overwrite)
+
+
+def reflect(
+    x: Tensor, theta: Tensor, lam: float, alpha_max: float, variance_aware: bool = True
+) -> Tensor:
+    """:func:`~mirrorla_mm.ops.reflect` of complex pairs z: ``-exp(2i Theta) conj(z)``."""
+    angle = at_least_float32(theta)
+    if variance_aware:
+        angle = variance_aware_angle(theta, block_variance(x), lam, alpha_max)
+    if x.shape[-1] % 2:
+        return block_reflection(x, angle)
+    factor = torch.polar(-torch.ones_like(angle), -2 * angle).unsqueeze(-2)
+    return torch.view_as_real(torch.conj_physical(as_complex(x) * factor)).flatten(-2)
+
+
+def survey(queries: Iterable[Tensor]) -> Tensor:
+    """The query of RALA's token weights: ``d^-1/2 mean(q)`` of all features, given part by part.
+
+    Args:
+        queries (Iterable[Tensor]): Each of shape (B, H, n, d).
+
+    Returns:
+        Tensor: Shape (B, H, 1, d).
+    """
+    sums, tokens = zip(*((q.sum(dim=-2, keepdim=True), q.shape[-2]) for q in queries))
+    return torch.stack(sums).sum(0) * (sums[0].shape[-1] ** -0.5 / sum(tokens))
+
+
+def gather(k: Tensor, v: Tensor, rope: Rope | None, query: Tensor | None = None) -> LinearState:
+    """Sum some keys and values.
+
+    Args:
+        k (Tensor): Features of keys, >= 0, shape (B, H, n, d), float32 or float64 like all here.
+        v (Tensor): Values, shape (B, H, n, e).
+        rope (Rope, optional): Position embedding of these tokens, for the numerator alone.
+        query (Tensor, optional): Tokens weigh exp(k_t query), shape (B, H, 1, d); else alike.
+    """
+    turned = k if rope is None else rope(k)
+    if query is None:
+        total = k.new_full((), k.shape[-2])
+        key = k.sum(dim=-2, keepdim=True)
+        return LinearState(k.new_zeros(()), total, key, turned.transpose(-2, -1) @ v)
+    scores = k @ query.transpose(-2, -1)
+    peak = scores.detach().amax(dim=-2, keepdim=True)
+    weight = (scores - peak).exp_()
+    total, key = weight.sum(dim=-2, keepdim=True), weight.transpose(-2, -1) @ k
+    return LinearState(peak, total, key, turned.transpose(-2, -1) @ (v * weight))
+
+
+def merge(first: LinearState, second: LinearState) -> LinearState:
+    """The state of two parts of the tokens together."""
+    return LinearState(*add_relative(first, second))
+
+
+def add_relative(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Add states that are a peak each, and sums of what is relative to ``exp(peak)``."""
+    peak = torch.maximum(first[0], second[0])
+    shrink = [torch.exp(state[0] - peak) for state in (first, second)]
+    return peak, *(a * shrink[0] + b * shrink[1] for a, b in zip(first[1:], second[1:]))
+
+
+def read(q: Tensor, state: LinearState, rope: Rope | None) -> Tensor:
+    """``R(q) S / (q m + 1e-6)`` of features of queries (B, H, n, d): shape (B, H, n, e).
+
+    With m keys in the state, each normalises its share of the e columns.
+    """
+    normaliser = q @ (state.key / state.total).transpose(-2, -1) + NORMALISER_EPS
+    turned = q if rope is None else rope(q)
+    shares = (turned @ (state.products / state.total)).unflatten(-1, (normaliser.shape[-1], -1))
+    divide = Tensor.div if torch.is_grad_enabled() else Tensor.div_
+    return divide(shares, normaliser.unsqueeze(-1)).flatten(-2)
 
 
 @without_autocast
@@ -28,51 +125,25 @@ def mirror_attention_lean(
     options: Options,
 ) -> Tensor:
     """:func:`~mirrorla_mm.ops.mirror_attention`."""
-    dtype, tokens = v.dtype, k.shape[-2]
+    dtype = v.dtype
     q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
-    q = features(q, theta, options, _reflect)
-    k = features(k, theta if theta_k is None else theta_k, options, _reflect)
-    if options.rank_augmented:
-        weight = token_weights(q, k)
-        v = v * weight.unsqueeze(-1)
-    else:
-        weight = k.new_full(k.shape[:-1], 1 / tokens)
-        v = v / tokens
-    key = (weight.unsqueeze(-2) @ k).transpose(-2, -1)
-    scale = (q @ key + NORMALISER_EPS).reciprocal()
-    if options.hw_shape:
-        q, k = rotate(q, options.hw_shape), rotate(k, options.hw_shape)
-    return saturate(q @ (k.transpose(-2, -1) @ v) * scale, dtype)
+    if options.mirrors:
+        assert theta is not None  # the operator has refused it
+        modulation = options.lam, options.alpha_max, options.variance_aware
+        q = reflect(q, theta, *modulation)
+        k = reflect(k, theta if theta_k is None else theta_k, *modulation)
+    q, k = feature_map(q, options.feature_map), feature_map(k, options.feature_map)
+    rope = Rope(options.hw_shape, q.shape[-1], q) if options.hw_shape else None
+    query = survey([q]) if options.rank_augmented else None
+    return saturate(read(q, gather(k, v, rope, query), rope), dtype)
 
 
-def _reflect(
-    x: Tensor, theta: Tensor, lam: float, alpha_max: float, variance_aware: bool
-) -> Tensor:
-    """:func:`~mirrorla_mm.ops.reflect` of complex pairs z: ``-exp(2i Theta) conj(z)``."""
-    angle = at_least_float32(theta)
-    if variance_aware:
-        centred = x - x.mean(dim=-2, keepdim=True)
-        variance = centred.square().mean(dim=-2).unflatten(-1, (-1, 2)).mean(-1)
-        angle = variance_aware_angle(theta, variance, lam, alpha_max)
-    factor = torch.polar(-torch.ones_like(angle), -2 * angle).unsqueeze(-2)
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(torch.conj_physical(pairs * factor)).flatten(-2)
-
-
-def _why_not(q: Tensor, k: Tensor, *_: object) -> str | None:
+def _why_not(q: Tensor | Heads, k: Tensor | Heads, *_: object) -> str | None:
     if symbolic():
         return 'a compiler or exporter fuses the plain form itself'
-    if not (_has_pairs(q) and _has_pairs(k)):
-        return 'q and k need pairs of adjacent channels that lie side by side in memory'
-    if q.shape[-2] == 0:
+    if q.shape[-2] == 0 or k.shape[-2] == 0:
         return 'there are no tokens'
     return None
 
 
-def _has_pairs(x: Tensor) -> bool:
-    """Whether ``torch.view_as_complex`` can read pairs of channels in place."""
-    places = (*x.stride()[:-1], x.storage_offset(), x.shape[-1])
-    return x.stride(-1) == 1 and not any(place % 2 for place in places)
-
-
-register_backend('lean', Backend(mirror_attention_lean, _why_not))
+register_backend('lean', Backend(mirror_attention_lean, _why_not, stepwise=True, strips=True))

@@ -59,46 +59,15 @@ def linear_attention(
     Returns:
         Tensor: Shape (B, H, N, e), dtype of ``v``.
     """
-    state, key = linear_state(k, v, rope, weight)
+    dtype = v.dtype
+    q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
     if weight is None:
-        tokens = max(k.shape[-2], 1)
-        state, key = state / tokens, key / tokens
-    return saturate(read_linear_state(q, state, key, rope), v.dtype)
-
-
-@without_autocast
-def linear_state(
-    k: Tensor, v: Tensor, rope: Tensor | None = None, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """What the queries of :func:`linear_attention` need to know of all keys and values.
-
-    Returns:
-        tuple[Tensor, Tensor]: ``sum_i w_i R(k_i)^T v_i`` of shape (B, H, d, e) and
-        ``sum_i w_i k_i^T`` of shape (B, H, d, 1), with w = 1 by default, in float32 at least.
-    """
-    k, v = at_least_float32(k), at_least_float32(v)
-    if weight is None:
-        key = k.sum(dim=-2).unsqueeze(-1)
-    else:
-        key = k.transpose(-2, -1) @ weight.unsqueeze(-1)
-        v = v * weight.unsqueeze(-1)
+        weight = k.new_full(k.shape[:-1], 1 / max(k.shape[-2], 1))
+    normaliser = q @ (k.transpose(-2, -1) @ weight.unsqueeze(-1)) + NORMALISER_EPS
     if rope is not None:
-        k = apply_rope(k, rope)
-    return k.transpose(-2, -1) @ v, key
-
-
-@without_autocast
-def read_linear_state(q: Tensor, state: Tensor, key: Tensor, rope: Tensor | None = None) -> Tensor:
-    """``R(q) state / (q key + 1e-6)`` of shape (B, H, N, e), in float32 at least.
-
-    With several columns in ``key`` each normalises its share of the state's columns.
-    """
-    q = at_least_float32(q)
-    normaliser = q @ key + NORMALISER_EPS
-    if rope is not None:
-        q = apply_rope(q, rope)
-    parts = (q @ state).unflatten(-1, (key.shape[-1], -1))
-    return (parts / normaliser.unsqueeze(-1)).flatten(-2)
+        q, k = apply_rope(q, rope), apply_rope(k, rope)
+    state = k.transpose(-2, -1) @ (v * weight.unsqueeze(-1))
+    return saturate(q @ state / normaliser, dtype)
 
 
 def rank_augmented_attention(q: Tensor, k: Tensor, v: Tensor, rope: Tensor | None = None) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import Backend, register_backend, select_backend
-from .features import features
-from .linear_attention import linear_attention, token_weights
+from .linear_attention import elu_feature_map, linear_attention, token_weights
 from .options import FEATURE_MAPS, Options
 from .precision import at_least_float32, saturate, without_autocast
+from .reflection import reflect
 from .rope import rope_2d
 
 
@@ -35,7 +36,7 @@ def mirror_attention(
             strides.
         k (Tensor): Projected keys, shape (B, H, N, d).
         v (Tensor): Values, shape (B, H, N, d).
-        theta (Tensor, optional): Base angles in radians, shape (H, d/2); for ``'mirror'`` alone.
+        theta (Tensor, optional): Base angles in radians, shape (H, d//2); for ``'mirror'`` alone.
         theta_k (Tensor, optional): Base angles of the keys. Defaults to ``theta``.
         feature_map (str): ``'mirror'``, ``'elu'`` or ``'relu'``.
         rank_augmented (bool): Weigh the tokens as RALA does. Defaults to True.
@@ -82,12 +83,22 @@ def _reference(
 ) -> Tensor:
     dtype = v.dtype
     q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
-    q, k = features(q, theta, options), features(k, theta if theta_k is None else theta_k, options)
+    q = _features(q, theta, options)
+    k = _features(k, theta if theta_k is None else theta_k, options)
     rope = None
     if options.hw_shape:
         rope = rope_2d(options.hw_shape, q.shape[-1], device=q.device, dtype=v.dtype)
     weight = token_weights(q, k) if options.rank_augmented else None
     return saturate(linear_attention(q, k, v, rope, weight), dtype)
+
+
+def _features(x: Tensor, theta: Tensor | None, options: Options) -> Tensor:
+    if options.feature_map == 'elu':
+        return elu_feature_map(x)
+    if options.mirrors:
+        assert theta is not None  # the operator has refused it
+        x = reflect(x, theta, options.lam, options.alpha_max, options.variance_aware)
+    return F.relu(x)
 
 
 def _check_arguments(
@@ -115,4 +126,4 @@ def _check_angles(angles: Tensor | None, name: str, heads: int, head_dim: int) -
         )
 
 
-register_backend('torch', Backend(_reference, lambda *_: None))
+register_backend('torch', Backend(_reference, lambda *_: None, stepwise=True))

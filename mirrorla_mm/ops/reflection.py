@@ -1,8 +1,9 @@
 """The mirror map of MirrorLA in plain PyTorch: the reference for every faster path.
 
 Tensors of heads have the shape (B, H, N, d): batch, heads, tokens, channels of one head. A block
-is a pair of adjacent channels, so a head has d/2 of them. Angles and variances are computed in
-float32 at least, whatever the input's dtype.
+is a pair of adjacent channels, so a head has d/2 of them, rounded down: of an odd d the last
+channel has no partner and is not reflected. Angles and variances are computed in float32 at least,
+whatever the input's dtype.
 """
 
 from __future__ import annotations
@@ -51,14 +52,19 @@ def block_variance(x: Tensor) -> Tensor:
     """Variance of each two-channel block over the tokens, biased (paper, Eq. 12).
 
     Args:
-        x (Tensor): Shape (B, H, N, d), d even.
+        x (Tensor): Shape (B, H, N, d).
 
     Returns:
-        Tensor: The mean of the two channel variances, >= 0, shape (B, H, d/2), float32 at least.
+        Tensor: The mean of the two channel variances, >= 0, shape (B, H, d//2), float32 at least.
     """
     x = at_least_float32(x)
-    variance = (x - x.mean(dim=-2, keepdim=True)).square().mean(dim=-2)
-    return variance.unflatten(-1, (-1, 2)).mean(-1)
+    return mean_of_pairs((x - x.mean(dim=-2, keepdim=True)).square().mean(dim=-2))
+
+
+def mean_of_pairs(x: Tensor) -> Tensor:
+    """Mean of each two adjacent channels: (..., d) to (..., d//2)."""
+    blocks = x.shape[-1] // 2
+    return x[..., : 2 * blocks].unflatten(-1, (blocks, 2)).mean(-1)
 
 
 def variance_aware_angle(
@@ -73,14 +79,14 @@ def variance_aware_angle(
     ``theta + sigmoid(lam / (variance + eps)) * alpha_max``.
 
     Args:
-        theta (Tensor): Learnable base angle in radians, shape (H, d/2).
-        variance (Tensor): From :func:`block_variance`, shape (B, H, d/2).
+        theta (Tensor): Learnable base angle in radians, shape (H, d//2).
+        variance (Tensor): From :func:`block_variance`, shape (B, H, d//2).
         lam (float): Sensitivity to the variance. Defaults to 1.
         alpha_max (float): Largest perturbation in radians. Defaults to pi/2.
         eps (float): Keeps the quotient finite for constant tokens.
 
     Returns:
-        Tensor: Radians, shape (B, H, d/2), float32 at least. For ``lam`` > 0 it lies between
+        Tensor: Radians, shape (B, H, d//2), float32 at least. For ``lam`` > 0 it lies between
         ``theta + alpha_max / 2`` and ``theta + alpha_max``.
     """
     variance = at_least_float32(variance)
@@ -95,16 +101,21 @@ def block_reflection(x: Tensor, angle: Tensor) -> Tensor:
     follows, so the sign is not free, and Eq. 4 and Alg. 1 agree on this one.
 
     Args:
-        x (Tensor): Shape (B, H, N, d), d even.
-        angle (Tensor): Radians, shape (B, H, d/2) or (H, d/2).
+        x (Tensor): Shape (B, H, N, d).
+        angle (Tensor): Radians, shape (B, H, d//2) or (H, d//2).
 
     Returns:
         Tensor: Shape (B, H, N, d), the common dtype of ``x`` and ``angle``.
     """
     cos = torch.cos(2 * angle).unsqueeze(-2)
     sin = torch.sin(2 * angle).unsqueeze(-2)
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((-cos * first - sin * second, cos * second - sin * first), -1).flatten(-2)
+    blocks = x.shape[-1] // 2
+    first, second = x[..., : 2 * blocks].unflatten(-1, (blocks, 2)).unbind(-1)
+    pairs = torch.stack((-cos * first - sin * second, cos * second - sin * first), -1).flatten(-2)
+    if x.shape[-1] % 2 == 0:
+        return pairs
+    rest = x[..., 2 * blocks :].expand(*pairs.shape[:-1], 1)
+    return torch.cat((pairs, rest.to(pairs.dtype)), -1)
 
 
 @without_autocast
@@ -118,8 +129,8 @@ def reflect(
     """Block reflection at the variance-aware angle: the mirror map without its ReLU.
 
     Args:
-        x (Tensor): Queries or keys of all tokens of an image, shape (B, H, N, d), d even.
-        theta (Tensor): Base angle in radians, shape (H, d/2).
+        x (Tensor): Queries or keys of all tokens of an image, shape (B, H, N, d).
+        theta (Tensor): Base angle in radians, shape (H, d//2).
         lam (float): See :func:`variance_aware_angle`.
         alpha_max (float): See :func:`variance_aware_angle`.
         variance_aware (bool): False for the fixed angle ``theta`` ("full" in the paper's Tab. 8).

@@ -1,10 +1,17 @@
-"""Two-dimensional rotary position embedding, as the RAVLT host uses it."""
+"""Two-dimensional rotary position embedding, as the RAVLT host uses it.
+
+:func:`rope_2d` and :func:`apply_rope` are the plain form. :class:`Rope` is what attention uses: the
+same in one pass over the tokens where sines and cosines take four.
+"""
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .backend import symbolic
 from .precision import at_least_float32
 
 ROPE_BASE = 10000.0
@@ -71,3 +78,94 @@ def apply_rope(x: Tensor, angle: Tensor) -> Tensor:
     first, second = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((cos * first - sin * second, sin * first + cos * second), -1)
     return turned.flatten(-2).to(x.dtype)
+
+
+class Rope:
+    """The embedding of a grid of tokens, or of some of its rows; call it to turn queries or keys.
+
+    A pair of adjacent channels is a complex number, and turning it by an angle multiplies it by
+    ``exp(i angle)``. Compilers and exporters, to which complex numbers are foreign, get the plain
+    form.
+
+    Args:
+        hw_shape (tuple[int, int]): Height and width of the grid, in tokens.
+        head_dim (int): d, a multiple of 4.
+        like (Tensor): Its device and dtype (at least float32) are those of the factors.
+        plain (bool): Use :func:`apply_rope`. Defaults to False.
+        rows (slice): Rows of the grid. Defaults to all.
+    """
+
+    def __init__(
+        self,
+        hw_shape: tuple[int, int],
+        head_dim: int,
+        like: Tensor,
+        plain: bool = False,
+        rows: slice = slice(None),
+    ) -> None:
+        self.hw_shape = hw_shape
+        self.head_dim = head_dim
+        self.like = like
+        self.plain = plain
+        self.rows = rows
+
+    def __getitem__(self, rows: slice) -> Rope:
+        """Of the tokens of some rows."""
+        return Rope(self.hw_shape, self.head_dim, self.like, self.plain, rows)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Turn queries or keys (..., N, d), or (..., N, m d) as m parts of the same angles."""
+        parts = at_least_float32(x).unflatten(-1, (-1, self.head_dim)).transpose(-2, -3)
+        if self.plain or symbolic():
+            turned = apply_rope(parts, self._angles)
+        else:
+            turned = torch.view_as_real(as_complex(parts) * self._factors).flatten(-2)
+        return turned.transpose(-2, -3).flatten(-2).to(x.dtype)
+
+    @property
+    def _angles(self) -> Tensor:
+        dtype = torch.promote_types(self.like.dtype, torch.float32)
+        angles = rope_2d(self.hw_shape, self.head_dim, device=self.like.device, dtype=dtype)
+        return angles.unflatten(0, tuple(self.hw_shape))[self.rows].flatten(0, 1)
+
+    @cached_property
+    def _factors(self) -> Tensor:
+        by_row, by_column = (axis_factors(n, self.head_dim, self.like) for n in self.hw_shape)
+        by_row = by_row[self.rows, None].expand(-1, len(by_column), -1)
+        return torch.cat((by_row, by_column.expand_as(by_row)), dim=-1).flatten(0, 1)
+
+
+def as_complex(x: Tensor) -> Tensor:
+    """Pairs of adjacent channels (..., d) as complex (..., d/2), copied only where they have to be.
+
+    Args:
+        x (Tensor): float32 or float64, d even.
+    """
+    pairs = x.unflatten(-1, (-1, 2))
+    places = (*pairs.stride()[:-1], pairs.storage_offset())
+    if pairs.stride(-1) != 1 or any(place % 2 for place in places):
+        pairs = pairs.contiguous()
+    return torch.view_as_complex(pairs)
+
+
+def axis_factors(length: int, head_dim: int, like: Tensor) -> Tensor:
+    """``exp(i angle)`` along one axis: complex, shape (length, d/4), kept from call to call."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    key = (length, head_dim, like.device, dtype)
+    if type(like) in (Tensor, torch.nn.Parameter) and key in _tables:
+        return _tables[key]
+    # Outside inference mode: a table made within could not be used in training later.
+    with torch.inference_mode(False), torch.no_grad():
+        position = torch.arange(length, device=like.device, dtype=dtype)
+        frequency = rope_frequencies(head_dim, device=like.device, dtype=dtype)
+        angle = position[:, None] * frequency
+        table = torch.polar(torch.ones_like(angle), angle)
+    if type(table) is Tensor:  # A fake tensor is of no use to others.
+        if len(_tables) >= LARGEST_CACHE:
+            _tables.pop(next(iter(_tables)), None)
+        _tables[key] = table
+    return table
+
+
+LARGEST_CACHE = 32
+_tables: dict[tuple, Tensor] = {}

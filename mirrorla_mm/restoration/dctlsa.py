@@ -7,7 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..ops.rotation import symbolic
+from ..ops.backend import symbolic
 from ..registry import build_attention, register_model
 
 

@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from mirrorla_mm.attention import state
 from mirrorla_mm.backbones import RAVLT, MirrorLA, NaLaFormer
 from mirrorla_mm.backbones.ravlt import ARCHS
-from mirrorla_mm.ops import streaming, use_backend
+from mirrorla_mm.ops import strips, use_backend
 
 SMALL = dict(embed_dims=(16, 32, 48, 64), depths=(1, 1, 2, 1), num_heads=(1, 2, 3, 4))
 
@@ -47,8 +46,7 @@ def test_outputs_of_every_arch_and_layout_stay(arch, layout):
 
 @pytest.mark.parametrize('host', [MirrorLA, RAVLT, NaLaFormer])
 def test_folding_and_streaming_are_exact(host, monkeypatch):
-    monkeypatch.setattr(streaming, 'STRIP_BYTES', 1 << 14)
-    monkeypatch.setattr(state, 'STRIP_BYTES', 1 << 14)
+    monkeypatch.setattr(strips, 'STRIP_BYTES', 1 << 14)
     model = as_trained(host(SMALL, layout=('linear', 'linear', 'softmax', 'linear'))).double()
     pictures = torch.rand(2, 3, 141, 97, dtype=torch.float64)
     with use_backend('torch'):

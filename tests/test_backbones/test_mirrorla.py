@@ -37,8 +37,8 @@ def test_ablation_switches_reach_every_linear_stage():
         assert not reflection.options['variance_aware']
 
 
-def test_odd_head_dimension_is_refused():
-    with pytest.raises(ValueError, match='head dimension'):
+def test_head_dimension_has_to_suit_rope():
+    with pytest.raises(ValueError, match='multiple of 4, got 9'):
         MirrorLA({**TOY, 'embed_dims': (9, 16, 24, 32)})
 
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -61,6 +62,42 @@ def test_unknown_backend_is_named(monkeypatch):
     monkeypatch.setenv(backend.ENVIRONMENT_VARIABLE, 'cuda')
     with pytest.raises(ValueError, match="Unknown backend 'cuda' .MIRRORLA_BACKEND"):
         run(1)
+
+
+def test_a_forced_backend_is_the_threads_own():
+    """Blocks of two threads that overlap leave nothing behind, in either."""
+    entered, left, seen = threading.Event(), threading.Event(), []
+
+    def other():
+        with use_backend('lean'):
+            entered.set()
+            left.wait()
+            seen.append(backend.forced_backend())
+        seen.append(backend.forced_backend())
+
+    thread = threading.Thread(target=other)
+    with use_backend('torch'):
+        thread.start()
+        entered.wait()
+        assert backend.forced_backend() == 'torch'
+    left.set()
+    thread.join()
+    assert seen == ['lean', None]
+    assert backend.forced_backend() is None
+
+
+@pytest.mark.usefixtures('fresh_compiler')
+def test_compiled_code_follows_the_forced_backend(fake):
+    x = tokens(1)
+    compiled = torch.compile(
+        lambda x: mirror_attention(x, x, x, feature_map='relu'), backend='eager', fullgraph=True
+    )
+    with use_backend('torch'):
+        assert not (compiled(x) == 7).any()
+    with use_backend('fake'):
+        assert (compiled(x) == 7).all()
+    with use_backend('torch'):
+        assert not (compiled(x) == 7).any()
 
 
 def test_operators_need_torch_alone():

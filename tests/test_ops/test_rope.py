@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from mirrorla_mm.ops import apply_rope, rope_2d
+from mirrorla_mm.ops.rope import Rope
 from tests.test_ops.algorithm1 import rope_rotation
 
 
@@ -31,3 +32,42 @@ def test_inner_products_depend_on_relative_positions_alone():
 def test_head_dimension_must_be_a_multiple_of_four():
     with pytest.raises(ValueError, match='multiple of 4, got 6'):
         rope_2d((2, 2), 6)
+
+
+@pytest.mark.parametrize('plain', [True, False])
+@pytest.mark.parametrize('parts', [1, 2])
+def test_rope_of_a_grid_and_of_its_rows(plain, parts):
+    hw_shape = (5, 7)
+    x = torch.randn(2, 3, 35, 8 * parts, dtype=torch.float64)
+    angle = rope_2d(hw_shape, 8, dtype=x.dtype)
+    expected = torch.cat([apply_rope(part, angle) for part in x.chunk(parts, -1)], -1)
+    rope = Rope(hw_shape, 8, x, plain=plain)
+    torch.testing.assert_close(rope(x), expected)
+    torch.testing.assert_close(rope[1:4](x[:, :, 7:28]), expected[:, :, 7:28])
+    strided = torch.stack((x, x), -1).flatten(-2)[..., ::2]
+    torch.testing.assert_close(rope(strided), expected)
+
+
+def test_tables_made_in_inference_mode_serve_training():
+    hw_shape = (3, 11)  # A size of its own, so that the table is made here.
+    with torch.inference_mode():
+        x = torch.rand(1, 1, 33, 4)
+        Rope(hw_shape, 4, x)(x)
+    x = torch.rand(1, 1, 33, 4, requires_grad=True)
+    Rope(hw_shape, 4, x)(x).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_a_run_with_fake_tensors_leaves_no_table_behind():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    hw_shape = (2, 13)  # A size of its own, as above.
+    with FakeTensorMode():
+        x = torch.rand(1, 1, 26, 4)
+        Rope(hw_shape, 4, x)(x)
+    x = torch.rand(1, 1, 26, 4)
+    turned = Rope(hw_shape, 4, x)(x)
+    torch.testing.assert_close(turned, apply_rope(x, rope_2d(hw_shape, 4)))
+    with FakeTensorMode():
+        x = torch.rand(1, 1, 26, 4)
+        assert type(Rope(hw_shape, 4, x)(x)) is type(x)

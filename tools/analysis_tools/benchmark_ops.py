@@ -235,7 +235,7 @@ def layer_inputs(case: Case, device: str) -> list[Tensor]:
 def layers(case: Case) -> dict[str, Callable[..., Tensor]]:
     """The two entries; both functions take what :func:`layer_inputs` makes."""
     from mirrorla_mm.ops import mirror_attention, use_backend
-    from mirrorla_mm.ops.folding import fold_block_reflection, token_covariance
+    from mirrorla_mm.ops.folding import fold_block_reflection, projected_angle
 
     def attend(*qkv, theta=None, **options):
         heads = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in qkv)
@@ -247,8 +247,9 @@ def layers(case: Case) -> dict[str, Callable[..., Tensor]]:
 
     def in_projection(x, weight, theta):
         *qk, v = weight.chunk(3)
-        angles = torch.cat((theta, theta))
-        folded, shift = fold_block_reflection(torch.cat(qk), None, angles, token_covariance(x))
+        weight = torch.cat(qk)
+        angle = projected_angle(weight, x, torch.cat((theta, theta)))
+        folded, shift = fold_block_reflection(weight, None, angle)
         q, k = torch.baddbmm(shift, x, folded).chunk(2, -1)
         return attend(q, k, F.linear(x, v), feature_map='relu')
 

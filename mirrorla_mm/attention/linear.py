@@ -1,0 +1,262 @@
+"""Linear attention: what a query needs to know of all other tokens is one small state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops import lean
+from ..ops.backend import Backend, Heads, select_backend
+from ..ops.maps import to_map, to_tokens
+from ..ops.options import Options
+from ..ops.precision import at_least_float32, saturate, without_autocast
+from ..ops.rope import Rope
+from ..ops.strips import Rows, by_strips, maps_at_once, row_strips
+from .base import Attention
+
+State = tuple[Any, ...]
+# A Rope, or a table of the method's own with an entry for each row of tokens.
+Place = Any
+
+
+class Plan(NamedTuple):
+    """How one call runs: decided by :meth:`LinearAttention.plan` alone, and handed on from there.
+
+    Attributes:
+        backend (Backend): The implementation of the operator.
+        strips (list[Rows], optional): Strip by strip over these rows, each projected when it is
+            due; None to project and attend over the whole batch at once.
+        images (int): Images that go through the strips together.
+        folds (bool): The projection to q and k reflects them at the angles of each image.
+    """
+
+    backend: Backend
+    folds: bool = False
+    strips: list[Rows] | None = None
+    images: int = 1
+
+
+class LinearAttention(Attention):
+    """Attention in steps that may see the tokens part by part.
+
+    1. :meth:`features` of queries and keys, each on its own;
+    2. :meth:`survey` the queries, for methods whose state depends on all of them;
+    3. :meth:`gather` keys and values to a state, and :meth:`merge` the states of two parts;
+    4. :meth:`read` the state of all by each query.
+
+    A subclass fills in those that differ from ``q (k^T v)`` over ``q . sum(k)``: often
+    :meth:`features` alone. All steps take and return float32 or float64, outside autocast. On a
+    CPU without gradients the tokens go through them strip by strip: keys, queries and all that is
+    made of them stay in cache, and the time per token does not grow with the map. Arguments are
+    those of :class:`Attention`.
+    """
+
+    # Whether :meth:`survey` has to see all queries before the first key is gathered.
+    surveys = False
+    # Whether :meth:`read` needs the value of each query's own token.
+    reads_own_value = False
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        plan = self.plan(x, hw_shape)
+        if plan.strips is not None:
+            return self._by_strips(x, hw_shape, plan)
+        q, k, v, *gate = self.project_folded(x) if plan.folds else self.project(x, hw_shape)
+        heads = map(self.split_heads, (q, k, v))
+        out = self.attend(*heads, hw_shape, plan)
+        return self.finish(out, self.local(x, v, hw_shape), *gate)
+
+    def plan(self, x: Tensor, hw_shape: tuple[int, int]) -> Plan:
+        """Decide for tokens x (B, N, C) which backend runs, and whether by strips."""
+        q = Heads((len(x), self.num_heads, x.shape[1], self.head_dim), linear_dtype(x), x.device)
+        k = q
+        if self.sr is not None:
+            k = q._replace(shape=(*q.shape[:2], prod(self.kv_shape(hw_shape)), self.head_dim))
+        backend = select_backend(q, k, k, *self.operator(hw_shape))
+        folds = self.folds(x, backend)
+        if not (backend.strips and by_strips(x) and self.sr is None and self.sees_parts(folds)):
+            return Plan(backend, folds)
+        # Queries, keys and values of a strip live at once.
+        row_bytes = 3 * hw_shape[1] * self.embed_dims * x.element_size()
+        images = 1 if folds else maps_at_once(row_bytes * hw_shape[0])
+        return Plan(backend, folds, row_strips(hw_shape[0], row_bytes), images)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int], plan: Plan | None = None
+    ) -> Tensor:
+        """The method itself: q of shape (B, H, N, d), k and v of (B, H, M, d) to (B, H, N, d).
+
+        They come as :meth:`project` makes them; where the plan folds, reflected already.
+        """
+        if plan is None:
+            plan = Plan(select_backend(q, k, v, *self.operator(hw_shape)))
+        place = self.place(q, hw_shape, plan)
+        own = self._own_value(v, hw_shape) if self.reads_own_value else None
+        return saturate(_attend_whole(q, k, v, self, place, own), v.dtype)
+
+    def operator(
+        self, hw_shape: tuple[int, int]
+    ) -> tuple[Tensor | None, Tensor | None, Options | None]:
+        """theta, theta_k and options with which the operator is this method; None if it is not."""
+        return None, None, None
+
+    def folds(self, x: Tensor, backend: Backend) -> bool:
+        """Whether the projection of x (B, N, C) reflects at the angles of each image."""
+        return False
+
+    def sees_parts(self, folds: bool) -> bool:
+        """Whether the steps can see the tokens part by part."""
+        return True
+
+    def features(self, x: Tensor, place: Place, key: bool = False) -> Tensor:
+        """Features of queries, or with ``key`` of keys: (B, H, n, d) to (B, H, n, any)."""
+        return x
+
+    def survey(self, queries: Iterable[Tensor]) -> Any:
+        """What :meth:`gather` needs to know of all queries' features, given part by part."""
+        return None
+
+    def gather(self, k: Tensor, v: Tensor, place: Place, survey: Any) -> State:
+        """Sum the keys and values of some tokens: by default ``k^T v`` and what normalises it.
+
+        Args:
+            k (Tensor): Features of keys, shape (B, H, n, any).
+            v (Tensor): Shape (B, H, n, d).
+            place (Any): Their rows of :meth:`place`.
+            survey (Any): From :meth:`survey`.
+
+        Returns:
+            tuple: Their part of the state.
+        """
+        return lean.gather(k, v, place, survey)
+
+    def merge(self, first: State, second: State) -> State:
+        """The state of two parts of the tokens together; a tuple of sums adds up."""
+        if isinstance(first, lean.LinearState):
+            return lean.merge(first, second)
+        return tuple(a + b for a, b in zip(first, second))
+
+    def read(self, q: Tensor, state: State, place: Place, own: Tensor | None) -> Tensor:
+        """Attend from some tokens' queries to the state of all: by default ``q S / (q m)``.
+
+        Args:
+            q (Tensor): Features of queries, shape (B, H, n, any).
+            state (tuple): From :meth:`gather`.
+            place (Any): Their rows of :meth:`place`.
+            own (Tensor, optional): Their own values (B, H, n, d), if :attr:`reads_own_value`.
+
+        Returns:
+            Tensor: Shape (B, H, n, d).
+        """
+        return lean.read(q, state, place)
+
+    def place(self, q: Tensor, hw_shape: tuple[int, int], plan: Plan) -> Place:
+        """What depends on a token's place: by default the host's RoPE, or None without one."""
+        if not self.rope:
+            return None
+        return Rope(hw_shape, self.head_dim, q, plain=not plan.backend.strips)
+
+    def project_folded(self, x: Tensor) -> tuple[Tensor, ...]:
+        """:meth:`project` with q and k reflected, where :meth:`folds` holds."""
+        raise NotImplementedError
+
+    def layers(self, x: Tensor, folds: bool) -> list[tuple[Tensor, Tensor | None]]:
+        """Weights (C, C) and biases (C,) with ``x W + b`` q, k, v and the gate of one image x."""
+        weight, bias = self.projection()
+        weights = weight.t().split(self.embed_dims, dim=1)
+        biases = [None] * len(weights) if bias is None else bias.split(self.embed_dims)
+        return list(zip(weights, biases))
+
+    def _by_strips(self, x: Tensor, hw_shape: tuple[int, int], plan: Plan) -> Tensor:
+        out = x.new_empty(x.shape)
+        place = self.place(x, hw_shape, plan)
+        if not len(x):
+            return out
+        for images, result in zip(x.split(plan.images), out.split(plan.images)):
+            self._stream(images, hw_shape, plan, place, result)
+        return out
+
+    def _stream(
+        self, x: Tensor, hw_shape: tuple[int, int], plan: Plan, place: Place, out: Tensor
+    ) -> None:
+        """Attend over the tokens of some images (b, N, C) into ``out``, strip by strip.
+
+        Until a strip of the output is due, ``out`` keeps its queries: one map less at the peak.
+        More than one image come with a single strip.
+        """
+        to_q, to_k, to_v, *to_gate = self.layers(x, plan.folds)
+        kernel = self.local_kernel(x)
+        proj = self.proj.weight.t(), self.proj.bias
+        v = x.new_empty(x.shape)
+        kept: dict[Rows, Tensor] = {}
+
+        def of(rows: Rows, x: Tensor) -> Tensor:
+            return x[:, rows.tokens(hw_shape[1])].flatten(0, 1)
+
+        def place_of(rows: Rows) -> Place:
+            return None if place is None else place[rows.start : rows.stop]
+
+        def heads(tokens: Tensor) -> Tensor:
+            return self.split_heads(tokens.unflatten(0, (len(x), -1)))
+
+        def queries(rows: Rows) -> Tensor:
+            if rows in kept:
+                return kept.pop(rows)
+            q = heads(linear(of(rows, x), *to_q, of(rows, out)))
+            return self.features(q, place_of(rows))
+
+        survey, state = None, None
+        if self.surveys:
+            survey = self.survey(kept.setdefault(rows, queries(rows)) for rows in plan.strips)
+        for rows in plan.strips:
+            k = self.features(heads(linear(of(rows, x), *to_k)), place_of(rows), key=True)
+            values = heads(linear(of(rows, x), *to_v, of(rows, v)))
+            part = self.gather(k, values, place_of(rows), survey)
+            state = part if state is None else self.merge(state, part)
+        v_map = to_map(v, hw_shape)
+        for rows in plan.strips:
+            own = heads(of(rows, v)) if self.reads_own_value else None
+            attended = self.read(queries(rows), state, place_of(rows), own)
+            local = None if kernel is None else self.local_rows(v_map, kernel, rows)
+            gate = [linear(of(rows, x), *layer).unflatten(0, (len(x), -1)) for layer in to_gate]
+            linear(self.modulate(attended, local, *gate).flatten(0, 1), *proj, of(rows, out))
+
+    def _own_value(self, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """v (B, H, M, d) at the place of each query, interpolated where it was reduced."""
+        if self.sr is None:
+            return v
+        return self.split_heads(to_tokens(self.full_map(v.transpose(1, 2).flatten(2), hw_shape)))
+
+
+@without_autocast
+def _attend_whole(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    method: LinearAttention,
+    place: Place,
+    own: Tensor | None,
+) -> Tensor:
+    q = method.features(at_least_float32(q), place)
+    k = method.features(at_least_float32(k), place, key=True)
+    survey = method.survey([q]) if method.surveys else None
+    state = method.gather(k, at_least_float32(v), place, survey)
+    own = None if own is None else at_least_float32(own)
+    return method.read(q, state, place, own)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """``x W + b`` of x (n, C), into ``out`` if given."""
+    if bias is None:
+        return torch.mm(x, weight, out=out)
+    return torch.addmm(bias, x, weight, out=out)
+
+
+def linear_dtype(x: Tensor) -> torch.dtype:
+    """What a linear layer makes of x: its dtype, or autocast's."""
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)

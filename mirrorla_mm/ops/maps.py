@@ -1,0 +1,27 @@
+"""Tokens and maps: the same numbers, as (B, N, C) and as (B, C, H, W)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, N, C): a view of a channels-last map."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    """(B, N, C) to a channels-last (B, C, H, W), without a copy.
+
+    Splitting before transposing keeps the batch's stride right when B = 1; with any other the
+    convolution would not recognise channels-last memory and copy the map twice.
+    """
+    return x.unflatten(1, tuple(hw_shape)).permute(0, 3, 1, 2)
+
+
+def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear interpolation of a map (B, C, h, w) to (B, C, *size); itself where sizes agree."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode='bilinear')

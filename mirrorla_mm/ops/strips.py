@@ -1,0 +1,127 @@
+"""Inference on a CPU, strip by strip: no temporaries as large as a map, and strips stay in cache.
+
+A chain of operations over a map of N tokens writes and reads each intermediate result through main
+memory, and on a CPU pays for mapping fresh pages each time. A strip of rows goes through the whole
+chain instead. Convolutions take the rows beside the strip along and sums over the tokens run on, so
+the result is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backend import plain_form
+
+# What the widest intermediate result of a strip may take, so that a strip's results stay in cache.
+STRIP_BYTES = 3 << 20
+
+
+def by_strips(x: Tensor) -> bool:
+    """Whether to go strip by strip: on a CPU, in single or double precision, without gradients."""
+    return (
+        x.device.type == 'cpu'
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled('cpu')
+        and not plain_form()
+    )
+
+
+def or_by_strips(fast: Callable[..., Tensor]) -> Callable[[Callable], Callable[..., Tensor]]:
+    """Decorate a method of a module: in evaluation, :func:`by_strips` given, ``fast`` runs instead.
+
+    Both take the module, its input and the same further arguments, and return the same.
+    """
+
+    def decorate(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @wraps(plain)
+        def run(module: torch.nn.Module, x: Tensor, *args) -> Tensor:
+            in_strips = not module.training and by_strips(x)
+            return (fast if in_strips else plain)(module, x, *args)
+
+        return run
+
+    return decorate
+
+
+class Rows(NamedTuple):
+    """Some rows of a map.
+
+    Attributes:
+        start (int): The first.
+        stop (int): The one after the last.
+    """
+
+    start: int
+    stop: int
+
+    def tokens(self, width: int) -> slice:
+        """Their tokens in row-major order."""
+        return slice(self.start * width, self.stop * width)
+
+    def read_by(self, kernel: int, stride: int, height: int) -> Rows:
+        """The input rows, of ``height``, from which a convolution makes these rows."""
+        start, stop = self._reach(kernel, stride)
+        return Rows(max(start, 0), min(stop, height))
+
+    def _reach(self, kernel: int, stride: int) -> tuple[int, int]:
+        padding = kernel // 2
+        return self.start * stride - padding, (self.stop - 1) * stride - padding + kernel
+
+
+def row_strips(height: int, row_bytes: int) -> list[Rows]:
+    """Cut a map into the fewest strips of nearly equal height that take ``STRIP_BYTES`` at most.
+
+    Args:
+        height (int): Rows of the map.
+        row_bytes (int): Size of one row of the widest intermediate result.
+    """
+    count = min(height, -(-height * row_bytes // STRIP_BYTES)) or 1
+    bounds = [height * i // count for i in range(count + 1)]
+    return [Rows(*pair) for pair in zip(bounds, bounds[1:])]
+
+
+def maps_at_once(map_bytes: int) -> int:
+    """How many maps make a strip together where one is small, by the size of its widest result."""
+    return max(1, STRIP_BYTES // map_bytes)
+
+
+def conv_rows(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Rows,
+    height: int,
+    first: int = 0,
+    stride: int = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Some rows of a convolution of a map, padded with half the kernel's size.
+
+    Args:
+        x (Tensor): The map, or those of its rows that :meth:`Rows.read_by` names, (B, C, h, W).
+        weight (Tensor): Shape (C', C / groups, kernel height, kernel width), both odd.
+        bias (Tensor, optional): Shape (C',).
+        rows (Rows): Rows of the result.
+        height (int): Rows of the whole map.
+        first (int): Row of the whole map that ``x`` starts with.
+        stride (int): Stride of the convolution.
+        groups (int): Groups of the convolution.
+
+    Returns:
+        Tensor: Shape (B, C', rows.stop - rows.start, W').
+    """
+    vertical, horizontal = (size // 2 for size in weight.shape[2:])
+    if rows == (0, (height - 1) // stride + 1):  # All rows: the convolution pads by itself.
+        return F.conv2d(x, weight, bias, stride, (vertical, horizontal), groups=groups)
+    start, stop = rows._reach(weight.shape[2], stride)
+    x = x[:, :, max(start, 0) - first : min(stop, height) - first]
+    if start < 0 or stop > height:
+        x = F.pad(x, (0, 0, max(-start, 0), max(stop - height, 0)))
+    return F.conv2d(x, weight, bias, stride, (0, horizontal), groups=groups)

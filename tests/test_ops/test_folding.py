@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch import nn
+
+from mirrorla_mm.ops import block_variance, cross_head_reflection, reflect
+from mirrorla_mm.ops.folding import (
+    fold_block_reflection,
+    fold_cross_head_reflection,
+    projected_angle,
+)
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('variance_aware', [True, False])
+@pytest.mark.parametrize('with_bias', [True, False])
+@pytest.mark.parametrize('dim', [4, 5])
+def test_folded_projection_reflects(variance_aware, with_bias, dim):
+    heads, channels = 3, 10
+    x = 3 + randn(2, 50, channels)  # Off centre: a covariance is not a mean of squares.
+    weight, theta, u = randn(heads * dim, channels), randn(heads, dim // 2), randn(heads * dim)
+    bias = randn(heads * dim) if with_bias else None
+
+    projected = nn.functional.linear(x, weight, bias)
+    split = cross_head_reflection(projected, u).unflatten(-1, (heads, dim)).transpose(1, 2)
+    expected = reflect(split, theta, 0.6, 2.0, variance_aware).transpose(1, 2).flatten(2)
+
+    weight = fold_cross_head_reflection(weight, u)
+    bias = None if bias is None else cross_head_reflection(bias, u)
+    angle = projected_angle(weight, x, theta, 0.6, 2.0) if variance_aware else theta
+    folded, shift = fold_block_reflection(weight, bias, angle)
+    torch.testing.assert_close(x @ folded + shift, expected)
+
+
+def test_variance_from_covariance_survives_a_constant_image():
+    x = torch.full((1, 9, 4), 1e3)
+    angle = projected_angle(torch.randn(4, 4), x, torch.randn(1, 2))
+    assert angle.isfinite().all()
+    assert block_variance(x.unsqueeze(1)).abs().max() == 0

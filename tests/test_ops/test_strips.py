@@ -1,0 +1,61 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from mirrorla_mm.ops import use_backend
+from mirrorla_mm.ops.strips import Rows, by_strips, conv_rows, or_by_strips, row_strips
+
+
+@pytest.mark.parametrize('kernel, stride', [(3, 1), (3, 2), (5, 1)])
+@pytest.mark.parametrize('height', [1, 2, 13])
+def test_rows_of_a_convolution(kernel, stride, height):
+    conv = nn.Conv2d(4, 4, kernel, stride, padding=kernel // 2, groups=2).double()
+    x = torch.randn(1, 4, height, 6, dtype=torch.float64)
+    expected = conv(x)
+    for rows in itertools.starmap(Rows, itertools.combinations(range(expected.shape[2] + 1), 2)):
+        near = rows.read_by(kernel, stride, height)
+        options = dict(stride=stride, groups=2)
+        part = x[:, :, slice(*near)]
+        out = conv_rows(part, conv.weight, conv.bias, rows, height, near.start, **options)
+        torch.testing.assert_close(out, expected[:, :, slice(*rows)])
+        whole = conv_rows(x, conv.weight, conv.bias, rows, height, **options)
+        torch.testing.assert_close(whole, expected[:, :, slice(*rows)])
+
+
+@pytest.mark.parametrize('height, row_bytes', [(1, 1), (7, 1 << 30), (200, 286720), (5, 0)])
+def test_strips_cover_all_rows_once(height, row_bytes):
+    strips = row_strips(height, row_bytes)
+    assert [row for strip in strips for row in range(*strip)] == list(range(height))
+    assert all(start < stop for start, stop in strips)
+
+
+def test_tokens_of_rows_are_row_major():
+    grid = torch.arange(35).view(5, 7)
+    assert torch.equal(grid.flatten()[Rows(1, 4).tokens(7)], grid[1:4].flatten())
+
+
+def test_strips_are_for_inference_in_single_precision_alone():
+    x = torch.rand(1)
+    assert not by_strips(x)
+    with torch.no_grad():
+        assert by_strips(x)
+        assert not by_strips(x.half())
+        assert not by_strips(x.to('meta'))
+        with torch.autocast('cpu'):
+            assert not by_strips(x)
+        with use_backend('torch'):
+            assert not by_strips(x)
+
+
+def test_a_training_module_keeps_its_plain_form():
+    class Layer(nn.Module):
+        @or_by_strips(lambda module, x: x + 2)
+        def forward(self, x):
+            return x + 1
+
+    layer, x = Layer(), torch.zeros(1)
+    with torch.no_grad():
+        assert layer(x) == 1 and layer.eval()(x) == 2
+    assert layer(x) == 1
