@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ..ops.lean import LinearState
 from ..ops.maps import resize_map, to_map
+from ..ops.precision import at_least_float32
 from ..registry import register_attention
 from .base import Kernel, depthwise
 from .linear import LinearAttention, Place, Plan
@@ -86,7 +87,7 @@ class FLattenAttention(LinearAttention):
 
     def head_scale(self) -> Tensor:
         """The learned scale, > 0, shape (H, 1, d)."""
-        return F.softplus(self.scale).view(self.num_heads, 1, self.head_dim)
+        return F.softplus(at_least_float32(self.scale)).view(self.num_heads, 1, self.head_dim)
 
     def local_kernel(self, x: Tensor) -> Kernel:
         return self.dwc.weight.repeat(self.num_heads, 1, 1, 1), self.dwc.bias.repeat(self.num_heads)

@@ -52,9 +52,9 @@ class InLineAttention(LinearAttention):
         return self.residual(x.mean(dim=1).unsqueeze(-1)).view(-1, 1, 3, 3), None
 
     def local_rows(self, v: Tensor, kernel: Kernel, rows: Rows) -> Tensor:
-        if not len(v):
+        if v.shape[0] == 0:
             return to_tokens(v)
         # One group for each image and channel.
         images = v.reshape(1, -1, *v.shape[2:])
         local = conv_rows(images, *kernel, rows, v.shape[2], groups=images.shape[1])
-        return to_tokens(local.view(len(v), -1, *local.shape[2:]))
+        return to_tokens(local.view(v.shape[0], -1, *local.shape[2:]))

@@ -71,7 +71,9 @@ class LinearAttention(Attention):
 
     def plan(self, x: Tensor, hw_shape: tuple[int, int]) -> Plan:
         """Decide for tokens x (B, N, C) which backend runs, and whether by strips."""
-        q = Heads((len(x), self.num_heads, x.shape[1], self.head_dim), linear_dtype(x), x.device)
+        q = Heads(
+            (x.shape[0], self.num_heads, x.shape[1], self.head_dim), linear_dtype(x), x.device
+        )
         k = q
         if self.sr is not None:
             k = q._replace(shape=(*q.shape[:2], prod(self.kv_shape(hw_shape)), self.head_dim))

@@ -24,8 +24,9 @@ MAGNITUDES = st.sampled_from([0.0, 1e-30, 1e-4, 1.0, 30.0, 1e4])
 
 def attention(name: str, channels: int = 16, num_heads: int = 2, **options) -> Attention:
     torch.manual_seed(0)
-    cfg = {'type': name, **options}
-    return build_attention(cfg, embed_dims=channels, num_heads=num_heads).eval()
+    # A host offers its options: a method that brings its own is not asked to take them.
+    offers = dict(embed_dims=channels, num_heads=num_heads, **options)
+    return build_attention(dict(type=name), **offers).eval()
 
 
 def tokens(
@@ -85,6 +86,30 @@ def test_every_dtype_is_kept_and_finite(name, dtype, grid, content, magnitude, s
     module = attention(name, rope=True).to(dtype)
     out = finite_with_gradients(module, tokens(grid, content, magnitude, seed).to(dtype), grid)
     assert out.dtype == dtype
+
+
+@every_method
+@pytest.mark.parametrize('dtype', (torch.float32, *HALVES))
+@given(
+    grid=grids,
+    content=contents,
+    seed=seeds,
+    options=host_options,
+    std=st.sampled_from([0.1, 0.5, 1]),
+)
+def test_random_weights_give_finite_outputs_in_every_dtype(
+    name, dtype, grid, content, seed, options, std
+):
+    """Where queries and keys hardly meet, the attended values are as large as numbers get."""
+    module = attention(name, **options).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    x = tokens(grid, content, 1.0, seed).to(dtype)
+    assert torch.isfinite(module(x, grid)).all()
+    with torch.no_grad():
+        assert torch.isfinite(module(x, grid)).all()
 
 
 @every_method
