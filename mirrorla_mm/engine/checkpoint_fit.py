@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -77,7 +78,7 @@ def _load(model: nn.Module, weights: dict, name: str) -> None:
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         mismatch = re.search(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', str(error), re.S)
         if mismatch is None:
-            reason = str(error).strip().splitlines()[-1].strip().rstrip('.')
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip(' .')
             raise CheckpointError(
                 f'The checkpoint {name} cannot be loaded into this model: {reason}.'
             ) from None
@@ -154,7 +155,7 @@ def _is_count(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex()
-    return isinstance(value, (int, float)) or hasattr(value, '__float__')
+    return isinstance(value, (int, float, np.number, np.bool_))
 
 
 def _faults_of_optimizer(wrapper: OptimWrapper, state: dict) -> Iterator[str]:
@@ -201,7 +202,8 @@ def _faults_of_schedules(schedules: Any, states: Any) -> Iterator[str]:
 def _other_kinds(ours: dict, theirs: dict, place: str) -> Iterator[str]:
     """Entries that are of another kind than in a state that was just built."""
     for key in ours.keys() & theirs.keys():
-        if _kind(ours[key]) != _kind(theirs[key]) and None not in (ours[key], theirs[key]):
+        known = ours[key] is not None and theirs[key] is not None
+        if known and _kind(ours[key]) != _kind(theirs[key]):
             yield f'{key} of its {place} is of the type {type(theirs[key]).__name__}'
 
 

@@ -133,6 +133,11 @@ def _check(condition: bool, name: str) -> None:
         raise ForbiddenGlobal(name)
 
 
+def _shown(value: Any) -> str:
+    """A value for a message; what nests could take for ever to write out."""
+    return repr(value[:40]) if type(value) is str else f'a {_type_name(value)}'
+
+
 _STATISTICS = ('min', 'max', 'current', 'mean')  # HistoryBuffer's own
 _ANNEALING = ('_annealing_cos', '_annealing_linear')  # pure functions of three numbers
 
@@ -144,13 +149,13 @@ def _attribute(owner: Any, name: str) -> Any:
     """``getattr`` as mmengine's files use it: the name of a statistic, a schedule's function."""
     if owner is OneCycleParamScheduler and name in _ANNEALING:
         return getattr(owner, name)
-    _check(owner is HistoryBuffer and name in _STATISTICS, f'getattr(..., {name!r})')
+    _check(owner is HistoryBuffer and name in _STATISTICS, f'getattr(..., {_shown(name)})')
     return name
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """``_codecs.encode`` as protocol 2 uses it: how it writes bytes."""
-    _check(type(text) is str and encoding == 'latin1', f'_codecs.encode(..., {encoding!r})')
+    _check(type(text) is str and encoding == 'latin1', f'_codecs.encode(..., {_shown(encoding)})')
     return codecs.latin_1_encode(text)[0]
 
 
@@ -158,7 +163,7 @@ def _dtype(code: str, *_: Any) -> np.dtype:
     """A boolean, numeric or text dtype; a copy, as its byte order is set afterwards."""
     _check(
         type(code) is str and code[:1] in tuple('biufcSU') and code[1:].isdigit(),
-        f'numpy.dtype({code!r})',
+        f'numpy.dtype({_shown(code)})',
     )
     return np.dtype(code, copy=True)
 
@@ -806,7 +811,7 @@ def check_content(content: Any, budget: Budget) -> None:
     harmless = tuple(kind for kind in _allowed().values() if isinstance(kind, type))
     leaves = (*_LEAVES, *harmless)
     limit = budget.bytes // ITEM
-    known: dict[int, tuple[int, int]] = {}  # of each container: its depth and size when unfolded
+    known: dict[int, tuple[int, int]] = {}  # of each item: its depth and size when unfolded
     path: list[tuple[Any, list, list[int]]] = []  # a container, what is left of it, its measures
     open_ids: set[int] = set()
 
@@ -817,6 +822,7 @@ def check_content(content: Any, budget: Budget) -> None:
         children = _children(item)
         if children is None:
             _check_leaf(item, leaves)
+            known[id(item)] = 0, 1
             return 0, 1
         if id(item) in open_ids:
             raise Refused('it holds a container that holds itself')

@@ -23,6 +23,7 @@ __all__ = ['ZIP', 'read_torch_file']
 
 ZIP = b'PK\x03\x04'  # What a file of torch.save begins with.
 CHUNK = 2**20
+LONGEST_KEY = 256
 
 
 def read_torch_file(stream: BinaryIO, map_location: Any = None) -> Any:
@@ -62,7 +63,7 @@ def _is_reference(reference: tuple, length: int) -> bool:
     kinds = (torch.dtype, str, str, int)
     known = len(reference) == length and all(map(isinstance, reference, kinds))
     # On the device 'meta' a tensor would have no values.
-    return known and reference[2] != 'meta'
+    return known and reference[2] != 'meta' and len(reference[1]) < LONGEST_KEY
 
 
 class _Archive:
@@ -161,7 +162,8 @@ class _Legacy:
         content = safe_pickle.load(self.stream, self._fetch, budget)
         keys = safe_pickle.load(self.stream, budget=budget)
         # Each storage that a tensor lies in has to be there: it would be stray memory otherwise.
-        if type(keys) is not list or sorted(keys) != sorted(self.storages):
+        named = type(keys) is list and all(type(key) is str for key in keys)
+        if not named or sorted(keys) != sorted(self.storages):
             raise ValueError('its list of storages is not that of its tensors')
         data, position = self.stream.getbuffer(), self.stream.tell()
         for key in keys:

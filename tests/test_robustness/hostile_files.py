@@ -100,6 +100,14 @@ def shared(levels: int, empty: bytes, first: bytes, wrap: Callable[[bytes], byte
     return program + get(levels)
 
 
+def nested(levels: int) -> list:
+    """A list that holds the one below twice."""
+    inner: list = []
+    for _ in range(levels):
+        inner = [inner, inner]
+    return inner
+
+
 # --- Files ----------------------------------------------------------------------------------------
 
 
@@ -241,6 +249,18 @@ COSTLY: dict[str, Callable[[Path], None]] = {
     'length of a buffer': lambda path: archive(path, b'\x96' + struct.pack('<Q', 2**40)),
     'length of bytes': lambda path: archive(path, b'\x8e' + struct.pack('<Q', 2**40)),
     'length of a frame': lambda path: archive(path, b'\x95' + struct.pack('<Q', 2**40)),
+    'lists as the name of an attribute': lambda path: archive(
+        path,
+        call(
+            name('builtins', 'getattr'),
+            name('mmengine.logging.history_buffer', 'HistoryBuffer'),
+            LISTS,
+        ),
+    ),
+    'long text in many places': lambda path: archive(
+        path, text('a' * MIB) + put(0) + b'0](' + get(0) * 80_000 + text('\x1b') + b'e'
+    ),
+    'legacy list of lists': lambda path: legacy(path, b'N', [nested(40), nested(40)]),
     'compressed storage': lambda path: archive(
         path,
         tensor(storage(16 * MIB), (16 * MIB,), (1,)),
