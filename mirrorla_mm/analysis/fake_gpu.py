@@ -79,7 +79,7 @@ class FakeGPU(DriverBase):
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple:
         """Module, function, registers, spills and threads per block."""
         assert binary[:4] == b'\x7fELF', f'{name} is no machine code'
-        return None, None, 0, 0, 1024
+        return name, name, 0, 0, 1024
 
     def get_benchmarker(self) -> Callable:
         """Runs a configuration once, and finds all of them equally fast."""

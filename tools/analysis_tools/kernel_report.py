@@ -7,6 +7,10 @@ Every configuration that tuning would try is compiled, for tokens of a packed pr
 ``--channels-first``, for those of a convolution. The last two columns are the instructions of the
 loop over tiles, and what its warps issue for a token of a head. A multiprocessor issues four of
 them a cycle at most: a pass is bound by memory only where that takes less than moving its bytes.
+
+With ``--launch`` the operator is called instead, twice forwards and backwards, on a driver that
+stands for the GPU: through the tuner, the binder, the compiler and the limits of shared memory, in
+both layouts. One line for every head dimension, dtype, capability and layout.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import argparse
 import itertools
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
@@ -24,8 +29,10 @@ import torch
 import triton
 
 from mirrorla_mm.analysis.ahead_of_time import SHARED_MEMORY, Resources, resources
+from mirrorla_mm.analysis.fake_gpu import fake_gpu
 from mirrorla_mm.analysis.traffic import dry_run, traffic
 from mirrorla_mm.ops.fused.launching import Launch
+from mirrorla_mm.ops.fused.operator import mirror_attention_fused
 from mirrorla_mm.ops.options import Options
 
 HW_SHAPE = (200, 320)
@@ -52,23 +59,55 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--head-dims', nargs='+', type=int, default=[32, 48, 64])
+    parser.add_argument('--head-dims', nargs='+', type=int, default=[24, 32, 40, 48, 64, 96, 128])
     parser.add_argument(
         '--dtypes', nargs='+', default=['float32', 'float16', 'bfloat16'], metavar='DTYPE'
     )
     parser.add_argument('--capabilities', nargs='+', type=int, default=[80, 89, 90], metavar='SM')
     parser.add_argument('--kernels', default='', help='only those with this in their name')
     parser.add_argument('--channels-first', action='store_true', help='tokens are contiguous')
+    parser.add_argument('--launch', action='store_true', help='call the operator on fake GPUs')
     parser.add_argument('--markdown', type=Path, help='write a summary here')
     return parser.parse_args()
 
 
-def launches(head_dim: int, dtype: torch.dtype, channels_first: bool) -> list[Launch]:
-    """Launches of the whole operator, forwards and backwards, each kernel and flags once."""
+def empty_qkv(
+    head_dim: int, dtype: torch.dtype, channels_first: bool, device: str
+) -> tuple[torch.Tensor, ...]:
+    """q, k, v as views of one tensor."""
     tokens = HW_SHAPE[0] * HW_SHAPE[1]
     shape = (1, 3, HEADS, head_dim, tokens) if channels_first else (1, tokens, 3, HEADS, head_dim)
     order = (1, 0, 2, 4, 3) if channels_first else (2, 0, 3, 1, 4)
-    q, k, v = torch.empty(shape, dtype=dtype, device='meta').permute(order).unbind(0)
+    return torch.empty(shape, dtype=dtype, device=device).permute(order).unbind(0)
+
+
+def call(head_dim: int, dtype: torch.dtype, channels_first: bool, capability: int) -> str:
+    """What happens to two calls, in a few words."""
+    hw_shape = HW_SHAPE if head_dim % 4 == 0 else None
+    leaves = [x.requires_grad_() for x in empty_qkv(head_dim, dtype, channels_first, 'cpu')]
+    leaves.append(torch.zeros(HEADS, head_dim // 2, requires_grad=True))
+    seen = []
+    with fake_gpu(capability) as gpu, warnings.catch_warnings():
+        warnings.simplefilter('error', RuntimeWarning)
+        for _ in range(2):
+            gpu.launched.clear()
+            gpu.timed = 0
+            try:
+                out = mirror_attention_fused(*leaves, None, Options(hw_shape=hw_shape))
+                torch.autograd.grad(out, leaves, out)
+            except RuntimeWarning as warning:
+                return f'refused: {warning}'
+            seen.append((gpu.timed, len(gpu.launched)))
+    shared = max(x.shared for x in gpu.launched)
+    return (
+        f'{seen[0][0]} configurations timed, then {seen[1][0]}; {seen[1][1]} launches, '
+        f'{shared} bytes of shared memory at the most'
+    )
+
+
+def launches(head_dim: int, dtype: torch.dtype, channels_first: bool) -> list[Launch]:
+    """Launches of the whole operator, forwards and backwards, each kernel and flags once."""
+    q, k, v = empty_qkv(head_dim, dtype, channels_first, 'meta')
     options = Options('mirror', True, True, 1.0, 1.0, HW_SHAPE)
     found = [*dry_run(q, k, v, options), *dry_run(q, k, v, options, (True,) * 5)]
     return list({x.name: x for x in found}.values())
@@ -149,6 +188,13 @@ def summary(compiled: list[Compiled]) -> str:
 
 def main() -> None:
     args = parse_args()
+    if args.launch:
+        kinds = (args.head_dims, args.dtypes, (False, True), args.capabilities)
+        for head_dim, dtype, channels_first, capability in itertools.product(*kinds):
+            layout = 'channels first' if channels_first else 'packed'
+            found = call(head_dim, getattr(torch, dtype), channels_first, capability)
+            print(line((head_dim, dtype, layout, capability, found)), flush=True)
+        return
     print(line(HEADER), line(['---'] * len(HEADER)), sep='\n')
     compiled = []
     for one in report(args):
