@@ -123,10 +123,14 @@ def build_empty(cfg: Config) -> nn.Module:
 def default_shape(cfg: Config) -> tuple[int, int]:
     """Height and width that the tables of the field count a config at.
 
-    That is 800x1280 for detection, the training crop for segmentation, 224x224 otherwise.
+    That is 800x1280 for detection, the training crop for segmentation, what becomes 720x1280 for
+    super-resolution, 224x224 otherwise.
     """
     if cfg.get('default_scope') == 'mmdet':
         return 800, 1280
+    if 'upscale' in cfg.model.backbone:
+        scale = cfg.model.backbone.upscale
+        return 720 // scale, 1280 // scale
     size = cfg.model.get('data_preprocessor', {}).get('size')
     return tuple(size) if size else (224, 224)
 

@@ -28,6 +28,7 @@ class RawOutputs(nn.Module):
     """From normalised pictures to tensors: what a graph can hold of an OpenMMLab model.
 
     - a backbone: its feature maps;
+    - a super-resolution model: the enlarged images;
     - a segmentor: logits at the size of the picture;
     - a single-stage detector: class scores, then box regressions, of all levels.
 
@@ -45,6 +46,8 @@ class RawOutputs(nn.Module):
             self.read = self._segment
         elif hasattr(model, 'bbox_head'):
             self.read = self._detect
+        elif hasattr(model, 'pixel_loss'):
+            self.read = model.backbone
         elif hasattr(model, 'backbone'):
             raise UserError(
                 f'{type(model).__name__} cannot be exported: its regions depend on the data. '
@@ -55,7 +58,8 @@ class RawOutputs(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Normalised pictures (B, 3, H, W) to raw outputs."""
-        return self.read(x)
+        outputs = self.read(x)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def _segment(self, x: Tensor) -> tuple[Tensor, ...]:
         head = self.model.decode_head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -123,8 +124,7 @@ class Layer(BaseModule):
         """(B, C, h, w) to the same shape."""
         height, width = x.shape[-2:]
         x = pad_by_reflection(x, self.window_size).permute(0, 2, 3, 1)
-        x = self.blocks(self.norm(x))
-        return x[:, :height, :width].permute(0, 3, 1, 2)
+        return crop(self.blocks(self.norm(x)), height, width).permute(0, 3, 1, 2)
 
 
 class Block(BaseModule):
@@ -231,12 +231,24 @@ def pad_by_reflection(x: Tensor, multiple: int) -> Tensor:
     Returns:
         Tensor: The next size up; ``x`` itself where it is one.
     """
-    for dim in (2, 3):
-        size = x.shape[dim]
-        padded = -(-size // multiple) * multiple
-        # A graph for every size needs the padding even where the traced image needs none.
-        if symbolic() or padded != size:
-            x = x.index_select(dim, reflected_indices(size, padded, x.device))
+    sizes = x.shape[2:]
+    more = [(size + multiple - 1) // multiple * multiple - size for size in sizes]
+    # A graph is for images that one reflection is enough for, whether or not they need any.
+    if symbolic() or (any(more) and all(n < size for n, size in zip(more, sizes))):
+        return F.pad(x, (0, more[1], 0, more[0]), mode='reflect')
+    for dim, (size, n) in enumerate(zip(sizes, more), 2):
+        if n:
+            x = x.index_select(dim, reflected_indices(size, size + n, x.device))
+    return x
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns of a map (B, H, W, C)."""
+    if not symbolic():
+        return x[:, :height, :width]
+    # The strides of a slice tell a graph whether it cuts anything, and that is to stay open.
+    for dim, length in ((1, height), (2, width)):
+        x = x.index_select(dim, torch.arange(length, device=x.device))
     return x
 
 

@@ -19,8 +19,8 @@ from mirrorla_mm.converters import (
     read_state_dict,
     report,
 )
+from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.errors import one_line_errors
-from mirrorla_mm.engine.saving import AtomicLocalBackend
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,7 +39,8 @@ def go_back(src: str, dst: str) -> None:
     weights = official_dctlsa(read_state_dict(src))
     content = io.BytesIO()
     torch.save(weights, content)
-    AtomicLocalBackend().put(content.getvalue(), dst)
+    with whole_file(dst) as partial:
+        partial.write_bytes(content.getvalue())
     print(f"{dst}: {len(weights)} entries under the authors' names")
 
 

@@ -1,0 +1,1 @@
+host = dict(attn_cfg=dict(type='ReLUAttention'))

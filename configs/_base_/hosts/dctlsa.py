@@ -1,0 +1,2 @@
+# The authors' own attention.
+host = dict(attn_cfg=dict(type='LSA'))

@@ -1,0 +1,7 @@
+_base_ = [
+    '../_base_/protocols/dctlsa_x3_8xb8-ema-250k_div2k.py',
+    '../_base_/hosts/dctlsa-softmax-w32.py',
+]
+
+model = dict(backbone=_base_.host)
+load_from = 'work_dirs/dctlsa-softmax-w32_x2_8xb8-ema-500k_div2k/iter_500000.pth'

@@ -1,0 +1,92 @@
+"""Image files of any kind, as the colours that a network sees and what has to be put back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.atomic import whole_file
+from ..engine.data import DataError
+from ..engine.images import cut_short, decoding_problem, opening_problem
+
+DEPTHS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image as it lay in its file.
+
+    Attributes:
+        colours (Tensor): RGB in [0, 1], shape (3, H, W), float32.
+        alpha (Tensor, optional): Opacity in [0, 1], shape (1, H, W).
+        grey (bool): Whether the three colours are one.
+        depth (int): Largest value in the file, 255 or 65535.
+    """
+
+    colours: Tensor
+    alpha: Tensor | None = None
+    grey: bool = False
+    depth: int = 255
+
+    def enlarged(self, colours: Tensor) -> Image:
+        """The same kind of image of larger colours (3, s * H, s * W); opacity is interpolated."""
+        alpha = self.alpha
+        if alpha is not None:
+            size = colours.shape[-2:]
+            alpha = F.interpolate(alpha[None], size=size, mode='bicubic', antialias=True)[0]
+        return Image(colours.cpu(), alpha, self.grey, self.depth)
+
+    def array(self) -> np.ndarray:
+        """Grey, BGR or BGRA of 8 or 16 bits, shape (H, W) or (H, W, C)."""
+        channels = self.colours.mean(0, keepdim=True) if self.grey else self.colours.flip(0)
+        if self.alpha is not None:
+            channels = torch.cat((channels.expand(3, -1, -1), self.alpha))
+        values = (channels.double() * self.depth).round().clamp(0, self.depth)
+        dtype = np.uint8 if self.depth == 255 else np.uint16
+        return values.permute(1, 2, 0).numpy().astype(dtype).squeeze(-1 if len(values) == 1 else ())
+
+
+def read_image(path: str | os.PathLike) -> Image:
+    """Read a grey, colour or transparent image of 8 or 16 bits, turned as its EXIF tells.
+
+    Raises:
+        DataError: If it cannot be read, or is of another kind.
+    """
+    problem = opening_problem(path) or cut_short(path)
+    pixels = None if problem else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is not None and (pixels.ndim == 2 or pixels.shape[2] == 3):
+        # What is unchanged is not turned either.
+        pixels = cv2.imread(str(path), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    if pixels is None:
+        raise DataError(f'{path} {problem or decoding_problem(path) or "cannot be read"}.')
+    if pixels.dtype not in DEPTHS:
+        raise DataError(f'{path} holds {pixels.dtype} numbers; images of 8 or 16 bits are read.')
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[2] not in (1, 3, 4):
+        raise DataError(f'{path} has {pixels.shape[2]} channels; 1, 3 or 4 are read.')
+    depth = DEPTHS[pixels.dtype]
+    values = torch.from_numpy(pixels.astype(np.float32) / depth).permute(2, 0, 1)
+    colours = values[:3].flip(0) if len(values) > 1 else values.expand(3, -1, -1)
+    alpha = values[3:] if len(values) == 4 else None
+    return Image(colours.contiguous(), alpha, len(values) == 1, depth)
+
+
+def write_png(image: np.ndarray, path: Path) -> None:
+    """Write a PNG file, whole or not at all.
+
+    Args:
+        image (np.ndarray): Grey, BGR or BGRA of 8 or 16 bits.
+        path (Path): Its folder is made where missing.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with whole_file(path) as partial:
+        partial.write_bytes(cv2.imencode('.png', image)[1].tobytes())

@@ -1,0 +1,163 @@
+"""Folder in, folder out: a trained super-resolution model on image files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from rich.progress import track
+
+from ..engine.atomic import whole_file
+from ..engine.checkpoint import load_checkpoint_file
+from ..engine.checkpoint_fit import check_fit
+from ..engine.data import DataError
+from ..engine.errors import UserError
+from ..registry import MODELS
+from .datasets import SUFFIXES
+from .images import read_image, write_png
+from .metrics import PSNR, SSIM, to_uint8
+from .restorer import Restorer
+from .tiling import check_tiles, enlarge
+
+RESULTS = 'results.json'
+
+
+def load_restorer(
+    config: str | os.PathLike, checkpoint: str | os.PathLike, device: str | None = None
+) -> Restorer:
+    """Build the model of a config with its trained weights, folded for inference.
+
+    Args:
+        config (str | os.PathLike): Config of a super-resolution model.
+        checkpoint (str | os.PathLike): Its weights.
+        device (str, optional): Such as ``'cuda:0'``. Defaults to a GPU where there is one.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read or is of another model.
+        UserError: If the config is none of a super-resolution model.
+    """
+    cfg = Config.fromfile(config)
+    if cfg.get('model', {}).get('type') != 'mirrorla_mm.Restorer':
+        raise UserError(f'{config} is no config of a super-resolution model.')
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    check_fit(model, load_checkpoint_file(checkpoint, map_location='cpu'), str(checkpoint))
+    for module in list(model.modules()):
+        if hasattr(module, 'switch_to_deploy'):
+            module.switch_to_deploy()
+    return model.to(device or ('cuda:0' if torch.cuda.is_available() else 'cpu')).eval()
+
+
+def restore(
+    model: Restorer,
+    source: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    truth_dir: str | os.PathLike | None = None,
+    tell: Callable[[str], None] = print,
+    **options,
+) -> list[dict]:
+    """Enlarge an image or all images of a folder.
+
+    ``out_dir`` gets a PNG of each, grey, transparent or of 16 bits as its source, and
+    ``results.json``. An image that cannot be read is reported and left out.
+
+    Args:
+        model (Restorer): From :func:`load_restorer`.
+        source (str | os.PathLike): Image, or folder of images.
+        out_dir (str | os.PathLike): Made where missing.
+        truth_dir (str | os.PathLike, optional): Ground truths, named like the images or without
+            the scale at the end (``baby.png`` for ``babyx4.png``); adds PSNR and SSIM.
+        tell (Callable): Takes a line for each image.
+        **options: Of :func:`~mirrorla_mm.restoration.tiling.enlarge`.
+
+    Returns:
+        list[dict]: For each image its name and size, PSNR and SSIM where there is a ground truth,
+        or ``error``.
+
+    Raises:
+        DataError: If there is nothing to enlarge, or an image has no ground truth.
+        UserError: If the results would take the place of their sources, or tiles have no sensible
+            size.
+    """
+    source, out_dir = Path(source), Path(out_dir)
+    files = image_files(source)
+    if out_dir.resolve() == files[0].parent.resolve():
+        raise UserError(f'The results would take the place of the images in {out_dir}.')
+    if options.get('tile') is not None:
+        check_tiles(options['tile'], options['overlap'], model.backbone.window_size)
+    scale = model.backbone.upscale
+    truths = [truth_of(file, truth_dir, scale) for file in files] if truth_dir else None
+    results = []
+    for number, file in enumerate(track(files, 'Enlarging')):
+        try:
+            result = restore_file(
+                model, file, out_dir / f'{file.stem}.png', truths and truths[number], options
+            )
+        except (DataError, ValueError) as error:
+            result = dict(image=file.name, error=str(error))
+        results.append(result)
+        tell(f'{file.name}: ' + ', '.join(f'{k} {v}' for k, v in list(result.items())[1:]))
+    with whole_file(out_dir / RESULTS) as partial:
+        partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    return results
+
+
+@torch.no_grad()
+def restore_file(
+    model: Restorer, file: Path, target: Path, truth: Path | None, options: dict
+) -> dict:
+    """Enlarge one image; see :func:`restore`."""
+    image = read_image(file)
+    device = next(model.parameters()).device
+    colours = enlarge(model.backbone, image.colours[None].to(device), **options)[0].clamp(0, 1)
+    result = dict(image=file.name, width=colours.shape[2], height=colours.shape[1])
+    if truth is not None:
+        expected = to_uint8(read_image(truth).colours)
+        expected = expected[: colours.shape[1], : colours.shape[2]]
+        about = dict(scale=model.backbone.upscale, gt_path=str(truth))
+        for metric, digits in ((PSNR(), 3), (SSIM(), 4)):
+            figure = metric.measure(to_uint8(colours), expected, about)
+            result[metric.name] = round(figure, digits)
+    write_png(image.enlarged(colours).array(), target)
+    return result
+
+
+def image_files(source: Path) -> list[Path]:
+    """An image, or those of a folder.
+
+    Raises:
+        DataError: If there is none, or two would get the same result.
+    """
+    if not source.exists():
+        raise DataError(f'{source} does not exist.')
+    if source.is_file():
+        return [source]
+    files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f'The folder {source} holds no {", ".join(SUFFIXES)}.')
+    by_name: dict[str, Path] = {}
+    for file in files:
+        if file.stem in by_name:
+            raise DataError(f'{by_name[file.stem]} and {file} would both become {file.stem}.png.')
+        by_name[file.stem] = file
+    return files
+
+
+def truth_of(file: Path, truth_dir: str | os.PathLike, scale: int) -> Path:
+    """The ground truth of an image.
+
+    Raises:
+        DataError: If there is none.
+    """
+    for stem in (file.stem, file.stem.removesuffix(f'x{scale}')):
+        for suffix in SUFFIXES:
+            truth = Path(truth_dir) / f'{stem}{suffix}'
+            if truth.is_file():
+                return truth
+    raise DataError(f'{file} has no ground truth in {truth_dir}.')

@@ -1,0 +1,72 @@
+"""Draw enlarged images beside each other: bicubic, each model, ground truth, with a zoomed crop.
+
+The results are folders that tools/restore.py wrote. Example:
+
+    python tools/analysis_tools/compare_restorations.py Set5/LR_bicubic/X4 Set5/HR \\
+        --results LSA=enlarged/lsa MirrorLA=enlarged/mirrorla --out-dir comparisons
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.images import read_image
+from mirrorla_mm.restoration.figure import compare_images
+from mirrorla_mm.restoration.inference import image_files, truth_of
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('images', type=Path, help='low-resolution image or folder of them')
+    parser.add_argument('truth', type=Path, help='folder of ground truths')
+    parser.add_argument(
+        '--results', nargs='+', default=[], metavar='LABEL=FOLDER', help='enlarged images'
+    )
+    parser.add_argument('--scale', type=int, default=4, help='factor between the two')
+    parser.add_argument('--size', type=int, default=64, help='side of the crop, of the truth')
+    parser.add_argument('--out-dir', type=Path, default='comparisons', help='folder to write to')
+    return parser.parse_args()
+
+
+def rgb(path: Path) -> np.ndarray:
+    """Read an image as RGB."""
+    return read_image(path)[..., ::-1]
+
+
+def draw(args: argparse.Namespace, file: Path) -> None:
+    """Draw the comparison of one image."""
+    image = rgb(file)
+    height, width = (n * args.scale for n in image.shape[:2])
+    truth = rgb(truth_of(file, args.truth, args.scale))[:height, :width]
+    folders = dict(result.split('=', 1) for result in args.results)
+    results = {label: rgb(Path(folder) / f'{file.stem}.png') for label, folder in folders.items()}
+    for label, panel in {'the ground truth': truth, **results}.items():
+        if panel.shape[:2] != (height, width):
+            raise UserError(
+                f'{label} of {file} has {panel.shape[1]}x{panel.shape[0]} pixels, not '
+                f'{width}x{height}.'
+            )
+    target = args.out_dir / f'{file.stem}.png'
+    compare_images(target, truth, image, results, args.size, file.stem)
+
+
+def main() -> None:
+    args = parse_args()
+    with one_line_errors():
+        if not all('=' in result for result in args.results):
+            raise UserError('--results takes LABEL=FOLDER, such as MirrorLA=enlarged/mirrorla.')
+        files = image_files(args.images)
+        for file in track(files, 'Drawing'):
+            draw(args, file)
+    print(f'{len(files)} comparisons are in {args.out_dir}.')
+
+
+if __name__ == '__main__':
+    main()
