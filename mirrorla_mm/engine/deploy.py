@@ -1,5 +1,7 @@
 """Deploy mode in a test run."""
 
+from copy import deepcopy
+
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -18,4 +20,6 @@ class DeployHook(Hook):
     priority = 'VERY_LOW'
 
     def before_test_epoch(self, runner: Runner) -> None:
+        # A copy: after the test an EMA's hook puts its weights back into a model that is whole.
+        runner.model = deepcopy(runner.model)
         deploy(runner.model)

@@ -34,6 +34,7 @@ def config(tmp_path) -> str:
     cfg.train_cfg.update(max_iters=6, val_interval=3)
     cfg.default_hooks.checkpoint.interval = 3
     cfg.optim_wrapper.optimizer.lr = 1e-2
+    cfg.randomness = dict(seed=0)
     path = tmp_path / 'toy.py'
     cfg.dump(path)
     return str(path)
@@ -64,6 +65,10 @@ def test_trains_tests_resumes_and_saves_the_images(run, config, tmp_path):
     resumed = torch.load(tmp_path / 'half/iter_6.pth', weights_only=False)
     for key, value in weights['state_dict'].items():
         assert torch.equal(value, resumed['state_dict'][key]), key
+    assert not torch.equal(
+        weights['state_dict']['backbone.stem.weight'],
+        weights['ema_state_dict']['module.backbone.stem.weight'],
+    )
 
 
 @pytest.mark.parametrize(
