@@ -200,7 +200,7 @@ class Local(nn.Sequential):
         """(B, C, H, W) to the same shape."""
         return x + super().forward(x)
 
-    def switch_to_deploy(self) -> None:
+    def fold_for_inference(self) -> None:
         """Fold both batch norms into convolutions."""
         before, pointwise, depthwise, after, _ = self
         if isinstance(before, nn.Identity):

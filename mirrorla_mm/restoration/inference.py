@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from rich.progress import track
 
+from ..backbones.deploy import deploy
 from ..engine.atomic import whole_file
 from ..engine.checkpoint import load_checkpoint_file
 from ..engine.checkpoint_fit import check_fit
@@ -48,10 +49,7 @@ def load_restorer(
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
     check_fit(model, load_checkpoint_file(checkpoint, map_location='cpu'), str(checkpoint))
-    for module in list(model.modules()):
-        if hasattr(module, 'switch_to_deploy'):
-            module.switch_to_deploy()
-    return model.to(device or ('cuda:0' if torch.cuda.is_available() else 'cpu')).eval()
+    return deploy(model).to(device or ('cuda:0' if torch.cuda.is_available() else 'cpu')).eval()
 
 
 def restore(

@@ -63,6 +63,13 @@ def test_every_parameter_learns(attn_cfg):
 
 
 @torch.no_grad()
+def test_heads_of_odd_dimension_are_mirrored():
+    model = toy_host(embed_dims=6, attn_cfg=MIRROR)
+    assert {m.theta.shape for m in model.modules() if hasattr(m, 'theta')} == {(2, 1)}
+    assert model(torch.rand(1, 3, 9, 8)).isfinite().all()
+
+
+@torch.no_grad()
 def test_a_window_attends_to_itself_alone():
     block = toy_host(attn_cfg=MIRROR).groups[0][0].blocks[0]
     x = torch.rand(1, 8, 12, 8)
@@ -112,7 +119,7 @@ def test_deploy_mode_folds_the_batch_norms_and_changes_nothing():
     for _ in range(2):
         for module in model.modules():
             if isinstance(module, Local):
-                module.switch_to_deploy()
+                module.fold_for_inference()
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
     torch.testing.assert_close(model(x), expected)
 
