@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         '--bad-data',
         choices=POLICIES,
         default='refuse',
-        help='stop at a picture or label that cannot be trusted, or leave it out and report it',
+        help='stop at an image or label that cannot be trusted, or leave it out and report it',
     )
     parser.add_argument(
         '--min-loaded',

@@ -34,7 +34,7 @@ class LossWriter(Hook):
             os.kill(os.getpid(), 9)
 """
 # A loss that is a mean over equally many pixels on every process, by nothing that is drawn or
-# depends on the pictures beside. The order of the pictures is shuffled.
+# depends on the images beside. The order of the images is shuffled.
 MORE = """
 custom_imports['imports'].append('loss_writer')
 custom_hooks = [dict(type='LossWriter')]

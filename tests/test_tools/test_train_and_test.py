@@ -311,7 +311,7 @@ DAMAGES = {
 @pytest.mark.slow
 @pytest.mark.parametrize('damage', DAMAGES)
 @pytest.mark.parametrize('workers', [0, 1])
-def test_damaged_picture_is_named(damage, workers, config, sentence, drawn, tmp_path, monkeypatch):
+def test_damaged_image_is_named(damage, workers, config, sentence, drawn, tmp_path, monkeypatch):
     root = shutil.copytree(drawn, tmp_path / 'data')
     DAMAGES[damage](root / 'leftImg8bit' / 'train' / 'demo' / '00003_leftImg8bit.png')
     monkeypatch.setenv('MIRRORLA_DEMO_DATA', str(root))
