@@ -19,7 +19,7 @@ if f'{__name__}.build_mmcv' not in sys.orig_argv:
     if stack.trouble():
         warnings.warn(str(stack.trouble()), stacklevel=2)
     else:
-        from . import attention, backbones, engine, heads, restoration  # noqa: F401
+        from . import attention, backbones, engine, heads, necks, restoration  # noqa: F401
 
         stack.mend()
         engine.register_safe_loader()

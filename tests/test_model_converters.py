@@ -28,7 +28,7 @@ from mirrorla_mm.converters import (
 )
 from mirrorla_mm.engine import CheckpointError
 from mirrorla_mm.engine.launch import add_common_arguments, load_config
-from mirrorla_mm.heads import ProjectionNeck
+from mirrorla_mm.necks import ProjectionNeck
 from mirrorla_mm.registry import MODELS
 from tests.official_files import NALAFORMER_ARCH, nalaformer_file
 

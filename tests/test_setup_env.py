@@ -11,15 +11,22 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[1] / 'tools' / 'dev' / 'setup_env.py'
 
 
+def is_ours(name):
+    return name.partition('.')[0] == 'mirrorla_mm'
+
+
 @pytest.fixture
 def env(tmp_path, monkeypatch):
     """The script as a module whose folders lie in ``tmp_path``."""
+    # It puts a bare package in place of ours.
+    ours = {name: sys.modules.pop(name) for name in [*sys.modules] if is_ours(name)}
     spec = importlib.util.spec_from_file_location('setup_env', SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    for name in ('mirrorla_mm', 'mirrorla_mm.build_mmcv', 'mirrorla_mm.stack'):
-        monkeypatch.setitem(sys.modules, name, sys.modules[name])  # it puts another in its place
     monkeypatch.setitem(sys.modules, 'setup_env', module)
     spec.loader.exec_module(module)
+    for name in filter(is_ours, [*sys.modules]):
+        del sys.modules[name]
+    sys.modules.update(ours)
     monkeypatch.setattr(module, 'ROOT', tmp_path)
     monkeypatch.setattr(module, 'VENV', tmp_path / '.venv')
     monkeypatch.setattr(module, 'STAMPS', tmp_path / '.venv' / 'setup-stamps')
@@ -106,6 +113,9 @@ def test_stack_of_an_environment_is_not_changed(env, monkeypatch):
     with pytest.raises(env.SetupError) as error:
         env.chosen_stack()
     assert one_line(error).endswith('rm -rf .venv && make setup STACK=onedl')
+    (site_packages(env) / 'onedl_mmengine-0.10.12.dist-info').mkdir()
+    with pytest.raises(env.SetupError, match='holds the openmmlab and the onedl packages'):
+        env.chosen_stack()
 
 
 def test_unknown_stack_names_those_there_are(env, monkeypatch):
@@ -153,6 +163,9 @@ def test_requirements_are_installed_again_when_one_changes(env, tmp_path, monkey
     (tmp_path / 'requirements' / 'tested.txt').write_text('mmcv==2.1.0\nnumpy==2.1\n')
     env.install_requirements(env.OPENMMLAB)
     assert len(calls) == 2
+    (site_packages(env) / 'setuptools-82.0.0.dist-info').mkdir()  # upgraded by hand
+    env.install_requirements(env.OPENMMLAB)
+    assert len(calls) == 3
 
 
 def test_user_s_index_is_left_alone(env, tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def _draw_label(
 ) -> None:
     """Write a text on a plate at the first place that no earlier label has taken."""
     width, height = pen.im.size
-    font = _font(max(11, round(min(width, height) / 32)))
+    font = _font(max(9, round(min(width, height) / 32)))
     left, top, right, bottom = font.getbbox(text)
     w, h = right + 6, bottom + 4
     rectangles = []

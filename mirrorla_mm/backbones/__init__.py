@@ -7,12 +7,12 @@ from .mirrorla import MirrorLA
 from .nalaformer import NaLaFormer
 from .ravlt import RAVLT
 
-# The hosts on top of stock classes are there where the stock is.
-_stock = {}
+# The hosts on top of upstream classes are there where upstream is installed.
+_upstream = {}
 if find_spec('mmdet') or find_spec('mmseg'):
-    _stock['LinearSwin'] = '.swin'
+    _upstream['LinearSwin'] = '.swin'
 if find_spec('mmdet'):
-    _stock['LinearPVT'] = '.pvt'
-__getattr__ = register_lazily(__name__, **_stock)
+    _upstream['LinearPVT'] = '.pvt'
+__getattr__ = register_lazily(__name__, **_upstream)
 
-__all__ = ['RAVLT', 'MirrorLA', 'NaLaFormer', *_stock]
+__all__ = ['RAVLT', 'MirrorLA', 'NaLaFormer', *_upstream]

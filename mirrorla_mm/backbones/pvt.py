@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
 from .pretrained import has_checkpoint, load_pretrained
-from .stock import ReducedAttention, stage_attentions, with_arch
+from .upstream import ReducedAttention, stage_attentions, with_arch
 
 ARCHS = {
     't': dict(num_layers=(2, 2, 2, 2)),

@@ -75,7 +75,7 @@ class RAVLT(BaseModule):
             the others, which is what the paper's FLOPs count (``'paper'`` is the same, for older
             configs); ``'linear'``: linear in all; or ``'linear'`` or ``'softmax'`` per stage.
         attn_cfg (dict): The attention of the linear stages. Defaults to RALA.
-        in_channels (int): Channels of the picture. Defaults to 3.
+        in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int]): Stages to return, of 0 to 3.
         out_norm (bool): Normalise each output (dense prediction). Defaults to True.
         drop_path_rate (float, optional): Drop-path probability of the last block, rising linearly
@@ -165,7 +165,7 @@ class RAVLT(BaseModule):
         """Extract features.
 
         Args:
-            x (Tensor): Pictures of any size, shape (B, 3, H, W).
+            x (Tensor): Images of any size, shape (B, 3, H, W).
 
         Returns:
             tuple[Tensor, ...]: The stages ``out_indices``, at strides 4, 8, 16, 32 (rounded up), in
@@ -261,7 +261,8 @@ class RAVLT(BaseModule):
 def pretrained_init_cfg(pretrained: str | None) -> dict | None:
     """The ``init_cfg`` for mmseg's ``model.pretrained``.
 
-    A stock config whose backbone alone was changed still names its old backbone's weights there.
+    An upstream config of which only the backbone was changed still names the old backbone's
+    weights there.
     """
     if pretrained is None:
         return None

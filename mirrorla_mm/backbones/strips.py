@@ -26,12 +26,12 @@ def conv_chain(chain: ConvChain, x: Tensor) -> Tensor:
     heights = [height for height, _ in sizes]
     out = x.new_empty(len(x), *sizes[-1], convs[-1].out_channels).permute(0, 3, 1, 2)
     row_bytes = 8 * x[:1, :, :1].nbytes * (heights[0] // heights[-1])
-    for picture, result in zip(x.split(1), out.split(1)):
+    for image, result in zip(x.split(1), out.split(1)):
         for rows in row_strips(heights[-1], row_bytes):
             spans = [rows]
             for conv, height in zip(reversed(convs), reversed(heights[:-1])):
                 spans.insert(0, spans[0].read_by(conv.kernel_size[0], conv.stride[0], height))
-            strip = picture[:, :, slice(*spans[0])]
+            strip = image[:, :, slice(*spans[0])]
             for i, (conv, layer) in enumerate(zip(convs, weights)):
                 strip = torch.ops.aten.gelu_(strip) if i else strip
                 first, stride = spans[i].start, conv.stride[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
 from .pretrained import has_checkpoint, load_pretrained
-from .stock import WindowAttention, stage_attentions, with_arch
+from .upstream import WindowAttention, stage_attentions, with_arch
 
 if find_spec('mmdet'):
     from mmdet.models.backbones.swin import ShiftWindowMSA, SwinTransformer, swin_converter
@@ -32,30 +32,30 @@ class LinearSwin(SwinTransformer):
 
     It is mmdet's class (mmseg's, which differs in nothing that matters here, where mmdet is not
     installed), takes the same arguments and keeps its names of parameters, so that in any config
-    ``type='SwinTransformer'`` can become ``type='mirrorla_mm.LinearSwin'`` and stock checkpoints
+    ``type='SwinTransformer'`` can become ``type='mirrorla_mm.LinearSwin'`` and upstream checkpoints
     load for all that the two have in common. Patch embedding, merging, feed-forward networks,
-    norms, freezing and activation checkpointing are the stock's. Not the stock's: the attention of
-    linear stages; that windows which hold a whole side of the map are not shifted (the stock shifts
+    norms, freezing and activation checkpointing are upstream's. Not upstream's: the attention of
+    linear stages; that windows which hold a whole side of the map are not shifted (upstream shifts
     them, and so differs from the original Swin at 224x224); and the loading of checkpoints, because
     mmdet's fails on a table of relative positions that the model has not. In linear stages
     ``qk_scale`` and ``attn_drop_rate`` have no meaning.
 
     A linear stage attends over the whole map, as the authors of Agent attention do for dense
-    prediction; at 224x224 that is FLatten's window of 56. Softmax stages keep the stock's windows
-    and their padding. Agent's dense code shifts windows on maps no larger than one, as the stock
+    prediction; at 224x224 that is FLatten's window of 56. Softmax stages keep upstream's windows
+    and their padding. Agent's dense code shifts windows on maps no larger than one, as upstream
     does, and so differs from ours on such small images.
 
     Args:
         arch (str, optional): ``'t'``, ``'s'`` or ``'b'`` sets ``embed_dims``, ``depths`` and
-            ``num_heads``. Defaults to the stock's defaults, Swin-T.
+            ``num_heads``. Defaults to upstream's defaults, Swin-T.
         attn_cfg (dict | Sequence[dict | None], optional): The attention of the linear stages, or
             one per stage. Defaults to the mirror map.
         layout (str | Sequence[str]): ``'hybrid'``: linear in stages 1 and 2, softmax in the others
             (FLatten's "LLSS"); ``'linear'``; or ``'linear'`` or ``'softmax'`` per stage.
         linear_window (int, optional): Windows of at most this side in linear stages too, shifted in
-            every other block, see :class:`~mirrorla_mm.backbones.stock.WindowAttention`. Defaults
-            to the whole map.
-        **kwargs: Arguments of the stock class.
+            every other block, see :class:`~mirrorla_mm.backbones.upstream.WindowAttention`.
+            Defaults to the whole map.
+        **kwargs: Arguments of the upstream class.
 
     Raises:
         ValueError: If ``arch``, ``attn_cfg`` or ``layout`` is not valid.
@@ -89,7 +89,7 @@ class LinearSwin(SwinTransformer):
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of ``out_indices`` as a tuple, which mmpretrain wants; the stock returns a list."""
+        """Maps of ``out_indices`` as a tuple, which mmpretrain wants; upstream returns a list."""
         return tuple(super().forward(x))
 
     def init_weights(self) -> None:
@@ -110,7 +110,7 @@ class LinearSwin(SwinTransformer):
         return self._fit_tables(weights)
 
     def train(self, mode: bool = True) -> LinearSwin:
-        """Set the mode, keeping frozen stages in evaluation; unlike the stock it returns itself."""
+        """Set the mode, keeping frozen stages in evaluation; unlike upstream it returns itself."""
         super().train(mode)
         return self
 
@@ -127,52 +127,52 @@ class LinearSwin(SwinTransformer):
 
 
 def linear_windows(
-    stock: ShiftWindowMSA,
+    upstream: ShiftWindowMSA,
     cfg: dict,
     grid_size: tuple[int, int],
     window_size: int | None,
     shift: bool,
 ) -> WindowAttention:
-    """The attention ``cfg`` in the place of a stock one, with position tables for its windows."""
+    """The attention ``cfg`` in place of an upstream one, with position tables for its windows."""
     if window_size:
         grid_size = tuple(min(n, window_size) for n in grid_size)
     attention = build_attention(
         cfg,
-        embed_dims=stock.w_msa.embed_dims,
-        num_heads=stock.w_msa.num_heads,
-        qkv_bias=stock.w_msa.qkv.bias is not None,
+        embed_dims=upstream.w_msa.embed_dims,
+        num_heads=upstream.w_msa.num_heads,
+        qkv_bias=upstream.w_msa.qkv.bias is not None,
         grid_size=grid_size,
     )
     return WindowAttention(
-        attention, nn.Sequential(stock.w_msa.proj_drop, stock.drop), window_size, shift
+        attention, nn.Sequential(upstream.w_msa.proj_drop, upstream.drop), window_size, shift
     )
 
 
 class SoftmaxWindows(ShiftWindowMSA):
-    """The stock's window attention as the original Swin has it on small maps.
+    """Upstream's window attention as the original Swin has it on small maps.
 
     Windows are no larger than the map of the pre-training size, and are not shifted on a map that
     they hold a whole side of.
 
     Args:
-        stock (ShiftWindowMSA): The stock module, whose parts are taken over.
+        upstream (ShiftWindowMSA): The upstream module, whose parts are taken over.
         grid_size (tuple[int, int]): The map of the pre-training size.
     """
 
-    def __init__(self, stock: ShiftWindowMSA, grid_size: tuple[int, int]) -> None:
-        old = stock.w_msa
-        window_size = min(stock.window_size, *grid_size)
+    def __init__(self, upstream: ShiftWindowMSA, grid_size: tuple[int, int]) -> None:
+        old = upstream.w_msa
+        window_size = min(upstream.window_size, *grid_size)
         super().__init__(
             old.embed_dims,
             old.num_heads,
             window_size,
-            shift_size=window_size // 2 if stock.shift_size else 0,
+            shift_size=window_size // 2 if upstream.shift_size else 0,
             qkv_bias=old.qkv.bias is not None,
             qk_scale=old.scale,
             attn_drop_rate=old.attn_drop.p,
             proj_drop_rate=old.proj_drop.p,
         )
-        self.drop = stock.drop
+        self.drop = upstream.drop
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, N, C) to (B, N, C)."""

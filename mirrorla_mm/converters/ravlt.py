@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..backbones.ravlt import ARCH_DEFAULTS, ARCHS
-from ..heads import ProjectionNeck
+from ..necks import ProjectionNeck
 from ..registry import MODELS
 from .converted import Converted, blames_the_file
 from .fitting import fit_built

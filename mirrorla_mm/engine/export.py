@@ -1,6 +1,6 @@
 """Graphs of backbones, segmentors and dense detectors for other runtimes.
 
-Height, width and batch stay free. Pictures go in normalised, as the data preprocessor leaves them.
+Height, width and batch stay free. Images go in normalised, as the data preprocessor leaves them.
 Full detectors need box decoding and suppression in the target runtime: what is exported of a
 single-stage detector ends at the raw maps of its head.
 """
@@ -25,11 +25,11 @@ DYNAMIC = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
 
 
 class RawOutputs(nn.Module):
-    """From normalised pictures to tensors: what a graph can hold of an OpenMMLab model.
+    """From normalised images to tensors: what a graph can hold of an OpenMMLab model.
 
     - a backbone: its feature maps;
     - a super-resolution model: the enlarged images;
-    - a segmentor: logits at the size of the picture;
+    - a segmentor: logits at the size of the image;
     - a single-stage detector: class scores, then box regressions, of all levels.
 
     Args:
@@ -57,7 +57,7 @@ class RawOutputs(nn.Module):
             self.read = model
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Normalised pictures (B, 3, H, W) to raw outputs."""
+        """Normalised images (B, 3, H, W) to raw outputs."""
         outputs = self.read(x)
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -87,7 +87,7 @@ def export(model: RawOutputs, file: Path, kind: str, shape: tuple[int, int] = (1
             this machine).
         shape (tuple[int, int]): Height and width to trace at; others work as well.
     """
-    # Sizes of 0 and 1 would be taken for constants, and a square picture for two equal sides.
+    # Sizes of 0 and 1 would be taken for constants, and a square image for two equal sides.
     example = (torch.rand(2, 3, *shape),)
     program = torch.export.export(model, example, dynamic_shapes=DYNAMIC)
     if kind == 'onnx':
@@ -122,7 +122,7 @@ def largest_error(
         file (Path): What it was exported to.
         kind (str): See :func:`export`.
         shapes (Sequence[tuple[int, int]]): Sizes to compare at.
-        batch (int): Pictures at a time.
+        batch (int): Images at a time.
 
     Returns:
         float: Over all outputs and sizes.

@@ -100,8 +100,9 @@ class EpochBasedTrainLoop(MMEngineEpochBasedTrainLoop):
         """
         length = len(self.dataloader)
         info = self.runner.message_hub.runtime_info  # still that of the checkpoint
-        if self._iter and info.get('max_epochs'):
-            before = info['max_iters'] // info['max_epochs']
+        epochs, iters = info.get('max_epochs'), info.get('max_iters')
+        if self._iter and isinstance(epochs, int) and isinstance(iters, int) and epochs > 0:
+            before = iters // epochs
             self._done = self._iter - self._epoch * before
             if self._done and before != length:
                 raise UserError(

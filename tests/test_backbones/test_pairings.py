@@ -97,8 +97,8 @@ def test_half_precision_trains_without_nan(build, method):
 def test_compiled_is_the_same(method):
     """Captured as a whole: a graph break would raise."""
     module = build_attention(dict(type=method), embed_dims=16, num_heads=2).eval()
-    # Inductor compiles for seconds, so one method has to do. Without decompositions, aot_eager plans
-    # ELU's gradient with strides that the kernel does not give (torch 2.13).
+    # Inductor compiles for seconds, so one method has to do. Without decompositions aot_eager
+    # plans ELU's gradient with strides that the kernel does not give (torch 2.13).
     backend = 'inductor' if method == 'ELUAttention' else 'aot_eager_decomp_partition'
     compiled = torch.compile(module, backend=backend, fullgraph=True)
     x = torch.randn(2, 15, 16, requires_grad=True)

@@ -3,7 +3,7 @@ import torch
 from mmdet.models.backbones.swin import SwinTransformer
 
 from mirrorla_mm.backbones import LinearSwin
-from mirrorla_mm.backbones.stock import window_lengths
+from mirrorla_mm.backbones.upstream import window_lengths
 from mirrorla_mm.converters import ConversionError, convert_swin_pvt
 from tests.official_files import classify
 

@@ -122,10 +122,14 @@ HOOKS = [{'type': 'mirrorla_mm.LostValidationHook'}]
 
 
 class KilledMetric(ToyMetric):
-    """Dies in its second validation."""
+    """Dies in the validation after so many."""
+
+    def __init__(self, survived: int = 1) -> None:
+        super().__init__([1])
+        self.survived = survived
 
     def process(self, data_batch, data_samples):
-        if self.validations == 1:
+        if self.validations == self.survived:
             raise Killed
         super().process(data_batch, data_samples)
 
@@ -133,7 +137,7 @@ class KilledMetric(ToyMetric):
 def test_validation_that_a_kill_cut_off_is_done_after_resuming(tmp_path):
     options = {'checkpoint': BEST, 'hooks': HOOKS}
     with pytest.raises(Killed):
-        toy_runner(tmp_path, **options, **validation(2, KilledMetric([1]))).train()
+        toy_runner(tmp_path, **options, **validation(2, KilledMetric())).train()
     assert not (tmp_path / 'best_acc_iter_4.pth').exists()
     options |= {'resume': True, 'load_from': str(tmp_path / 'iter_4.pth')}
     metric = ToyMetric([2, 1])
@@ -151,13 +155,13 @@ def test_validation_that_a_kill_cut_off_is_done_after_resuming(tmp_path):
 def test_a_score_of_the_resumed_place_survives_another_kill(tmp_path):
     options = {'checkpoint': BEST, 'hooks': HOOKS}
     with pytest.raises(Killed):
-        toy_runner(tmp_path, **options, **validation(2, KilledMetric([1]))).train()
+        toy_runner(tmp_path, **options, **validation(2, KilledMetric())).train()
     options |= {'resume': True, 'load_from': str(tmp_path / 'iter_4.pth')}
     runner = toy_runner(tmp_path, **options, **validation(2, ToyMetric([2])))
     runner.register_hook(StopAt(5))
     with pytest.raises(Killed):
         runner.train()
-    metric = ToyMetric([1])
+    metric = ToyMetric([1.5])  # better than the first score, not than the one of the resumed place
     toy_runner(tmp_path, max_iters=6, **options, **validation(2, metric)).train()
     assert (tmp_path / 'best_acc_iter_4.pth').exists()
     assert not (tmp_path / 'best_acc_iter_6.pth').exists()
@@ -165,12 +169,12 @@ def test_a_score_of_the_resumed_place_survives_another_kill(tmp_path):
 
 def test_a_fresh_start_forgets_what_an_earlier_run_validated(tmp_path):
     options = {'checkpoint': BEST, 'hooks': HOOKS}
-    toy_runner(tmp_path, max_iters=4, **options, **validation(2, ToyMetric([1]))).train()
+    toy_runner(tmp_path, max_iters=4, **options, **validation(4, ToyMetric([1]))).train()
     with pytest.raises(Killed):
-        toy_runner(tmp_path, **options, **validation(2, KilledMetric([1]))).train()
+        toy_runner(tmp_path, **options, **validation(4, KilledMetric(0))).train()
     options |= {'resume': True, 'load_from': str(tmp_path / 'iter_4.pth')}
     metric = ToyMetric([1])
-    toy_runner(tmp_path, max_iters=4, **options, **validation(2, metric)).train()
+    toy_runner(tmp_path, max_iters=4, **options, **validation(4, metric)).train()
     assert metric.validations == 1
 
 

@@ -150,10 +150,10 @@ def chosen_stack() -> Stack:
     name = os.environ.get('STACK') or (present[0] if present else OPENMMLAB).name
     if name not in STACKS:
         raise SetupError(f'STACK={name} is none of {", ".join(STACKS)}: make setup STACK=onedl')
-    if present and STACKS[name] not in present:
+    if present and present != [STACKS[name]]:
         raise SetupError(
-            f'.venv holds the {present[0].name} packages, which share their files with those of '
-            f'{name}: rm -rf .venv && make setup STACK={name}'
+            f'.venv holds the {" and the ".join(stack.name for stack in present)} packages, and an '
+            f'environment holds one stack alone: rm -rf .venv && make setup STACK={name}'
         )
     return STACKS[name]
 
@@ -173,15 +173,23 @@ def make_venv(python: str) -> None:
         raise SetupError(f'"{python} -m venv .venv" failed; run it by hand to see why.')
 
 
+def requirement_files(stack: Stack) -> list[Path]:
+    return [ROOT / 'requirements' / f'{name}.txt' for name in (*REQUIREMENTS, stack.name)]
+
+
+def requirements_stamp(stack: Stack) -> Stamp:
+    # setuptools is what people upgrade by hand, and mmengine does not work with every version.
+    setuptools = installed_version('setuptools')
+    return Stamp('requirements', key_of(setuptools, *requirement_files(stack), CONSTRAINTS))
+
+
 def install_requirements(stack: Stack) -> None:
-    files = [ROOT / 'requirements' / f'{name}.txt' for name in (*REQUIREMENTS, stack.name)]
-    stamp = Stamp('requirements', key_of(*files, CONSTRAINTS))
-    if stamp.is_set():
+    if requirements_stamp(stack).is_set():
         return
     say('installing torch and the other requirements (a few minutes, most of it download)')
-    listed = [argument for file in files for argument in ('-r', file)]
+    listed = [argument for file in requirement_files(stack) for argument in ('-r', file)]
     ENVIRONMENT.must_pip('installing the requirements', 'install', *listed, '-c', CONSTRAINTS)
-    stamp.set()
+    requirements_stamp(stack).set()
 
 
 def package_stamp() -> Stamp:

@@ -15,7 +15,7 @@ from .ravlt import stage_layout
 def stage_attentions(
     attn_cfg: dict | Sequence[dict | None] | None, layout: str | Sequence[str], stages: int
 ) -> tuple[dict | None, ...]:
-    """The attention of each stage; None where the stock softmax attention stays.
+    """The attention of each stage; None where upstream softmax attention stays.
 
     Args:
         attn_cfg (dict | Sequence[dict | None], optional): One for all linear stages, or one per
@@ -60,7 +60,7 @@ class WindowAttention(BaseModule):
 
     Args:
         attention (Attention): The method.
-        drop (nn.Module): What the stock block does to the output: dropout and drop-path.
+        drop (nn.Module): What upstream block does to the output: dropout and drop-path.
         window_size (int, optional): Largest side of a window, in tokens. Defaults to the whole map.
         shift (bool): Cut half a window earlier.
     """
@@ -77,7 +77,7 @@ class WindowAttention(BaseModule):
         self.drop = drop
         self.window_size = window_size
         self.shift = shift
-        self._register_load_state_dict_pre_hook(self._adopt_stock_weights)
+        self._register_load_state_dict_pre_hook(self._adopt_upstream_weights)
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, N, C) to (B, N, C)."""
@@ -96,7 +96,7 @@ class WindowAttention(BaseModule):
         hw_shape = window.shape[1:3]
         return self.w_msa(window.flatten(1, 2), hw_shape).unflatten(1, hw_shape)
 
-    def _adopt_stock_weights(self, state_dict: dict, prefix: str, *args) -> None:
+    def _adopt_upstream_weights(self, state_dict: dict, prefix: str, *args) -> None:
         # A linear attention has no table of relative positions.
         for name in ('relative_position_bias_table', 'relative_position_index'):
             state_dict.pop(f'{prefix}w_msa.{name}', None)
@@ -108,10 +108,10 @@ class ReducedAttention(BaseModule):
 
     Args:
         attention (Attention): The method.
-        drop (nn.Module): What the stock block does to the output: dropout and drop-path.
+        drop (nn.Module): What upstream block does to the output: dropout and drop-path.
     """
 
-    # Names of the stock module's parameters and of ours.
+    # Names of the upstream module's parameters and of ours.
     RENAMED = {
         'attn.in_proj_weight': 'attn.qkv.weight',
         'attn.in_proj_bias': 'attn.qkv.bias',
@@ -127,24 +127,24 @@ class ReducedAttention(BaseModule):
         super().__init__()
         self.attn = attention
         self.drop = drop
-        self._register_load_state_dict_pre_hook(self._adopt_stock_weights)
+        self._register_load_state_dict_pre_hook(self._adopt_upstream_weights)
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int], identity: Tensor) -> Tensor:
         """(B, N, C) to (B, N, C), added to ``identity``."""
         return identity + self.drop(self.attn(x, hw_shape))
 
-    def _adopt_stock_weights(self, state_dict: dict, prefix: str, *args) -> None:
+    def _adopt_upstream_weights(self, state_dict: dict, prefix: str, *args) -> None:
         own = self.state_dict()
-        for stock, name in self.RENAMED.items():
-            value = state_dict.pop(prefix + stock, None)
-            # An attention that does not reduce k and v has no use for the stock's reduction.
+        for upstream, name in self.RENAMED.items():
+            value = state_dict.pop(prefix + upstream, None)
+            # An attention that does not reduce k and v has no use for upstream's reduction.
             if value is not None and name in own:
                 state_dict[prefix + name] = value
         keep_own_gate(state_dict, f'{prefix}attn.qkv.', self.attn.qkv)
 
 
 def keep_own_gate(state_dict: dict, prefix: str, projection: nn.Linear) -> None:
-    """Complete stock weights of q, k and v with the gate's, which the stock has not."""
+    """Complete upstream weights of q, k and v with the gate's, which upstream has not."""
     for name, own in projection.named_parameters():
         given = state_dict.get(prefix + name)
         if given is not None and 4 * len(given) == 3 * len(own):
