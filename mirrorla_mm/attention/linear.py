@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 from math import prod
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ..ops.maps import to_map, to_tokens
 from ..ops.options import Options
 from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..ops.rope import Rope
-from ..ops.strips import Rows, by_strips, maps_at_once, row_strips
+from ..ops.strips import Rows, at_once, by_strips, row_strips
 from .base import Attention
 
 State = tuple[Any, ...]
@@ -83,7 +84,7 @@ class LinearAttention(Attention):
             return Plan(backend, folds)
         # Queries, keys and values of a strip live at once.
         row_bytes = 3 * hw_shape[1] * self.embed_dims * x.element_size()
-        images = 1 if folds else maps_at_once(row_bytes * hw_shape[0])
+        images = 1 if folds else at_once(row_bytes * hw_shape[0])
         return Plan(backend, folds, row_strips(hw_shape[0], row_bytes), images)
 
     def attend(
@@ -210,21 +211,28 @@ class LinearAttention(Attention):
             q = heads(linear(of(rows, x), *to_q, of(rows, out)))
             return self.features(q, place_of(rows))
 
-        survey, state = None, None
-        if self.surveys:
-            survey = self.survey(kept.setdefault(rows, queries(rows)) for rows in plan.strips)
-        for rows in plan.strips:
+        # Functions, so that what a strip makes is gone before the next one starts.
+        def gathered(rows: Rows) -> State:
             k = self.features(heads(linear(of(rows, x), *to_k)), place_of(rows), key=True)
             values = heads(linear(of(rows, x), *to_v, of(rows, v)))
-            part = self.gather(k, values, place_of(rows), survey)
-            state = part if state is None else self.merge(state, part)
-        v_map = to_map(v, hw_shape)
-        for rows in plan.strips:
+            return self.gather(k, values, place_of(rows), survey)
+
+        def attended(rows: Rows) -> Tensor:
             own = heads(of(rows, v)) if self.reads_own_value else None
-            attended = self.read(queries(rows), state, place_of(rows), own)
+            return self.read(queries(rows), state, place_of(rows), own)
+
+        def gated(rows: Rows) -> Tensor:
             local = None if kernel is None else self.local_rows(v_map, kernel, rows)
             gate = [linear(of(rows, x), *layer).unflatten(0, (len(x), -1)) for layer in to_gate]
-            linear(self.modulate(attended, local, *gate).flatten(0, 1), *proj, of(rows, out))
+            return self.modulate(attended(rows), local, *gate).flatten(0, 1)
+
+        survey = None
+        if self.surveys:
+            survey = self.survey(kept.setdefault(rows, queries(rows)) for rows in plan.strips)
+        state = reduce(self.merge, map(gathered, plan.strips))
+        v_map = to_map(v, hw_shape)
+        for rows in plan.strips:
+            linear(gated(rows), *proj, of(rows, out))
 
     def _own_value(self, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """v (B, H, M, d) at the place of each query, interpolated where it was reduced."""

@@ -64,8 +64,8 @@ class Backend(NamedTuple):
 
 _backends: dict[str, Backend] = {}
 _forced: ContextVar[str | None] = ContextVar('mirrorla_mm backend', default=None)
-# torch.compile can neither read a context variable nor watch it: the name that was set last.
-_compiled = _forced.get()
+# torch.compile can neither read nor watch a context variable: for it, the name that was set last.
+_compiled: str | None = None
 
 
 def register_backend(name: str, backend: Backend) -> None:
@@ -89,20 +89,19 @@ def use_backend(name: str | None) -> Iterator[None]:
     Raises:
         ValueError: If no backend has that name.
     """
+    global _compiled
     if name is not None:
         _check_name(name)
-    token = _forced.set(name)
-    _tell_compiler()
+    compiling = torch.compiler.is_compiling()
+    before = _compiled if compiling else _forced.get()
+    token = None if compiling else _forced.set(name)
+    _compiled = name
     try:
         yield
     finally:
-        _forced.reset(token)
-        _tell_compiler()
-
-
-def _tell_compiler() -> None:
-    global _compiled
-    _compiled = _forced.get()
+        if token is not None:
+            _forced.reset(token)
+        _compiled = before
 
 
 def forced_backend() -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .precision import at_least_float32, without_autocast
 from .reflection import block_reflection, mean_of_pairs, unit_vector, variance_aware_angle
+from .strips import at_once, by_strips
 
 
 @without_autocast
@@ -27,8 +28,15 @@ def token_covariance(x: Tensor) -> Tensor:
         Tensor: Shape (B, C, C), float32 at least.
     """
     x = at_least_float32(x)
-    centred = x - x.mean(dim=1, keepdim=True)
-    return centred.transpose(1, 2) @ centred / x.shape[1]
+    mean = x.mean(dim=1, keepdim=True)
+    if not by_strips(x):
+        centred = x - mean
+        return centred.transpose(1, 2) @ centred / x.shape[1]
+    products = x.new_zeros(len(x), x.shape[2], x.shape[2])
+    for part in x.split(at_once(x[:, :1].nbytes), dim=1):
+        centred = part - mean
+        products.baddbmm_(centred.transpose(1, 2), centred)
+    return products / x.shape[1]
 
 
 @without_autocast

@@ -87,9 +87,9 @@ def row_strips(height: int, row_bytes: int) -> list[Rows]:
     return [Rows(*pair) for pair in zip(bounds, bounds[1:])]
 
 
-def maps_at_once(map_bytes: int) -> int:
-    """How many maps make a strip together where one is small, by the size of its widest result."""
-    return max(1, STRIP_BYTES // map_bytes)
+def at_once(size: int) -> int:
+    """How many tokens or small maps of ``size`` bytes each make a strip."""
+    return max(1, STRIP_BYTES // max(size, 1))
 
 
 def conv_rows(

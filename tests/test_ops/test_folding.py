@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from mirrorla_mm.ops import block_variance, cross_head_reflection, reflect
+from mirrorla_mm.ops import block_variance, cross_head_reflection, reflect, strips
 from mirrorla_mm.ops.folding import (
     fold_block_reflection,
     fold_cross_head_reflection,
     projected_angle,
+    token_covariance,
 )
 
 
@@ -39,3 +40,12 @@ def test_variance_from_covariance_survives_a_constant_image():
     angle = projected_angle(torch.randn(4, 4), x, torch.randn(1, 2))
     assert angle.isfinite().all()
     assert block_variance(x.unsqueeze(1)).abs().max() == 0
+
+
+def test_covariance_is_the_same_in_strips(monkeypatch):
+    monkeypatch.setattr(strips, 'STRIP_BYTES', 1000)
+    x = 1e3 + randn(2, 50, 6)  # A mean of squares would lose digits here.
+    expected = torch.stack([torch.cov(image.t(), correction=0) for image in x])
+    torch.testing.assert_close(token_covariance(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(token_covariance(x), expected)
