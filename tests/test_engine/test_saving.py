@@ -217,7 +217,7 @@ def test_fitting_checkpoint_is_loaded():
             {'state_dict': ToyModel(5).state_dict()},
             r'norm\.weight has the shape \[5\] there and \[4\]',
         ),
-        ({'state_dict': {'other': torch.ones(1)}}, r'4 of the 4 parameters .*norm\.weight.*other'),
+        ({'state_dict': {'other': torch.ones(1)}}, r'6 of the 6 parameters .*norm\.weight.*other'),
         ({'state_dict': ToyModel().norm.state_dict()}, 'of another model'),
         ({'state_dict': {}}, 'holds no weights'),
         ([1], 'holds no weights'),
