@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.dataset import BaseDataset
+from PIL import Image
 
 from ..engine.data import DataError
 from ..registry import DATASETS
@@ -30,7 +31,8 @@ class SuperResolutionDataset(BaseDataset):
         sets (str | Sequence[str], optional): Benchmarks in folders of their own below
             ``data_root``, each with these folders. Defaults to a single one, in ``data_root``.
         **kwargs: Options of :class:`mmengine.dataset.BaseDataset`; ``pipeline``, ``indices`` and
-            the like.
+            the like. ``filter_cfg=dict(min_size=192)`` leaves out images with fewer pixels on a
+            side at high resolution.
 
     Raises:
         DataError: If a folder is missing or has no images, or one of them has no partner.
@@ -62,6 +64,18 @@ class SuperResolutionDataset(BaseDataset):
         root = Path(self.data_root)
         folders = [root] if self.sets is None else [root / name for name in self.sets]
         return [entry for folder in folders for entry in self._entries(folder)]
+
+    def filter_data(self) -> list[dict]:
+        """Leave out images that are smaller than ``filter_cfg`` asks for."""
+        smallest = (self.filter_cfg or {}).get('min_size')
+        if not smallest:
+            return self.data_list
+        kept = []
+        for entry in self.data_list:
+            with Image.open(entry['gt_path']) as image:
+                if min(image.size) >= smallest:
+                    kept.append(entry)
+        return kept
 
     def _entries(self, root: Path) -> list[dict]:
         shared = dict(scale=self.scale, dataset=root.resolve().name)
