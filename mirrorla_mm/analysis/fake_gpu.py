@@ -97,7 +97,8 @@ class FakeGPU(DriverBase):
                 assert 0 < size <= largest, f'{metadata.name}: grid {(x, y, z)}'
             # Before the kernel's own: stream, function, metadata (two of them) and two hooks.
             check_arguments(source, rest[6:])
-            self.launched.append(Launched(metadata.name, (x, y, z), metadata.shared))
+            # Kernels keep the launcher of the first driver they meet.
+            driver.active.launched.append(Launched(metadata.name, (x, y, z), metadata.shared))
 
         return launch
 

@@ -253,3 +253,35 @@ def test_cpu_tensors_fall_back_in_eager_and_in_one_compiled_graph():
 def test_importing_the_operators_does_not_import_triton():
     code = "import sys, mirrorla_mm.ops; assert 'triton' not in sys.modules, 'imported'"
     subprocess.run([sys.executable, '-c', code], check=True, cwd=NUMERICS.parents[2])
+
+
+@needs_triton
+def test_a_backward_pass_that_does_not_fit_is_the_references_and_so_is_what_follows(monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    from mirrorla_mm.ops.fused import operator, passes
+    from mirrorla_mm.ops.options import Options
+
+    q, k, v, theta = (x.requires_grad_() for x in (*torch.randn(3, 1, 2, 9, 8), torch.rand(2, 4)))
+    options = Options(lam=0.5)
+    expected = mirror_attention_reference(q, k, v, theta, lam=0.5)
+    calls = []
+
+    def forward(q, *_):
+        calls.append('forward')
+        return passes.empty_out(q).copy_(expected), passes.empty_statistics(q, options)
+
+    def backward(*_, **__):
+        raise OutOfResources(200_000, 100_000, 'shared memory')
+
+    monkeypatch.setattr(passes, 'forward', forward)
+    monkeypatch.setattr(passes, 'backward', backward)
+    monkeypatch.setattr(operator, '_too_large', set())
+    wanted = (q, v, theta)
+    out = operator.mirror_attention_fused(q, k, v, theta, None, options)
+    with pytest.warns(RuntimeWarning, match='does not fit .* the reference runs instead'):
+        found = torch.autograd.grad(out, wanted, expected)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, wanted, expected))
+    again = operator.mirror_attention_fused(q, k, v, theta, None, options)
+    assert torch.equal(again, mirror_attention_reference(q, k, v, theta, lam=0.5))
+    assert calls == ['forward']
