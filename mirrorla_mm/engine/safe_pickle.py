@@ -373,10 +373,9 @@ def _set_history(target: HistoryBuffer, state: dict) -> None:
         and len(logs[0]) == len(logs[1]),
         'HistoryBuffer without its two arrays',
     )
-    _check(
-        type(state.get('max_length')) is int, 'HistoryBuffer with a max_length that is no integer'
-    )
-    target.__init__(max_length=state['max_length'])  # type: ignore[misc]
+    length = state.get('max_length')
+    _check(type(length) is int and length > 0, 'HistoryBuffer with a max_length that is no length')
+    target.__init__(max_length=length)  # type: ignore[misc]
     target._log_history, target._count_history = logs
 
 
