@@ -71,6 +71,11 @@ def test_missing_images_are_named(benchmark, options, message):
         SuperResolutionDataset(**{'scale': 2, 'data_root': str(benchmark), **options})
 
 
+def test_small_images_are_left_out_where_that_is_asked_for(benchmark):
+    data = SuperResolutionDataset(2, str(benchmark), filter_cfg=dict(min_size=30))
+    assert [data.get_data_info(i)['gt_path'][-5:] for i in range(len(data))] == ['1.png']
+
+
 def test_two_images_of_one_name_are_refused(benchmark):
     cv2.imwrite(str(benchmark / 'HR/0.bmp'), draw(24, 24))
     with pytest.raises(DataError, match='have the same name'):
