@@ -144,6 +144,13 @@ def test_attend_means_the_same_at_any_size(method):
         assert torch.equal(q, before)
 
 
+def test_the_reference_turns_by_sines_and_cosines():
+    attention, x = randomised(MODELS.get('NaLaAttention'), rope=True), tokens()
+    for name in ('torch', 'lean'):
+        with use_backend(name):
+            assert attention.place(x, HW, attention.plan(x, HW)).plain == (name == 'torch')
+
+
 def test_a_backend_without_the_method_is_refused_by_name():
     attention = randomised(MODELS.get('HydraAttention'))
     with use_backend('triton'), pytest.raises(RuntimeError, match="'triton' is forced but cannot"):

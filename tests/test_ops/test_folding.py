@@ -49,3 +49,13 @@ def test_covariance_is_the_same_in_strips(monkeypatch):
     torch.testing.assert_close(token_covariance(x), expected)
     with torch.no_grad():
         torch.testing.assert_close(token_covariance(x), expected)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_a_variance_that_rounds_below_zero_counts_as_zero(seed):
+    torch.manual_seed(seed)
+    direction, across = torch.eye(8)[0] + 0.3, torch.randn(64, 8)
+    across = across - (across @ direction / direction.square().sum()).unsqueeze(1) * direction
+    x = 1e4 * torch.randn(1, 500, 1) * direction  # Varies along one direction alone.
+    angle = projected_angle(across, x, torch.zeros(8, 4))
+    assert (angle >= torch.pi / 4 - 1e-4).all()

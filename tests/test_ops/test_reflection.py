@@ -127,3 +127,13 @@ def test_non_contiguous_input_and_empty_batch():
         mirror_feature_map(packed, theta), mirror_feature_map(packed.contiguous(), theta)
     )
     assert mirror_feature_map(torch.randn(0, 3, 5, 8), theta).shape == (0, 3, 5, 8)
+
+
+@pytest.mark.parametrize('head_dim', [1, 5, 11])
+def test_of_an_odd_head_dimension_the_last_channel_is_rectified_only(head_dim):
+    x = torch.randn(2, 3, 7, head_dim, dtype=torch.float64)
+    theta = torch.randn(3, head_dim // 2, dtype=torch.float64)
+    reflected = reflect(x, theta)
+    assert torch.equal(reflected[..., -1], x[..., -1])
+    torch.testing.assert_close(reflected[..., :-1], reflect(x[..., :-1], theta))
+    assert torch.equal(mirror_feature_map(x, theta), reflected.relu())

@@ -159,3 +159,31 @@ def test_strides_of_the_tokens_do_not_matter(name, grid, seed, layout):
     strided = LAYOUTS[layout](x)
     with torch.no_grad():
         torch.testing.assert_close(module(strided, grid), module(x, grid), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['MirrorAttention', 'PolaAttention'])
+def test_no_random_module_of_a_gated_host_overflows_float16(name):
+    """Nine and five of these 200 did, while saturated values were gated in float16."""
+    for seed in range(200):
+        module = attention(name, gate=True, rope=True, lepe_kernel=5)
+        torch.manual_seed(seed)
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter)
+        x = torch.randn(1, 12, 16)
+        assert torch.isfinite(module.half()(x.half(), (3, 4))).all(), seed
+
+
+def test_gating_and_projecting_the_largest_float16_stays_finite():
+    module = attention('ReLUAttention', gate=True, lepe_kernel=5).half()
+    torch.nn.init.ones_(module.proj.weight)
+    largest = torch.finfo(torch.float16).max
+
+    def full(value, *shape):
+        return torch.full(shape, value, dtype=torch.float16)
+
+    for gate, expected in ((0.0, 0.0), (3.0, largest), (1e-4, 2 * largest * 1e-4)):
+        out, local = full(largest, 1, 2, 3, 8), full(largest, 1, 3, 16)
+        modulated = module.modulate(out, local, full(gate, 1, 3, 16))
+        torch.testing.assert_close(modulated, full(expected, 1, 3, 16), rtol=1e-2, atol=0)
+        out, local = full(largest, 1, 2, 3, 8), full(largest, 1, 3, 16)
+        assert torch.isfinite(module.finish(out, local, full(gate, 1, 3, 16))).all()
