@@ -63,10 +63,14 @@ class FreezeReflections(Hook):
 
 
 class Progress(Hook):
-    """Says where the study stands, on one line."""
+    """Says where the study stands, on one line, and where this part of it began."""
 
     def __init__(self, label: str) -> None:
         self.label = label
+        self.first = 0
+
+    def before_train(self, runner: Runner) -> None:
+        self.first = runner.iter
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if self.every_n_train_iters(runner, 50):
@@ -110,10 +114,11 @@ def warm_start(weights: str, cfg: Config, seed: int) -> str:
 def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
     """Train and test one row with one seed."""
     runner = Runner.from_cfg(run_config(args, name, seed))
-    runner.register_hook(Progress(label))
+    progress = Progress(label)
+    runner.register_hook(progress)
     if ROWS[name].frozen:
         runner.register_hook(FreezeReflections())
-    start, first = time.time(), runner.iter
+    start = time.time()
     runner.train()
     seconds = time.time() - start
     scale = runner.cfg.model.backbone.upscale
@@ -123,7 +128,7 @@ def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
         iters=runner.max_iters,
         parameters=sum(p.numel() for p in runner.model.parameters()),
         PSNR={key: decibels(runner.model, folder, scale) for key, folder in tests(args).items()},
-        seconds_per_iteration=round(seconds / max(runner.max_iters - first, 1), 3),
+        seconds_per_iteration=round(seconds / max(runner.max_iters - progress.first, 1), 3),
         machine=torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f'{platform.machine()}, {torch.get_num_threads()} threads',
