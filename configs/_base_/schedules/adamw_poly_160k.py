@@ -10,5 +10,8 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, eta_min=0.0, begin=1500, end=160000, by_epoch=False),
 ]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='mIoU'))
+# Whichever tool trains: an old checkpoint goes once the new one is whole, and never another's file.
+default_hooks = dict(
+    checkpoint=dict(type='mirrorla_mm.CheckpointHook', max_keep_ckpts=3, save_best='mIoU')
+)
 auto_scale_lr = dict(enable=False, base_batch_size=16)
