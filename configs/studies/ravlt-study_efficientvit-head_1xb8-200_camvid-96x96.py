@@ -120,7 +120,9 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=25, log_metric_by_epoch=False),
-    checkpoint=dict(type='mirrorla_mm.CheckpointHook', by_epoch=False, interval=100, max_keep_ckpts=1),
+    checkpoint=dict(
+        type='mirrorla_mm.CheckpointHook', by_epoch=False, interval=100, max_keep_ckpts=1
+    ),
 )
 # A row may be stopped and taken up again: the order of the data follows from the seed alone.
 resume = True
