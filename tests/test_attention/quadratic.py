@@ -46,6 +46,20 @@ def divided(scores: Tensor) -> Tensor:
     return scores / (scores.sum(-1, keepdim=True) + 1e-6)
 
 
+def local(attention, v):
+    """A convolution of each head with the same weights."""
+    maps = v.transpose(1, 2).reshape(-1, DIMS // HEADS, *HW)
+    out = F.conv2d(maps, attention.dwc.weight, attention.dwc.bias, padding=2, groups=DIMS // HEADS)
+    return out.reshape(len(v), DIMS, -1).transpose(1, 2)
+
+
+def reflected(attention, q, k):
+    """Both reflections with their matrices written out."""
+    unit = attention.reflection.u / attention.reflection.u.norm()
+    mirror = torch.eye(DIMS, dtype=q.dtype) - 2 * torch.outer(unit, unit)
+    return map(merge, attention.reflection(split(q @ mirror), split(k @ mirror)))
+
+
 def assert_same(attention: nn.Module, by_hand: Callable[[nn.Module, Tensor], Tensor]) -> None:
     """Output and the gradients of the tokens and all parameters agree."""
     x = tokens()

@@ -4,14 +4,14 @@ import torch.nn.functional as F
 
 from mirrorla_mm.attention import FLattenAttention
 from tests.test_attention.quadratic import (
-    DIMS,
-    HEADS,
     HW,
     assert_same,
     divided,
+    local,
     merge,
     projected,
     randomised,
+    reflected,
     split,
 )
 
@@ -20,20 +20,6 @@ def focused(x, scale, power=3):
     x = (x.relu() + 1e-6) / scale
     cubed = x**power
     return cubed * x.norm(dim=-1, keepdim=True) / cubed.norm(dim=-1, keepdim=True)
-
-
-def local(attention, v):
-    """A convolution of each head with the same weights."""
-    maps = v.transpose(1, 2).reshape(-1, DIMS // HEADS, *HW)
-    out = F.conv2d(maps, attention.dwc.weight, attention.dwc.bias, padding=2, groups=DIMS // HEADS)
-    return out.reshape(len(v), DIMS, -1).transpose(1, 2)
-
-
-def reflected(attention, q, k):
-    """Both reflections with their matrices written out."""
-    unit = attention.reflection.u / attention.reflection.u.norm()
-    mirror = torch.eye(DIMS, dtype=q.dtype) - 2 * torch.outer(unit, unit)
-    return map(merge, attention.reflection(split(q @ mirror), split(k @ mirror)))
 
 
 def by_hand(attention, x):

@@ -6,12 +6,13 @@ from tests.test_attention.quadratic import (
     HW,
     assert_same,
     divided,
+    local,
     merge,
     projected,
     randomised,
+    reflected,
     split,
 )
-from tests.test_attention.test_flatten import local, reflected
 
 
 def by_hand(attention, x):
