@@ -42,7 +42,7 @@ CXX20_SINCE = (2, 14)  # torch's headers
 
 
 class SetupError(Exception):
-    """What is missing and what to do, in one line for the user."""
+    """A missing part and its remedy, in one line for the user."""
 
 
 # --- Running things ------------------------------------------------------------------------------
@@ -634,7 +634,7 @@ def build(target: Target, lock: int) -> None:
 
 
 def targets_for(environment: Environment, stack: Stack) -> list[Target]:
-    """What to aim at: the CPU, and before it CUDA where that can be used."""
+    """Devices to build for: the CPU, and before it CUDA where that can be used."""
     torch = environment.ask('import torch; print(torch.__version__)')
     if torch is None:
         raise SetupError(

@@ -1,1 +1,1 @@
-"""What explains: figures of the method, FLOPs, tables and studies."""
+"""Explanations: figures of the method, FLOPs, tables and studies."""

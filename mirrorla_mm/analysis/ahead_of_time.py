@@ -27,7 +27,7 @@ _POINTERS = {
 
 
 class Resources(NamedTuple):
-    """What one compiled kernel uses.
+    """Resources that one compiled kernel uses.
 
     Attributes:
         kernel (str): Its name, with the flags that are set.
@@ -58,7 +58,7 @@ def compile_launch(launch: Launch, config: triton.Config, capability: int) -> An
 
 
 def resources(launch: Launch, config: triton.Config, capability: int) -> Resources:
-    """What a launch uses, compiled by :func:`compile_launch`."""
+    """Resources of a launch, compiled by :func:`compile_launch`."""
     compiled = compile_launch(launch, config, capability)
     usage, assembly = _disassemble(compiled.asm['cubin'])
     return Resources(

@@ -34,7 +34,7 @@ WORDS = ('reference', 'eager', 'deploy', 'compile', 'amp')
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured.
+    """Settings of a measurement.
 
     Args:
         arch (str): Architecture of the backbone, where there is no config.
@@ -162,7 +162,7 @@ def elapsed(
     device: torch.device | str,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """What one call takes, to the end of what it started on a GPU."""
+    """Time of one call in seconds, to the end of what it started on a GPU."""
     start = clock()
     run()
     if torch.device(device).type == 'cuda':
@@ -233,7 +233,7 @@ def reference_backbone(arch: str | dict, layout: str) -> ReferenceRAVLT:
 
 
 def _samples(model: nn.Module, pictures: Tensor) -> list:
-    """What a detector or segmentor wants to know about each picture."""
+    """Metadata that a detector or segmentor wants of each image."""
     if type(model).__module__.startswith('mmseg'):
         from mmseg.structures import SegDataSample as Sample
     else:

@@ -24,7 +24,7 @@ STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True)
 class Captured:
-    """What one attention module was given for one picture.
+    """Inputs of one attention module for one image.
 
     Attributes:
         module (Attention): The module.

@@ -42,7 +42,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class MapFacts:
-    """What the maps of one attention module are like, averaged over pictures and heads.
+    """Statistics of the maps of one attention module, averaged over images and heads.
 
     Attributes:
         rank (float): Numerical rank of the map.

@@ -53,7 +53,7 @@ class FakeGPU(DriverBase):
         return False
 
     def get_current_target(self) -> GPUTarget:
-        """What kernels are compiled for."""
+        """The target that kernels are compiled for."""
         return GPUTarget('cuda', self.capability, 32)
 
     def get_current_device(self) -> int:
@@ -73,7 +73,7 @@ class FakeGPU(DriverBase):
         raise NotImplementedError
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        """What triton refuses kernels by."""
+        """The limits by which triton refuses kernels."""
         return {'max_shared_mem': SHARED_MEMORY[self.capability], 'multiprocessor_count': 132}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple:

@@ -16,7 +16,7 @@ CLASSES = 4
 
 @dataclass
 class Stability:
-    """What a run did.
+    """Record of a run.
 
     Attributes:
         losses (list[float]): Of every step.

@@ -32,7 +32,7 @@ SCOPES = ('mmdet', 'mmseg')
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model found in an image of H x W pixels: instances or a label map.
+    """Findings of a model in an image of H x W pixels: instances or a label map.
 
     Attributes:
         size (tuple[int, int]): H and W.

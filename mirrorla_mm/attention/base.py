@@ -1,4 +1,4 @@
-"""What all attention modules share: projections, heads, local enhancement and gate."""
+"""Parts that all attention modules share: projections, heads, local enhancement and gate."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class Attention(BaseModule):
         return saturate(self.proj(self.modulate(out, local, gate)), dtype)
 
     def modulate(self, out: Tensor, local: Tensor | None, gate: Tensor | None = None) -> Tensor:
-        """What :meth:`finish` projects: (B, N, C)."""
+        """The input of the projection in :meth:`finish`: (B, N, C)."""
         dtype, out = out.dtype, out.transpose(1, 2)
         if dtype == torch.float16:
             out = out.float()

@@ -29,7 +29,7 @@ class EfficientAttention(LinearAttention):
         return x if place is None else place(x)
 
     def queries(self, q: Tensor) -> Tensor:
-        """What of the queries meets the state: (B, H, N, d) to the same shape."""
+        """The part of the queries that meets the state: (B, H, N, d) to the same shape."""
         return q.softmax(dim=-1)
 
     def gather(self, k: Tensor, v: Tensor, place: Place, survey: None) -> State:

@@ -29,10 +29,10 @@ class Plan(NamedTuple):
 
     Attributes:
         backend (Backend): The implementation of the operator.
+        folds (bool): The projection to q and k reflects them at the angles of each image.
         strips (list[Rows], optional): Strip by strip over these rows, each projected when it is
             due; None to project and attend over the whole batch at once.
         images (int): Images that go through the strips together.
-        folds (bool): The projection to q and k reflects them at the angles of each image.
     """
 
     backend: Backend
@@ -119,7 +119,7 @@ class LinearAttention(Attention):
         return x
 
     def survey(self, queries: Iterable[Tensor]) -> Any:
-        """What :meth:`gather` needs to know of all queries' features, given part by part."""
+        """Summary of all queries' features, given part by part, for :meth:`gather`."""
         return None
 
     def gather(self, k: Tensor, v: Tensor, place: Place, survey: Any) -> State:
@@ -157,7 +157,7 @@ class LinearAttention(Attention):
         return lean.read(q, state, place)
 
     def place(self, q: Tensor, hw_shape: tuple[int, int], plan: Plan) -> Place:
-        """What depends on a token's place: by default the host's RoPE, or None without one."""
+        """The part that depends on a token's place: by default RoPE, None in a host without it."""
         if not self.rope:
             return None
         return Rope(hw_shape, self.head_dim, q, plain=not plan.backend.strips)
@@ -266,7 +266,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = 
 
 
 def linear_dtype(x: Tensor) -> torch.dtype:
-    """What a linear layer makes of x: its dtype, or autocast's."""
+    """Dtype of a linear layer's output: that of x, or autocast's."""
     if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
         return x.dtype
     return torch.get_autocast_dtype(x.device.type)

@@ -95,7 +95,7 @@ class Reflection(BaseModule):
         return weight, None if bias is None else torch.cat((shift[0], bias[2 * channels :]))
 
     def remainder(self) -> Reflection | None:
-        """What is left to reflect where :meth:`fold` was done for good; this module becomes it."""
+        """Drop what :meth:`fold` has folded for good; None where nothing is left to reflect."""
         self.u = self.u_k = None
         return self if self.variance_aware else None
 
@@ -120,7 +120,7 @@ class Reflection(BaseModule):
         something stands before the reflection that cannot be folded with it, such as a position
         table or a scale of the channels."""
         u = self.u_k if key and self.u_k is not None else self.u
-        theta = self.theta_k if key and self.theta_k is not None else self.theta
+        theta = self.theta_of_keys if key else self.theta
         if u is not None:
             flat = cross_head_reflection(x.transpose(1, 2).flatten(2), u)
             x = flat.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)

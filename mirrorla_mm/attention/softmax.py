@@ -1,6 +1,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.backend import plain_form
 from ..ops.rope import Rope
 from ..registry import register_attention
 from .base import Attention
@@ -26,7 +27,7 @@ class SoftmaxAttention(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         if self.rope:
-            turn = Rope(hw_shape, self.head_dim, q)
+            turn = Rope(hw_shape, self.head_dim, q, plain=plain_form())
             q, k = turn(q), turn(k)
         if self.naive:
             return (q * self.head_dim**-0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v

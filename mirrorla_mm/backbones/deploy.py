@@ -13,8 +13,8 @@ def deploy(model: Model) -> Model:
     """Fold every module of a model for good; outputs stay the same but for rounding.
 
     A module of this package folds itself in ``fold_for_inference``. Those of others that have
-    OpenMMLab's ``switch_to_deploy`` are switched. Load weights before; there is
-    no way back to training. Doing it twice does nothing more.
+    OpenMMLab's ``switch_to_deploy`` are switched. Load weights before; there is no way back to
+    training. Doing it twice does nothing more.
 
     Returns:
         nn.Module: The model itself, in evaluation mode.

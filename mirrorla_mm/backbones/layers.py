@@ -64,7 +64,7 @@ class ConvChain(nn.Sequential):
 
 
 class Stem(ConvChain):
-    """Four 3x3 convolutions that take a image to stride 4: (B, 3, H, W) to (B, C, H/4, W/4)."""
+    """Four 3x3 convolutions that take an image to stride 4: (B, 3, H, W) to (B, C, H/4, W/4)."""
 
     def __init__(self, in_channels: int, embed_dims: int) -> None:
         half = embed_dims // 2

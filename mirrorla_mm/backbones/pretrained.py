@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from ..engine.checkpoint import CheckpointError
+from ..engine.checkpoint import LOADING_ERRORS, CheckpointError, misfit
 
 ENOUGH = 0.5  # Upstream's weights fill some 70 % of a host whose attention is another.
 NAMED = 3
@@ -44,19 +44,14 @@ def load_pretrained(
     """
     file, prefix = model.init_cfg['checkpoint'], model.init_cfg.get('prefix')
     checkpoint = CheckpointLoader.load_checkpoint(file, map_location='cpu', logger='current')
-    weights = _without_prefix(_weights(checkpoint), prefix, file)
+    weights = _without_prefix(_weights(checkpoint, file), prefix, file)
     weights = weights if adapt is None else adapt(weights)
     origin = _origin(checkpoint)
     try:
         absent, beyond = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        mismatch = re.search(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', str(error), re.S)
-        if mismatch is None:
-            raise
-        key, theirs, ours = mismatch.groups()
+    except LOADING_ERRORS as error:
         raise CheckpointError(
-            f'{file} does not fit {type(model).__name__}: {key} has the shape {theirs} there and '
-            f'{ours} in this config.{origin}'
+            f'{file} does not fit {type(model).__name__}: {misfit(error)}.{origin}'
         ) from error
     parameters = {key for key, _ in model.named_parameters()}
     missing = [key for key in absent if key in parameters]
@@ -67,6 +62,14 @@ def load_pretrained(
             f'have no place, such as {_named(beyond)}.{origin} To start from it all the same set '
             'init_cfg.min_loaded=0.'
         )
+    statistics = [key for key in absent if key.endswith(('.running_mean', '.running_var'))]
+    for key in statistics:
+        # Trained weights with a new norm's statistics give other outputs without a word.
+        if f'{key.rpartition(".")[0]}.weight' not in absent:
+            raise CheckpointError(
+                f'{file} does not fit {type(model).__name__}: it lacks {key}, the statistics of a '
+                f'batch norm whose weight it has.{origin}'
+            )
     if missing or beyond:
         print_log(
             f'{file}: {len(missing)} parameters of {type(model).__name__} are not there and keep '
@@ -77,8 +80,14 @@ def load_pretrained(
         )
 
 
-def _weights(checkpoint: dict) -> StateDict:
-    weights = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
+def _weights(checkpoint: Any, file: str) -> StateDict:
+    weights = checkpoint
+    for key in ('state_dict', 'model'):
+        if isinstance(weights, dict) and key in weights:
+            weights = weights[key]
+            break
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise CheckpointError(f'{file} holds no weights.')
     return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 
@@ -96,8 +105,9 @@ def _without_prefix(weights: StateDict, prefix: str | None, file: str) -> StateD
 
 
 def _origin(checkpoint: dict) -> str:
-    """What a converter noted in the file."""
-    backbone = (checkpoint.get('meta') or {}).get('backbone')
+    """The note of a converter in the file."""
+    meta = checkpoint.get('meta')
+    backbone = meta.get('backbone') if isinstance(meta, dict) else None
     return f' The file was converted for backbone={backbone}.' if backbone else ''
 
 

@@ -13,8 +13,7 @@ from mmdet.models.backbones.pvt import (
 from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
-from .pretrained import has_checkpoint, load_pretrained
-from .upstream import ReducedAttention, stage_attentions, with_arch
+from .upstream import ReducedAttention, UpstreamHost, stage_attentions, with_arch
 
 ARCHS = {
     't': dict(num_layers=(2, 2, 2, 2)),
@@ -26,7 +25,7 @@ AUTHORS_EPS = 1e-5
 
 
 @register_model
-class LinearPVT(PyramidVisionTransformer):
+class LinearPVT(UpstreamHost, PyramidVisionTransformer):
     """Pyramid Vision Transformer whose attention is replaced in the stages that ask for it.
 
     It is mmdet's class and takes the same arguments, so that in any config
@@ -91,20 +90,6 @@ class LinearPVT(PyramidVisionTransformer):
                         ),
                         nn.Sequential(upstream.proj_drop, upstream.dropout_layer),
                     )
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of ``out_indices`` as a tuple, which mmpretrain wants; mmdet's class has a list."""
-        return tuple(super().forward(x))
-
-    def init_weights(self) -> None:
-        """Initialise as mmdet's class does, or load the checkpoint of ``init_cfg``.
-
-        Raises:
-            CheckpointError: If the checkpoint does not fit.
-        """
-        if not has_checkpoint(self.init_cfg):
-            return super().init_weights()
-        load_pretrained(self, self._renamed)
 
     def _renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.convert_weights and any(key.startswith('patch_embed1.') for key in weights):

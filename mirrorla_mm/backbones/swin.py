@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
-from .pretrained import has_checkpoint, load_pretrained
-from .upstream import WindowAttention, stage_attentions, with_arch
+from .upstream import UpstreamHost, WindowAttention, stage_attentions, with_arch
 
 if find_spec('mmdet'):
     from mmdet.models.backbones.swin import ShiftWindowMSA, SwinTransformer, swin_converter
@@ -27,7 +26,7 @@ ARCHS = {
 
 
 @register_model
-class LinearSwin(SwinTransformer):
+class LinearSwin(UpstreamHost, SwinTransformer):
     """Swin Transformer whose attention is replaced in the stages that ask for it.
 
     It is mmdet's class (mmseg's, which differs in nothing that matters here, where mmdet is not
@@ -87,20 +86,6 @@ class LinearSwin(SwinTransformer):
                 else:
                     block.attn = linear_windows(block.attn, cfg, grid, linear_window, i % 2 == 1)
         self._freeze_stages()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps of ``out_indices`` as a tuple, which mmpretrain wants; upstream returns a list."""
-        return tuple(super().forward(x))
-
-    def init_weights(self) -> None:
-        """Initialise as mmdet's class does, or load the checkpoint of ``init_cfg``.
-
-        Raises:
-            CheckpointError: If the checkpoint does not fit.
-        """
-        if not has_checkpoint(self.init_cfg):
-            return super().init_weights()
-        load_pretrained(self, self._renamed)
 
     def _renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         official = any(key.startswith('layers.') for key in weights)

@@ -1,4 +1,4 @@
-"""What the hosts built on mmdet's and mmseg's own Swin and PVT share."""
+"""Parts shared by the hosts that are built on mmdet's and mmseg's own Swin and PVT."""
 
 from __future__ import annotations
 
@@ -9,7 +9,26 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..attention import Attention
+from .pretrained import has_checkpoint, load_pretrained
 from .ravlt import stage_layout
+
+
+class UpstreamHost:
+    """Mixin of a host: outputs and weights as every model here wants them; first of its bases."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps of ``out_indices`` as a tuple, which mmpretrain wants; upstream returns a list."""
+        return tuple(super().forward(x))
+
+    def init_weights(self) -> None:
+        """Initialise as upstream does, or load the checkpoint of ``init_cfg``.
+
+        Raises:
+            CheckpointError: If the checkpoint does not fit.
+        """
+        if not has_checkpoint(self.init_cfg):
+            return super().init_weights()
+        load_pretrained(self, self._renamed)
 
 
 def stage_attentions(
@@ -60,7 +79,7 @@ class WindowAttention(BaseModule):
 
     Args:
         attention (Attention): The method.
-        drop (nn.Module): What upstream block does to the output: dropout and drop-path.
+        drop (nn.Module): What the upstream block does to the output: dropout and drop-path.
         window_size (int, optional): Largest side of a window, in tokens. Defaults to the whole map.
         shift (bool): Cut half a window earlier.
     """
@@ -108,7 +127,7 @@ class ReducedAttention(BaseModule):
 
     Args:
         attention (Attention): The method.
-        drop (nn.Module): What upstream block does to the output: dropout and drop-path.
+        drop (nn.Module): What the upstream block does to the output: dropout and drop-path.
     """
 
     # Names of the upstream module's parameters and of ours.

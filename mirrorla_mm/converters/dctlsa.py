@@ -88,7 +88,7 @@ def official_dctlsa(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sizes(official: dict[str, Tensor]) -> dict[str, int]:
-    """What the shapes tell of the model."""
+    """Options of the model, read from the shapes."""
     channels = len(required(official, 'fea_conv.weight', 'DCTLSA'))
     shuffled = len(required(official, 'upsampler.0.weight', 'DCTLSA'))
     groups = block_counts(official, r'B(\d+)\.body\.(\d+)\.', 'DCTLSA', first=1)

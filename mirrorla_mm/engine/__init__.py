@@ -1,4 +1,4 @@
-"""What touches mmengine's runtime: checkpoints, mixed precision, and what command lines share.
+"""The runtime: checkpoints, saving and resuming, mixed precision, parts of the command lines.
 
 Importing it registers classes under the scope ``mirrorla_mm`` and changes nothing else; what a
 config or a call switches on is in :mod:`.prepare`.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import OrderedDict
 from http.client import HTTPException
 from pathlib import Path
@@ -29,11 +30,13 @@ from .safetensors_file import is_safetensors, read_safetensors
 from .torch_file import read_torch_file
 
 __all__ = [
+    'LOADING_ERRORS',
     'CheckpointError',
     'DamagedCheckpointError',
     'UnsafeCheckpointError',
     'load_checkpoint_file',
     'load_url',
+    'misfit',
     'register_safe_loader',
     'require_file',
 ]
@@ -178,6 +181,20 @@ def _without_programs(content: Any) -> Any:
             if 'cfg' in held:
                 dict.__setitem__(owner, key, _Quoted(dict.items(held)))
     return content
+
+
+# What ``load_state_dict`` raises for entries of another shape, kind or type.
+LOADING_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError)
+
+
+def misfit(error: Exception) -> str:
+    """Say in half a sentence why ``load_state_dict`` refused the entries of a file."""
+    mismatch = re.search(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', str(error), re.S)
+    if mismatch is None:
+        return (str(error).strip() or type(error).__name__).splitlines()[-1].strip(' .')
+    key, theirs, ours = mismatch.groups()
+    key = key.replace('_fsdp_wrapped_module.', '')
+    return f'{key} has the shape {theirs} there and {ours} in this config'
 
 
 def load_url(

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from .checkpoint import CheckpointError, load_checkpoint_file
+from .checkpoint import LOADING_ERRORS, CheckpointError, load_checkpoint_file, misfit
 
 __all__ = ['CheckpointFitHook', 'StartHook', 'check_fit', 'check_training_state']
 
@@ -75,18 +75,9 @@ def _load(model: nn.Module, weights: dict, name: str) -> None:
             )
     try:
         absent, beyond = model.load_state_dict(renamed, strict=False)
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        mismatch = re.search(r'size mismatch for (\S+): .*?(\[.*?\]).*?(\[.*?\])', str(error), re.S)
-        if mismatch is None:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip(' .')
-            raise CheckpointError(
-                f'The checkpoint {name} cannot be loaded into this model: {reason}.'
-            ) from None
-        key, theirs, ours = mismatch.groups()
-        key = key.replace('_fsdp_wrapped_module.', '')
+    except LOADING_ERRORS as error:
         raise CheckpointError(
-            f'The checkpoint {name} is of another model: {key} has the shape {theirs} there and '
-            f'{ours} in this config.'
+            f'The checkpoint {name} is of another model: {misfit(error)}.'
         ) from None
     needed = [key for key, _ in model.named_parameters()]
     needed += [key for key, buffer in model.named_buffers() if buffer.is_floating_point()]
@@ -159,7 +150,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _faults_of_optimizer(wrapper: OptimWrapper, state: dict) -> Iterator[str]:
-    """What would stop, or quietly spoil, the steps of the optimizer."""
+    """Faults that would stop, or quietly spoil, the steps of the optimizer."""
     fresh = wrapper.state_dict()
     groups, states = state.get('param_groups'), state.get('state')
     if not isinstance(groups, list) or not isinstance(states, dict):

@@ -127,7 +127,7 @@ def _reading_problem(file: str) -> str | None:
 
 
 def _content_problem(content: Any) -> str | None:
-    """What a COCO file lacks or has twice; only test sets have no annotations."""
+    """Faults of a COCO file: what it lacks or has twice; only test sets have no annotations."""
     if not isinstance(content, dict):
         return f'holds a {type(content).__name__}, where a dict of COCO annotations is expected'
     absent = [name for name in ('images', 'categories') if not isinstance(content.get(name), list)]

@@ -1,4 +1,4 @@
-"""What the command lines for training and testing share."""
+"""Parts that the command lines for training and testing share."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ TUPLE_KEYS = 10_000  # The hash of a tuple can be forged: a dict of n such keys 
 
 
 class Refused(pickle.UnpicklingError):
-    """What the pickle builds would harm whoever uses it; the message says how."""
+    """The pickle would harm whoever uses what it builds; the message says how."""
 
 
 class ForbiddenGlobal(Refused):
@@ -84,7 +84,7 @@ class ForbiddenGlobal(Refused):
 
 
 class Budget:
-    """What a file may cost, in proportion to its size.
+    """The cost that a file may have, in proportion to its size.
 
     Args:
         size (int): Bytes of the file.
@@ -526,7 +526,7 @@ def _is_one_of(item: Any, table: dict) -> bool:
 
 
 def _allowed() -> dict[str, Any]:
-    """What the user allows by its full name; torch's own entries are not the user's."""
+    """Types that the user allows, by their full names; torch's own entries are not the user's."""
     allowed = {}
     for entry in torch.serialization.get_safe_globals():
         item, name = entry if isinstance(entry, tuple) else (entry, _full_name(entry))
@@ -784,7 +784,7 @@ _LEAVES = (
 
 
 def _children(item: Any) -> list | None:
-    """What a container holds; None of a leaf."""
+    """Items of a container; None of a leaf."""
     if isinstance(item, dict):
         metadata = getattr(item, '_metadata', None)
         own = [*dict.keys(item), *dict.values(item)]

@@ -31,7 +31,7 @@ logger = logging.getLogger('mirrorla_mm')
 
 
 class Heads(NamedTuple):
-    """What a backend needs to know of queries, keys or values that are not projected yet.
+    """Shape, dtype and device of queries, keys or values that are not projected yet.
 
     Attributes:
         shape (tuple[int, ...]): (B, H, N, d).

@@ -22,7 +22,7 @@ from .rope import Rope, as_complex
 
 
 class LinearState(NamedTuple):
-    """What a query needs to know of some keys and values, with weights w_t relative to ``peak``.
+    """State of some keys and values, with weights w_t relative to ``peak``.
 
     Attributes:
         peak (Tensor): The largest score, shape (B, H, 1, 1), or 0 where all tokens count alike.

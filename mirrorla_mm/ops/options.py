@@ -1,4 +1,4 @@
-"""What the operator computes, apart from its tensors: one record that all backends take."""
+"""Options of the operator, apart from its tensors: one record that all backends take."""
 
 from __future__ import annotations
 

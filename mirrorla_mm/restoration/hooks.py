@@ -1,4 +1,4 @@
-"""What a test of a super-resolution model does beside its metrics."""
+"""Hooks of a super-resolution test beside its metrics."""
 
 from __future__ import annotations
 

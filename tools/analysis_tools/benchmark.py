@@ -111,7 +111,7 @@ def table_row(timing: Timing, memory: tuple[float, float] | None, batch: int) ->
 
 
 def as_dict(timing: Timing, memory: tuple[float, float] | None) -> dict:
-    """What ``--json`` saves of one row."""
+    """Columns of one row that ``--json`` saves."""
     step, process = memory or (None, None)
     return {**vars(timing), 'step_mib': step, 'process_mib': process}
 

@@ -190,7 +190,7 @@ def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor, Tensor]:
 
 
 def methods(case: Case) -> dict[str, Callable[..., Tensor]]:
-    """What is compared; every function takes q, k, v and theta."""
+    """Operators to compare; every function takes q, k, v and theta."""
     from mirrorla_mm.ops import mirror_attention, mirror_attention_reference, use_backend
 
     hw_shape = (case.side, case.side)

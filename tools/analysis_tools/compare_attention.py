@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def grow(method: str, args: argparse.Namespace) -> list[tuple[Cost, Cost]]:
-    """What a method costs on the grids."""
+    """Costs of a method on the grids."""
     keep_freed_memory()
     return scaling(method, args.sides, device=args.device, repeats=args.repeats)
 

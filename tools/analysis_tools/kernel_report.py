@@ -82,7 +82,7 @@ def empty_qkv(
 
 
 def call(head_dim: int, dtype: torch.dtype, channels_first: bool, capability: int) -> str:
-    """What happens to two calls, in a few words."""
+    """Outcome of two calls, in a few words."""
     hw_shape = HW_SHAPE if head_dim % 4 == 0 else None
     leaves = [x.requires_grad_() for x in empty_qkv(head_dim, dtype, channels_first, 'cpu')]
     leaves.append(torch.zeros(HEADS, head_dim // 2, requires_grad=True))

@@ -1,0 +1,33 @@
+"""A host starts from a checkpoint whole or says in a sentence why not."""
+
+import pytest
+import torch
+
+from mirrorla_mm.backbones import RAVLT
+from mirrorla_mm.engine import CheckpointError
+
+TOY = dict(embed_dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+
+
+def start_from(file, content) -> None:
+    torch.save(content, file)
+    RAVLT(TOY, init_cfg=dict(type='Pretrained', checkpoint=str(file))).init_weights()
+
+
+def test_missing_statistics_of_a_norm_whose_weight_is_there_are_refused(tmp_path):
+    weights = RAVLT(TOY).state_dict()
+    start_from(tmp_path / 'whole.pth', weights)
+    lacking = {key: value for key, value in weights.items() if 'running' not in key}
+    with pytest.raises(CheckpointError, match=r'it lacks \S+\.running_mean, the statistics of a'):
+        start_from(tmp_path / 'lacking.pth', lacking)
+
+
+@pytest.mark.parametrize('content', [[1, 2], {'state_dict': 3}, {'state_dict': {0: 1}}])
+def test_files_without_weights_are_refused(tmp_path, content):
+    with pytest.raises(CheckpointError, match='holds no weights'):
+        start_from(tmp_path / 'odd.pth', content)
+
+
+def test_entries_that_are_no_tensors_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match='does not fit RAVLT'):
+        start_from(tmp_path / 'text.pth', dict.fromkeys(RAVLT(TOY).state_dict(), 'text'))
