@@ -313,8 +313,9 @@ def check_loading(cfg: Config, policy: str = 'refuse') -> None:
     _wrap(cfg.get('train_dataloader'), policy=policy, log=log, **options)
     # Not that of testing: inferencers look for the bare loader in its pipeline.
     _wrap(cfg.get('val_dataloader'), **options)
-    hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') != HOOK]
-    cfg.custom_hooks = [*hooks, dict(type=HOOK, log=log)]
+    hooks = cfg.get('custom_hooks') or []
+    others = [hook for hook in hooks if not isinstance(hook, dict) or hook.get('type') != HOOK]
+    cfg.custom_hooks = [*others, dict(type=HOOK, log=log)]
     check_datasets()
 
 

@@ -101,22 +101,35 @@ class EpochBasedTrainLoop(MMEngineEpochBasedTrainLoop):
         length = len(self.dataloader)
         info = self.runner.message_hub.runtime_info  # still that of the checkpoint
         epochs, iters = info.get('max_epochs'), info.get('max_iters')
-        if self._iter and isinstance(epochs, int) and isinstance(iters, int) and epochs > 0:
+        if self._iter and type(epochs) is type(iters) is int and epochs > 0:
             before = iters // epochs
-            self._done = self._iter - self._epoch * before
-            if self._done and before != length:
+            done = self._iter - self._began(info, before)
+            if 0 < done < before != length:
                 raise UserError(
                     f'The checkpoint was saved in the middle of an epoch of {before} iterations, '
                     f'which now has {length}: resume with the batch size, data and number of '
                     'processes that it was trained with, or from a checkpoint at the end of an '
                     'epoch.'
                 )
+            if 0 < done <= before:  # else the checkpoint is wrong or of an older loop
+                self._done = length if done == before else done
         return super().run()
+
+    def _began(self, info: dict, length: int) -> int:
+        """The iteration at which the epoch of a checkpoint began."""
+        noted = info.get('epoch_began')
+        if not isinstance(noted, list) or [type(value) for value in noted] != [int, int]:
+            return self._epoch * length  # mmengine's own loop notes nothing
+        epoch, iteration = noted
+        return iteration if epoch == self._epoch else self._iter
 
     def run_epoch(self) -> None:
         """Iterate one epoch, or the rest of it."""
         if self._done:
             _warn(f'The first {self._done} iterations of this epoch were trained already.')
+        # Earlier epochs may have had another length.
+        began = [self._epoch, self._iter - self._done]
+        self.runner.message_hub.update_info('epoch_began', began)
         super().run_epoch()
         self._done = 0
 
@@ -173,7 +186,8 @@ def _validation_due(loop: Any) -> bool:
     loop._decide_current_val_interval()
     place, end = loop.iter, loop.max_iters
     if isinstance(loop, MMEngineEpochBasedTrainLoop):
-        if loop.iter != loop.epoch * len(loop.dataloader):
+        ours = isinstance(loop, EpochBasedTrainLoop)
+        if loop._done if ours else loop.iter != loop.epoch * len(loop.dataloader):
             return False
         place, end = loop.epoch, loop.max_epochs
     return place >= loop.val_begin and (place % loop.val_interval == 0 or place == end)

@@ -46,11 +46,14 @@ class _WholeSaves:
         """Save as the runner does, local files under another name until they are complete."""
         self._hook.place = dict(meta)
         save = self._runner.save_checkpoint
-        if '://' in out_dir or not is_main_process() or not _writes_one_file(self._runner):
-            save(out_dir, filename, *args, meta=meta, **kwargs)
-            return
-        with whole_file(Path(out_dir, filename)) as file:
-            save(str(file.parent), file.name, *args, meta=meta, **kwargs)
+        try:
+            if '://' in out_dir or not is_main_process() or not _writes_one_file(self._runner):
+                save(out_dir, filename, *args, meta=meta, **kwargs)
+                return
+            with whole_file(Path(out_dir, filename)) as file:
+                save(str(file.parent), file.name, *args, meta=meta, **kwargs)
+        finally:
+            self._hook.place = None  # not that of what others save
 
 
 def _writes_one_file(runner: Runner) -> bool:
@@ -85,6 +88,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             hold_work_dir(runner.work_dir)
         self._forget_foreign_files(runner.message_hub)
         super().before_train(runner)
+        if is_main_process() and '://' not in self.out_dir:
+            hold_work_dir(self.out_dir)  # work dirs of one name share it
         for key, path in self._best().items():
             if path:  # The folder may have moved.
                 self._set_best(key, self._inside(path))
@@ -103,7 +108,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     def after_run(self, runner: Runner) -> None:
         """Let other trainings use the work dir."""
         if is_main_process():
-            release_work_dir(runner.work_dir)
+            for folder in (runner.work_dir, self.out_dir or runner.work_dir):
+                release_work_dir(folder)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Remember that the processes' buffers will differ."""
@@ -176,7 +182,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _is_own(self, name: str) -> bool:
         """Whether this hook gives files such a name."""
-        step = re.escape(self.filename_tmpl).replace(r'\{\}', r'\d+')
+        step = r'\d+'.join(map(re.escape, re.split(r'\{[^}]*\}', self.filename_tmpl)))
         return re.fullmatch(rf'(best_[^/]+_)?{step}', name) is not None
 
     def _inside(self, path: str) -> str:

@@ -193,10 +193,12 @@ class StopAt(LossRecorder):
             raise Killed
 
 
-def epochs(folder, batch_size: int = 4, hook=None, **options) -> LossRecorder:
-    """Two epochs of 16 samples, saved after every iteration; schedules by iteration and epoch."""
-    runner = toy_runner(folder, checkpoint={'interval': 1}, **options)
-    runner._train_loop = {'type': 'mirrorla_mm.EpochBasedTrainLoop', 'max_epochs': 2}
+def epochs(folder, batch_size: int = 4, hook=None, max_epochs: int = 2, **options) -> LossRecorder:
+    """Epochs of 16 samples, saved after every iteration; schedules by iteration and epoch."""
+    runner = toy_runner(folder, **{'checkpoint': {'interval': 1}, **options})
+    runner._train_loop = {'type': 'mirrorla_mm.EpochBasedTrainLoop', 'max_epochs': max_epochs}
+    if max_epochs > 2:  # mmengine counts the steps to accumulate by one length of all epochs
+        runner.optim_wrapper['accumulative_counts'] = 1
     runner._train_dataloader = DataLoader(ToyData(), batch_size=batch_size)
     recorder = hook or LossRecorder()
     runner.register_hook(recorder)
@@ -222,8 +224,50 @@ def test_run_goes_on_in_the_middle_of_an_epoch(tmp_path, finished):
     assert not (tmp_path / 'part' / 'iter_9.pth').exists()
 
 
-def test_middle_of_an_epoch_of_another_length_is_refused_and_its_end_is_not(tmp_path):
+def test_middle_of_an_epoch_of_another_length_is_refused(tmp_path):
     epochs(tmp_path)
     path = str(tmp_path / 'iter_2.pth')
     with pytest.raises(UserError, match='middle of an epoch of 4 iterations, which now has 2'):
         epochs(tmp_path / 'new', batch_size=8, resume=True, load_from=path)
+
+
+@pytest.mark.parametrize('before, now', [(4, 8), (8, 4)])
+def test_epochs_of_another_length_after_the_end_of_one_are_trained_once(tmp_path, before, now):
+    old, new = 16 // before, 16 // now
+    with pytest.raises(Killed):
+        epochs(tmp_path, before, StopAt(old + 1), max_epochs=4)
+    hook = StopAt(old + new + 1)  # in the third epoch
+    path = str(tmp_path / f'iter_{old}.pth')
+    with pytest.raises(Killed):
+        epochs(tmp_path, now, hook, max_epochs=4, resume=True, load_from=path)
+    assert sorted(hook.losses) == list(range(old, old + new + 1))
+    path = str(tmp_path / f'iter_{old + new + 1}.pth')
+    rest = epochs(tmp_path, now, max_epochs=4, resume=True, load_from=path)
+    assert sorted(rest.losses) == list(range(old + new + 1, old + 3 * new))
+
+
+@pytest.mark.parametrize(
+    'noted', [None, 'text', [0], [0, 'x'], [0, True], [0, -99], [0, 99], [7, 0], [[0], 1]]
+)
+def test_odd_note_of_where_an_epoch_began_skips_none(tmp_path, noted):
+    with pytest.raises(Killed):
+        epochs(tmp_path, hook=StopAt(3), max_epochs=3)
+    checkpoint = torch.load(tmp_path / 'iter_3.pth', weights_only=False)
+    checkpoint['message_hub']['runtime_info']['epoch_began'] = noted
+    path = str(tmp_path / 'odd.pth')
+    torch.save(checkpoint, path)
+    losses = epochs(tmp_path, max_epochs=3, resume=True, load_from=path).losses
+    assert set(range(3, 12)) <= losses.keys()
+
+
+def test_lost_validation_is_found_after_epochs_of_another_length(tmp_path):
+    options = {'hooks': HOOKS, 'checkpoint': {'interval': 1, 'by_epoch': True}, 'max_epochs': 3}
+    with pytest.raises(Killed):
+        epochs(tmp_path, 4, StopAt(4), **options)
+    options |= {'resume': True, 'load_from': str(tmp_path / 'epoch_1.pth')}
+    with pytest.raises(Killed):  # validates the first epoch, dies in that of the second
+        epochs(tmp_path, 8, **options, **validation(1, KilledMetric(1)))
+    options['load_from'] = str(tmp_path / 'epoch_2.pth')
+    metric = ToyMetric([1])
+    epochs(tmp_path, 8, **options, **validation(1, metric))
+    assert metric.validations == 2

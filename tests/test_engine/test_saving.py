@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mirrorla_mm.engine import work_dir
 from mirrorla_mm.engine.checkpoint import CheckpointError, load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook, check_fit
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
@@ -191,6 +193,41 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
         (tmp_path / name).touch()
     train(toy_runner(tmp_path, max_iters=2))
     assert checkpoints(tmp_path) == ['iter_2.pth', 'thesis.pth.0123abcd.partial']
+
+
+class OwnSave(Hook):
+    """Saves after the third iteration, as a hook of a user does."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 2:
+            runner.save_checkpoint(runner.work_dir, 'own.pth', by_epoch=False)
+
+
+def test_save_of_a_user_keeps_its_own_place(tmp_path):
+    train(toy_runner(tmp_path, max_iters=4, hooks=[OwnSave()]))
+    assert load_checkpoint_file(tmp_path / 'own.pth')['meta']['iter'] == 3
+
+
+class HeldFolders(Hook):
+    """Notes which folders training holds."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.held = set(work_dir._held)
+
+
+def test_folder_of_the_checkpoints_is_held_while_training(tmp_path):
+    holder = HeldFolders()
+    out_dir = str(tmp_path / 'out')
+    train(toy_runner(tmp_path / 'a/run', checkpoint={'out_dir': out_dir}, hooks=[holder]))
+    assert {tmp_path / 'a/run', tmp_path / 'out/run'} <= holder.held
+    assert not {tmp_path / 'a/run', tmp_path / 'out/run'} & set(work_dir._held)
+
+
+def test_numbers_of_a_width_of_their_own_are_the_hooks_files(tmp_path):
+    options = {'filename_tmpl': 'step_{:03d}.pth', 'max_keep_ckpts': 1}
+    (tmp_path / 'step_001.pth.0123abcd.partial').touch()
+    train(toy_runner(tmp_path, checkpoint=options))
+    assert checkpoints(tmp_path) == ['step_008.pth']
 
 
 def test_checkpoint_keeps_its_permissions(tmp_path):

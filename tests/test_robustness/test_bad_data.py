@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
@@ -192,6 +193,13 @@ def test_checking_the_loading_checks_the_data_sets_too(tmp_path):
     assert len(dataset.get_data_info(0)['instances']) == 1
     # A class that the config leaves out on purpose is not a fault of the data.
     assert dataset.dropped_boxes == [('a.jpg', 'without an area')]
+
+
+def test_hooks_of_a_user_that_are_built_already_stay(tmp_path):
+    hook = Hook()
+    cfg = Config(dict(work_dir=str(tmp_path), model={}, custom_hooks=[hook]))
+    check_loading(cfg)
+    assert cfg.custom_hooks[0] is hook and len(cfg.custom_hooks) == 2
 
 
 def runner_of(dataset, warnings: list, model=None) -> SimpleNamespace:
