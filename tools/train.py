@@ -10,7 +10,6 @@ from mirrorla_mm.engine.bad_data import POLICIES
 from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook, StartHook
 from mirrorla_mm.engine.data import check_data
-from mirrorla_mm.engine.distributed import name_unused_parameters
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.launch import (
     add_common_arguments,
@@ -20,6 +19,7 @@ from mirrorla_mm.engine.launch import (
 )
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
+from mirrorla_mm.engine.unused_parameters import name_unused_parameters
 from mirrorla_mm.engine.work_dir import hold_work_dir
 
 
@@ -92,11 +92,12 @@ def build(args: argparse.Namespace) -> Runner:
         enable_auto_scale_lr(cfg)
     if is_first_process(cfg.launcher):
         hold_work_dir(cfg.work_dir)
-    checkpoint = resume_from(cfg, args.resume) if args.resume else None
+    wanted = args.resume or ((cfg.get('load_from') or 'auto') if cfg.get('resume') else None)
+    checkpoint = resume_from(cfg, wanted) if wanted else None
     check_data(cfg, ('train_dataloader', 'val_dataloader', 'val_evaluator'))
     prepare_training(cfg, args.bad_data)
     runner = build_runner(cfg)
-    if args.resume and not checkpoint:
+    if wanted and not checkpoint:
         runner.logger.warning(
             f'There is no checkpoint in {cfg.work_dir} to resume from: training starts afresh.'
         )

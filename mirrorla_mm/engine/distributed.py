@@ -1,11 +1,8 @@
-"""Data parallelism: on machines without a GPU, and parameters that the loss does not use."""
+"""Data parallelism on machines without a GPU."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,15 +10,11 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
-from mmengine.runner import Runner
 from torch import distributed, nn
 
 from ..registry import MODEL_WRAPPERS
-from .errors import UserError
 
-__all__ = ['CPUDistributedDataParallel', 'name_unused_parameters', 'use_gloo_without_gpu']
-
-SHOWN = 5
+__all__ = ['CPUDistributedDataParallel', 'use_gloo_without_gpu']
 
 
 @MODEL_WRAPPERS.register_module(force=True)
@@ -67,29 +60,3 @@ def use_gloo_without_gpu(cfg: Config) -> None:
         },
     )
     torch.set_num_threads(1)
-
-
-@contextlib.contextmanager
-def name_unused_parameters(runner: Runner) -> Iterator[None]:
-    """Say which parameters the loss does not use, where data parallelism stops at them.
-
-    torch gives their numbers alone, and only at the second iteration.
-
-    Raises:
-        UserError: In place of torch's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        found = re.search(r'did not receive grad for rank \d+: ([\d ]+)', str(error))
-        if found is None:
-            raise
-        model = runner.model.module
-        names = [name for name, value in model.named_parameters() if value.requires_grad]
-        unused = [names[int(number)] for number in found[1].split()]
-        shown = ', '.join(unused[:SHOWN]) + (', ...' if len(unused) > SHOWN else '')
-        raise UserError(
-            f'{len(unused)} parameters have no part in the loss, and the processes wait for their '
-            f'gradients: {shown}. Take them out of the model (out_indices of a backbone names the '
-            'stages that the neck or head uses), or set --cfg-options find_unused_parameters=True.'
-        ) from error

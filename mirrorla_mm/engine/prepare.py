@@ -8,6 +8,7 @@ from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 
 from .bad_data import check_loading
 from .reproducible import make_reproducible
+from .resuming import find_latest_checkpoint
 
 __all__ = ['prepare_training']
 
@@ -32,8 +33,8 @@ def prepare_training(cfg: Config, bad_data: str = 'refuse') -> None:
     - batch norms that are frozen untrained are named (:mod:`.frozen_norms`).
 
     Args:
-        cfg (Config): Of a training run, with ``work_dir``; ``resume`` and ``load_from`` are set if
-            it resumes.
+        cfg (Config): Of a training run, with ``work_dir``; ``resume`` is set if it resumes, from
+            ``load_from`` or else from the latest checkpoint that can be read.
         bad_data (str): ``'refuse'`` or ``'skip'`` what cannot be trusted.
     """
     hooks = cfg.setdefault('default_hooks', {})
@@ -50,5 +51,8 @@ def prepare_training(cfg: Config, bad_data: str = 'refuse') -> None:
     custom = cfg.get('custom_hooks') or []
     present = {hook.get('type') for hook in custom if isinstance(hook, dict)}
     cfg.custom_hooks = [*custom, *({'type': hook} for hook in HOOKS if hook not in present)]
+    if cfg.get('resume') and not cfg.get('load_from'):
+        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
+        cfg.resume = cfg.load_from is not None
     make_reproducible(cfg)
     check_loading(cfg, bad_data)

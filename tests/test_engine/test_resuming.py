@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 
 from mirrorla_mm.engine.checkpoint import UnsafeCheckpointError
 from mirrorla_mm.engine.errors import UserError
+from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
+from tests.noise_segmentation import config
 
 from .toy import Killed, LossRecorder, ToyData, ToyMetric, toy_runner, validation
 
@@ -113,6 +115,20 @@ def test_hostile_checkpoint_is_not_passed_over(work_dir):
     torch.save({'state_dict': Hostile()}, work_dir / 'iter_4.pth')
     with pytest.raises(UnsafeCheckpointError):
         find_latest_checkpoint(work_dir)
+
+
+@pytest.mark.parametrize('left', [True, False])
+def test_prepared_config_resumes_from_what_can_be_read(work_dir, left):
+    (work_dir / 'last_checkpoint').write_text('gone.pth')
+    (work_dir / 'iter_4.pth').write_bytes(b'half')
+    if not left:
+        (work_dir / 'iter_2.pth').unlink()
+    cfg = config(work_dir, work_dir, by_epoch=False, workers=0, seed=99)
+    cfg.resume = True
+    prepare_training(cfg)
+    assert cfg.resume == left
+    assert cfg.load_from == (str(work_dir / 'iter_2.pth') if left else None)
+    assert (cfg.randomness.seed == 99) != left  # that of the checkpoint
 
 
 # --- A validation that was cut off ----------------------------------------------------------------

@@ -71,6 +71,21 @@ def test_train_resume_and_test(task, config, run, tmp_path, capsys):
     assert shared and all(validated[key] == tested[key] for key in shared)
 
 
+def test_resume_in_a_config_is_the_option(config, run, sentence, tmp_path):
+    path, folder = config('segmentation'), tmp_path / 'w'
+    asked = ('--work-dir', 'w', '--cfg-options', 'resume=True')
+    run('train', path, *asked, 'train_cfg.max_epochs=1', 'randomness.seed=5')  # nothing there yet
+    (folder / 'last_checkpoint').write_text('gone.pth')
+    other = (
+        'model.backbone.arch.embed_dims=[8,16,16,16]',
+        'model.decode_head.in_channels=[16,16,16]',
+    )
+    assert 'epoch_1.pth is of another model' in sentence('train', path, *asked, *other)
+    run('train', path, *asked)
+    meta = load_checkpoint_file(folder / 'epoch_2.pth')['meta']
+    assert (meta['iter'], meta['seed']) == (4, 5)
+
+
 @pytest.fixture()
 def served(tmp_path) -> Iterator[str]:
     """The address of a server of the test's folder."""
