@@ -26,6 +26,9 @@ rank-augmented                         5         9
 plain                                  4         7
 ===============================  =======  ========
 
+Heads with more than 64 channels write dv in a pass of its own, but for bfloat16: k and v are read
+once more, 2 on top.
+
 ``mirrorla_mm/analysis/traffic.py`` counts it in bytes, and what splits and statistics add. The
 backward pass is derived in docs/mirror_attention_backward.md.
 

@@ -3,7 +3,7 @@
 
 A split is ``chunk`` tokens, walked ``BLOCK_N`` at a time. What it sums goes to a row of its own,
 and the last programs to finish add the rows in a fixed order (:mod:`.merging`): no atomics on
-values, the same bits every time.
+values, the same bits every time that the tuner's choice is the same.
 """
 
 import triton
