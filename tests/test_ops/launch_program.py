@@ -6,6 +6,7 @@ Reads a list of cases as JSON from its only argument, prints one record for each
 import json
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -35,15 +36,20 @@ def inputs(channels: int, dtype: str, layout: str, tokens: int) -> list[torch.Te
     return [*x.to(getattr(torch, dtype)).unbind(0)[:3], theta]
 
 
-def call(channels, dtype, layout, capability=90, grid=(30, 20), rope=True, calls=1):
+def call(channels, dtype, layout, capability=90, grid=(30, 20), rope=True, calls=1, threads=1):
     """Forward and backward, ``calls`` times; what was launched, timed and warned of."""
-    for _ in range(calls):
+    options = Options(hw_shape=tuple(grid) if rope else None)
+
+    def both_ways(_) -> None:
         leaves = [x.requires_grad_() for x in inputs(channels, dtype, layout, grid[0] * grid[1])]
-        options = Options(hw_shape=tuple(grid) if rope else None)
+        out = operator.mirror_attention_fused(*leaves, None, options)
+        torch.autograd.grad(out, leaves, out)
+
+    for _ in range(calls):
         with fake_gpu(capability) as gpu, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter('always')
-            out = operator.mirror_attention_fused(*leaves, None, options)
-            torch.autograd.grad(out, leaves, out)
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(both_ways, range(threads)))
         yield dict(
             kernels=[x.kernel for x in gpu.launched],
             timed=gpu.timed,

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -285,3 +287,55 @@ def test_a_backward_pass_that_does_not_fit_is_the_references_and_so_is_what_foll
     again = operator.mirror_attention_fused(q, k, v, theta, None, options)
     assert torch.equal(again, mirror_attention_reference(q, k, v, theta, lam=0.5))
     assert calls == ['forward']
+    monkeypatch.setattr(operator, '_too_large', set())
+    out = operator.mirror_attention_fused(q, k, v, theta, None, options)
+    with (
+        pytest.warns(RuntimeWarning, match='does not fit'),
+        pytest.raises(RuntimeError, match='differentiated once only'),
+    ):
+        torch.autograd.grad(out, wanted, expected, create_graph=True)
+
+
+@needs_triton
+def test_the_kept_table_belongs_to_no_callers_memory_or_mode(monkeypatch):
+    from mirrorla_mm.ops.fused import passes
+
+    makers = []
+
+    def make(*args, original=passes.make_rope_table):
+        makers.append(threading.get_ident())
+        return original(*args)
+
+    monkeypatch.setattr(passes, 'make_rope_table', make)
+    passes._kept_rope_table.cache_clear()
+    where = (256, 24, torch.float32, torch.device('cpu'))
+    with torch.inference_mode(), torch.device('meta'), torch.autocast('cpu', torch.bfloat16):
+        table = passes.rope_table(*where)
+    assert not table.is_inference() and table.device.type == 'cpu' and table.dtype == torch.float32
+    assert torch.equal(table, make(*where[:3], 'cpu')) and passes.rope_table(*where) is table
+    assert makers[0] != threading.get_ident() and len(makers) == 2
+    monkeypatch.setattr(passes, 'capturing', lambda device: True)
+    assert passes.rope_table(*where) is not table  # a graph makes its own, with its own memory
+    assert makers[2] == threading.get_ident()
+
+
+@needs_triton
+@pytest.mark.parametrize('captured', [True, False])
+def test_tuning_inside_a_capture_says_what_to_do(captured, monkeypatch):
+    from mirrorla_mm.ops.fused import launching
+
+    class Kernel(dict):
+        fn = SimpleNamespace(arg_names=['q'])
+
+        def __missing__(self, grid):
+            def tune(**_):
+                raise RuntimeError('operation not permitted when stream is capturing')
+
+            return tune
+
+    monkeypatch.setattr(launching, 'capturing', lambda device: captured)
+    step = launching.Step(Kernel(), (1, 1, 1), {})
+    expected = 'call it once before capturing' if captured else 'not permitted'
+    for _ in range(2):  # and the lock is free again
+        with pytest.raises(RuntimeError, match=expected):
+            step({'q': torch.empty(1)}, 0)

@@ -61,6 +61,12 @@ def test_every_kind_of_input_is_launched(tmp_path):
         assert KERNELS <= len(again['kernels']) <= KERNELS + 1  # wide float32 heads take one more
 
 
+def test_first_calls_of_several_threads_at_once(tmp_path):
+    case = dict(channels=32, dtype='bfloat16', layout='packed', rope=False, threads=3, calls=2)
+    ((first, second),) = run(tmp_path, case)
+    assert first['timed'] > 0 and not second['timed'] and len(second['kernels']) == 3 * KERNELS
+
+
 def test_a_kernel_too_large_for_the_gpu_falls_back_with_one_warning(tmp_path):
     case = dict(channels=96, dtype='float32', layout='packed', capability=89, calls=2)
     ((first, second),) = run(tmp_path, case)

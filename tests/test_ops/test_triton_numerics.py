@@ -266,6 +266,19 @@ def test_scores_beyond_the_range_of_exp():
     assert_like_reference((q, k, v), feature_map='relu', tolerance=1e-3)
 
 
+def test_no_weight_exceeds_one_in_the_backward_pass():
+    """As where large scores, summed in another order, exceed the total that the forward kept."""
+    from mirrorla_mm.ops.fused import passes
+    from mirrorla_mm.ops.options import Options
+
+    qkv, theta = packed(1, 1, 40, 16, torch.float32), angles(1, 16)[0]
+    out, statistics = passes.forward(*qkv, theta, None, Options())
+    statistics = statistics._replace(log_sum=statistics.log_sum - 1000)
+    needs = (True, True, True, True, False)
+    gradients = passes.backward(out, *qkv, statistics, needs, Options(), shared=True)
+    assert all(x.isfinite().all() for x in gradients[:4])
+
+
 def test_float16_products_do_not_overflow():
     q, k, v = packed(1, 1, 40, 16, torch.float16)
     v = (20_000 * v).clamp(-30_000, 30_000)

@@ -278,7 +278,10 @@ def key_backward_kernel(
             ROPE, VECTOR, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         if RANK_AUGMENTED:
-            weight = tl.exp2(tl.sum(f * qbar, 1) - log_total)[:, None]
+            # Large scores, summed in another order than the forward's, may exceed their own total:
+            # no weight is beyond 1. The comparison keeps a NaN, as tl.minimum would not.
+            exponent = tl.sum(f * qbar, 1) - log_total
+            weight = tl.exp2(tl.where(exponent > 0, 0.0, exponent))[:, None]
         else:
             weight = 1.0 / tokens
         if WRITE_V:

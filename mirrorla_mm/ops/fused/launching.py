@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +58,11 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the device's current stream."""
+    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
+
+
 class Launch(NamedTuple):
     """A launch that :func:`record_launches` kept instead of running it."""
 
@@ -96,6 +102,9 @@ def record_launches() -> Iterator[list[Launch]]:
         _record = previous
 
 
+_tuning = Lock()  # a tuner keeps what it is working on in itself, for all threads
+
+
 class Step:
     """One kernel with its grid and constants, for tensors of the same kind in every call.
 
@@ -106,6 +115,10 @@ class Step:
         kernel: A tuned kernel.
         grid (tuple[int, int, int]): Programs.
         constants (dict): Its arguments but for tensors.
+
+    Raises:
+        RuntimeError: In the first call, if a CUDA graph is being captured and the kernel is not
+            tuned for its arguments yet.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, int, int], constants: dict[str, Any]) -> None:
@@ -125,7 +138,8 @@ class Step:
 
     def __call__(self, tensors: dict[str, Tensor], stream: int) -> None:
         if self._launch is None:
-            return self._first(tensors)
+            with _tuning:
+                return self._first(tensors)
         arguments = self._arguments.copy()
         for index, name in self._tensors:
             arguments[index] = tensors[name]
@@ -133,7 +147,16 @@ class Step:
 
     def _first(self, tensors: dict[str, Tensor]) -> None:
         arguments = self.bind(tensors).arguments
-        compiled = self.kernel[self.grid](**arguments)
+        captured = any(capturing(x.device) for x in tensors.values())
+        try:
+            compiled = self.kernel[self.grid](**arguments)
+        except RuntimeError as error:  # kernels that are tuned already may be captured at once
+            if not captured:
+                raise
+            raise RuntimeError(
+                'The kernels of the fused mirror attention are tuned for these inputs by the first '
+                'call, which a CUDA graph cannot capture; call it once before capturing.'
+            ) from error
         if compiled is None:  # the interpreter compiles nothing
             return
         arguments |= self.kernel.best_config.kwargs

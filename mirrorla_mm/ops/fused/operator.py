@@ -19,6 +19,10 @@ from . import passes
 from .passes import Statistics
 
 LIBRARY = 'mirrorla_mm'
+ONCE_ONLY = (
+    'The fused mirror attention can be differentiated once only; for second-order gradients '
+    "run it under mirrorla_mm.ops.use_backend('torch')."
+)
 
 
 @torch.library.custom_op(f'{LIBRARY}::mirror_attention', mutates_args=())
@@ -138,7 +142,9 @@ def _gradients(
 def _reference_gradients(
     grad_out: Tensor, inputs: Sequence[Tensor | None], needs: Sequence[bool], options: Options
 ) -> tuple[Tensor | None, ...]:
-    """:func:`_gradients`, by the reference."""
+    """:func:`_gradients`, by the reference, and like them without derivatives of their own."""
+    if torch.is_grad_enabled():  # create_graph=True
+        raise RuntimeError(ONCE_ONLY)
     leaves = [
         None if x is None else x.detach().requires_grad_(need) for x, need in zip(inputs, needs)
     ]
@@ -153,10 +159,7 @@ mirror_attention_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _refuse(ctx, *_):
-    raise RuntimeError(
-        'The fused mirror attention can be differentiated once only; for second-order gradients '
-        "run it under mirrorla_mm.ops.use_backend('torch')."
-    )
+    raise RuntimeError(ONCE_ONLY)
 
 
 mirror_attention_backward_op.register_autograd(
@@ -205,7 +208,9 @@ def mirror_attention_fused(
 ) -> Tensor:
     """:func:`~mirrorla_mm.ops.mirror_attention` by the fused kernels.
 
-    Where the GPU has too little shared memory for one of them, the reference runs, after a warning.
+    Where the GPU has too little shared memory for one of them, the reference runs, after a warning;
+    gradients of gradients are refused then, too. Under ``torch.compile`` and ``torch.export`` there
+    is no such way out: the graph holds the operator, which raises triton's ``OutOfResources``.
     """
     if not options.mirrors:
         theta = theta_k = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ..options import Options
 from ..rope import rope_frequencies
 from .backward import key_backward_kernel, query_backward_kernel
 from .forward import angle_kernel, mean_query_kernel, output_kernel, state_kernel
-from .launching import Step, run, split_tokens
+from .launching import Step, capturing, run, split_tokens
 from .tuning import INTERPRETED, layout, regime
 
 # Programs on a multiprocessor: of those that only read and add, and of those that take products.
@@ -102,7 +103,14 @@ def make_rope_table(
 def _kept_rope_table(
     positions: int, channels: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    return make_rope_table(positions, channels, dtype, 'cpu').to(device)
+    def make() -> Tensor:
+        return make_rope_table(positions, channels, dtype, 'cpu').to(device)
+
+    # In a thread of its own: before torch.compile captures a CUDA graph, all that the calling
+    # thread allocates comes from the graph's memory, where nothing may be kept. Nor does the new
+    # thread know of the caller's inference mode, whose tensors no later training could save.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(make).result()
 
 
 def rope_table(positions: int, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -113,7 +121,7 @@ def rope_table(positions: int, channels: int, dtype: torch.dtype, device: torch.
     ended when this returns, so any stream may read it. Neither can be while a graph is captured:
     then the graph makes a table of its own.
     """
-    if device.type == 'cuda' and torch.cuda.is_current_stream_capturing():
+    if capturing(device):
         return make_rope_table(positions, channels, dtype, device)
     return _kept_rope_table(positions, channels, dtype, device)
 
