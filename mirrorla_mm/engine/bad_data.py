@@ -225,7 +225,8 @@ class BadDataHook(Hook):
             content = self.log.read_bytes()
             if content and not content.endswith(b'\n'):
                 # A line that a kill has torn must not swallow the next one.
-                self.log.write_bytes(content + b'\n')
+                with open(self.log, 'ab') as file:
+                    file.write(b'\n')
             self._start = self.log.stat().st_size
         barrier()
         _check_number_of_classes(runner)

@@ -39,7 +39,8 @@ def publish(src: str | os.PathLike, dst: str | os.PathLike, weights: str | None 
 
     Raises:
         UserError: If ``dst`` has another suffix, or the metadata cannot be written in its format.
-        CheckpointError: If the file holds no weights, or no averages although they are asked for.
+        CheckpointError: If the file holds no weights, no averages although they are asked for, or
+            metadata that are no dict.
         OSError: If it cannot be written.
     """
     dst = Path(dst)
@@ -47,8 +48,12 @@ def publish(src: str | os.PathLike, dst: str | os.PathLike, weights: str | None 
         raise UserError(f'A published file ends in .pth or .safetensors, not as {dst}.')
     checkpoint = load_checkpoint_file(src, 'cpu')
     chosen = _choose(checkpoint, weights, str(src))
-    # A plain dict: the loader quotes the config in it.
-    meta = dict((checkpoint.get('meta') or {}).items())
+    meta = checkpoint.get('meta') or {}
+    if not isinstance(meta, dict):
+        raise CheckpointError(
+            f'The metadata of the checkpoint {src} are a {type(meta).__name__} instead of a dict.'
+        )
+    meta = dict(meta.items())  # a plain dict: the loader quotes the config in it
     if dst.suffix == '.pth':
         buffer = io.BytesIO()
         torch.save({'meta': meta, 'state_dict': chosen}, buffer)

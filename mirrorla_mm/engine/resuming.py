@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..registry import HOOKS, LOOPS
-from .atomic import whole_file
+from .atomic import PARTIAL, whole_file
 from .checkpoint import CheckpointError, UnsafeCheckpointError, load_checkpoint_file
 from .errors import UserError
 
@@ -154,14 +155,18 @@ class LostValidationHook(Hook):
         """Validate if that is due at the place of the checkpoint and not noted."""
         self.training = True
         note = self._note(runner)
+        if is_main_process():
+            for partial in note.parent.glob(f'{note.name}.*{PARTIAL}'):
+                partial.unlink(missing_ok=True)
         if runner.iter == 0:
+            runner.message_hub.update_info('run', uuid.uuid4().hex)
             if is_main_process():
                 note.unlink(missing_ok=True)
             return
         if not _validation_due(runner.train_loop):
             return
         # Not all processes need to see the same disk.
-        noted = [note.read_bytes() == b'%d\n' % runner.iter if note.is_file() else False]
+        noted = [note.read_bytes() == self._entry(runner) if note.is_file() else False]
         broadcast_object_list(noted)
         if not noted[0]:
             runner.logger.info(
@@ -173,7 +178,13 @@ class LostValidationHook(Hook):
         """Note that this validation is done."""
         if self.training and is_main_process():
             with whole_file(self._note(runner)) as file:
-                file.write_bytes(b'%d\n' % runner.iter)
+                file.write_bytes(self._entry(runner))
+
+    @staticmethod
+    def _entry(runner: Runner) -> bytes:
+        """The place in the run, and which run, as its checkpoints say."""
+        run = runner.message_hub.runtime_info.get('run')
+        return f'{runner.iter} of {run}\n'.encode(errors='replace')
 
     def _note(self, runner: Runner) -> Path:
         return Path(runner.work_dir, 'last_validation')

@@ -56,6 +56,13 @@ def test_averages_and_trained_weights_are_told_apart(tmp_path, suffix):
     assert not equal(held['trained'], held['ema'])
 
 
+@pytest.mark.parametrize('meta', ['text', [1]])
+def test_metadata_that_are_no_dict_are_named(tmp_path, meta):
+    torch.save({'meta': meta, 'state_dict': {'w': torch.ones(1)}}, tmp_path / 'odd.pth')
+    with pytest.raises(CheckpointError, match=rf'odd\.pth are a {type(meta).__name__}'):
+        publish(tmp_path / 'odd.pth', tmp_path / 'toy.pth')
+
+
 def test_what_cannot_be_published_is_named(averaged, tmp_path):
     with pytest.raises(UserError, match=r'not as .*toy\.bin'):
         publish(averaged, tmp_path / 'toy.bin')

@@ -194,6 +194,23 @@ def test_a_fresh_start_forgets_what_an_earlier_run_validated(tmp_path):
     assert metric.validations == 1
 
 
+def test_note_of_another_run_is_not_believed(tmp_path):
+    options = {'checkpoint': BEST, 'hooks': HOOKS}
+    toy_runner(tmp_path / 'a', max_iters=4, **options, **validation(4, ToyMetric([1]))).train()
+    with pytest.raises(Killed):
+        toy_runner(tmp_path / 'b', **options, **validation(4, KilledMetric(0))).train()
+    options |= {'resume': True, 'load_from': str(tmp_path / 'b' / 'iter_4.pth')}
+    metric = ToyMetric([1])
+    toy_runner(tmp_path / 'a', max_iters=4, **options, **validation(4, metric)).train()
+    assert metric.validations == 1
+
+
+def test_half_written_note_is_cleared_away(tmp_path):
+    (tmp_path / 'last_validation.0123abcd.partial').touch()
+    toy_runner(tmp_path, max_iters=1, hooks=HOOKS).train()
+    assert not list(tmp_path.glob('*.partial'))
+
+
 # --- The middle of an epoch -----------------------------------------------------------------------
 
 
