@@ -31,5 +31,5 @@ PYTEST := $(IN_VENV) -m pytest -n auto --dist load --maxschedchunk 1
 test: lint ## check style and types, then run the tests
 	$(PYTEST)
 
-test-fast: setup ## run the tests without the slow ones (under two minutes on two cores)
+test-fast: setup ## run the tests without the slow ones (about four minutes on two cores)
 	$(PYTEST) -m 'not slow'
