@@ -23,7 +23,7 @@ ARG FORCE_CUDA=0
 ARG TORCH_CUDA_ARCH_LIST=
 # What pip and the build of mmcv keep for another time would only fill the image.
 RUN PIP_NO_CACHE_DIR=1 PIP_EXTRA_INDEX_URL=${TORCH_INDEX} make setup STACK=${STACK} \
-    && rm -rf /root/.cache/mirrorla_mm
+    && rm -rf ~/.cache/mirrorla_mm
 
 ENV PATH=/mirrorla_mm/.venv/bin:${PATH}
 CMD ["python", "tools/quickstart.py"]
