@@ -39,17 +39,14 @@ class Captured:
     def heads(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as :meth:`Attention.attend` takes them, each (1, H, N or M, d)."""
         q, k, v = self.module.project(self.x, self.hw_shape)[:3]
-        return tuple(self._split(t) for t in (q, k, v))
+        return tuple(map(self.module.split_heads, (q, k, v)))
 
     def raw_queries_and_keys(self) -> tuple[Tensor, Tensor]:
         """q and k before any reflection, each (1, H, N, d)."""
         q, k = F.linear(self.x, self.module.qkv.weight, self.module.qkv.bias).split(
             self.module.embed_dims, dim=-1
         )[:2]
-        return self._split(q), self._split(k)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.module.num_heads, -1)).transpose(1, 2)
+        return self.module.split_heads(q), self.module.split_heads(k)
 
 
 def read_picture(path: Path, long_side: int | None = None) -> np.ndarray:

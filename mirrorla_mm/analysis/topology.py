@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention import Reflection
-from ..ops import cross_head_reflection
+from ..ops import block_reflection
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,6 @@ class Topology:
     disagreement: float
 
 
-def reflected(q: Tensor, k: Tensor, reflection: Reflection) -> tuple[Tensor, Tensor]:
-    """Cross-head and block reflections of raw q and k, each (1, H, N, d)."""
-    u_k = reflection.u if reflection.u_k is None else reflection.u_k
-    if reflection.u is not None:
-        q, k = (_across_heads(x, u) for x, u in ((q, reflection.u), (k, u_k)))
-    return reflection(q, k)
-
-
-def _across_heads(x: Tensor, u: Tensor) -> Tensor:
-    heads = x.shape[1]
-    y = cross_head_reflection(x.transpose(1, 2).flatten(2), u)
-    return y.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
 @torch.no_grad()
 def paradigms(q: Tensor, k: Tensor, reflection: Reflection, head: int = 0) -> list[Topology]:
     """The columns of Fig. 1: identity, plain reflection, ReLU, and ReLU after the reflection.
@@ -58,30 +44,24 @@ def paradigms(q: Tensor, k: Tensor, reflection: Reflection, head: int = 0) -> li
     Args:
         q (Tensor): Raw queries, shape (1, H, N, d).
         k (Tensor): Raw keys, shape (1, H, N, d).
-        reflection (Reflection): Its fixed angles are used for the plain reflection, which is an
-            isometry only if q and k are turned by the same one.
+        reflection (Reflection): The plain reflection turns q and k by its base angles alone: the
+            same mirror for both, hence an isometry.
         head (int): Which head to look at.
 
     Returns:
         list[Topology]: In the order of the figure.
     """
-    turned = reflected(q, k, reflection)
-    shared = _shared_isometry(q, k, reflection)
     maps = {
         'identity': (q, k),
-        'plain reflection': shared,
+        'plain reflection': tuple(block_reflection(x, reflection.theta) for x in (q, k)),
         'ReLU': (q.relu(), k.relu()),
-        'ReLU after reflection': tuple(x.relu() for x in turned),
+        'ReLU after reflection': (
+            reflection.reflect_all(q).relu(),
+            reflection.reflect_all(k, key=True).relu(),
+        ),
     }
     scale = q.shape[-1] ** -0.5
     return [_topology(name, a[0, head], b[0, head], scale) for name, (a, b) in maps.items()]
-
-
-def _shared_isometry(q: Tensor, k: Tensor, reflection: Reflection) -> tuple[Tensor, Tensor]:
-    """Block-reflect q and k at the base angles: the same mirror for both."""
-    from ..ops import block_reflection
-
-    return block_reflection(q, reflection.theta), block_reflection(k, reflection.theta)
 
 
 def _topology(label: str, q: Tensor, k: Tensor, scale: float) -> Topology:

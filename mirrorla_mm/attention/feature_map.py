@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import lean
-from ..ops.backend import Backend, select_backend
+from ..ops.backend import Backend
 from ..ops.options import Options
-from .linear import LinearAttention, Place, Plan
+from .linear import Layer, LinearAttention, Place, Plan
 from .reflection import Reflection
 
 
@@ -72,41 +70,30 @@ class FeatureMapAttention(LinearAttention):
             and x.shape[1] >= 8 * self.embed_dims
         )
 
-    def project_folded(self, x: Tensor) -> tuple[Tensor, ...]:
+    def layers(self, x: Tensor, folds: bool) -> list[Layer]:
         weight, bias = self.projection()
-        folded, shift = self._fold_angles(weight, bias, x)
-        q, k = torch.baddbmm(shift, x, folded).split(self.embed_dims, dim=-1)
-        weights = weight.split(self.embed_dims)[2:]
-        biases = [None] * len(weights) if bias is None else bias.split(self.embed_dims)[2:]
-        return q, k, *(F.linear(x, *layer) for layer in zip(weights, biases))
-
-    def layers(self, x: Tensor, folds: bool) -> list[tuple[Tensor, Tensor | None]]:
-        layers = super().layers(x, folds)
+        layers = self.split_layers(weight.t(), bias)
         if folds:
-            folded, shift = self._fold_angles(*self.projection(), x)
-            layers[:2] = zip(*(t[0].split(self.embed_dims, dim=-1) for t in (folded, shift)))
+            layers[:2] = self.split_layers(*self.reflection.fold_angles(weight, bias, x))
         return layers
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int], plan: Plan | None = None
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int], plan: Plan
     ) -> Tensor:
-        theta, theta_k, options = self.operator(hw_shape)
-        if plan is None:
-            plan = Plan(select_backend(q, k, v, theta, theta_k, options))
-        if plan.folds:
-            theta, theta_k = None, None
-            options = options._replace(feature_map=self.feature_map)
-        elif self._varies and theta is None:
+        theta, theta_k, options = self.operator(hw_shape, plan.folds)
+        if self._varies and not plan.folds and not options.mirrors:
             q, k = self.reflection(q, k)
         return plan.backend.run(q, k, v, theta, theta_k, options)
 
-    def operator(self, hw_shape: tuple[int, int]) -> tuple[Tensor | None, Tensor | None, Options]:
+    def operator(
+        self, hw_shape: tuple[int, int], folds: bool = False
+    ) -> tuple[Tensor | None, Tensor | None, Options]:
         options = Options(
             self.feature_map,
             self.rank_augmented,
             hw_shape=tuple(hw_shape) if self.rope else None,
         )
-        if not self._varies or self.feature_map != 'relu':
+        if folds or not self._varies or self.feature_map != 'relu':
             return None, None, options
         # The operator's mirror map is reflection and ReLU in one.
         mirror = self.reflection
@@ -127,7 +114,3 @@ class FeatureMapAttention(LinearAttention):
 
     def survey(self, queries: Iterable[Tensor]) -> Tensor:
         return lean.survey(queries)
-
-    def _fold_angles(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
-        qk = slice(2 * self.embed_dims)
-        return self.reflection.fold_angles(weight[qk], None if bias is None else bias[qk], x)

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import lean
@@ -22,6 +23,8 @@ from .base import Attention
 State = tuple[Any, ...]
 # A Rope, or a table of the method's own with an entry for each row of tokens.
 Place = Any
+# Weight (C, C) or (B, C, C) and bias (C,) or (B, 1, C), if any, of ``x W + b``.
+Layer = tuple[Tensor, Tensor | None]
 
 
 class Plan(NamedTuple):
@@ -65,9 +68,11 @@ class LinearAttention(Attention):
         plan = self.plan(x, hw_shape)
         if plan.strips is not None:
             return self._by_strips(x, hw_shape, plan)
-        q, k, v, *gate = self.project_folded(x) if plan.folds else self.project(x, hw_shape)
-        heads = map(self.split_heads, (q, k, v))
-        out = self.attend(*heads, hw_shape, plan)
+        if plan.folds:
+            q, k, v, *gate = (linear_of_images(x, *layer) for layer in self.layers(x, folds=True))
+        else:
+            q, k, v, *gate = self.project(x, hw_shape)
+        out = self._attend(*map(self.split_heads, (q, k, v)), hw_shape, plan)
         return self.finish(out, self.local(x, v, hw_shape), *gate)
 
     def plan(self, x: Tensor, hw_shape: tuple[int, int]) -> Plan:
@@ -87,23 +92,29 @@ class LinearAttention(Attention):
         images = 1 if folds else at_once(row_bytes * hw_shape[0])
         return Plan(backend, folds, row_strips(hw_shape[0], row_bytes), images)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int], plan: Plan | None = None
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """The method itself: q of shape (B, H, N, d), k and v of (B, H, M, d) to (B, H, N, d).
 
-        They come as :meth:`project` makes them; where the plan folds, reflected already.
+        They come as :meth:`project` makes them.
         """
-        if plan is None:
-            plan = Plan(select_backend(q, k, v, *self.operator(hw_shape)))
+        backend = select_backend(q, k, v, *self.operator(hw_shape))
+        return self._attend(q, k, v, hw_shape, Plan(backend))
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int], plan: Plan
+    ) -> Tensor:
+        """:meth:`attend` of what the plan projects to: where it folds, q and k come reflected."""
         place = self.place(q, hw_shape, plan)
         own = self._own_value(v, hw_shape) if self.reads_own_value else None
         return saturate(_attend_whole(q, k, v, self, place, own), v.dtype)
 
     def operator(
-        self, hw_shape: tuple[int, int]
+        self, hw_shape: tuple[int, int], folds: bool = False
     ) -> tuple[Tensor | None, Tensor | None, Options | None]:
-        """theta, theta_k and options with which the operator is this method; None if it is not."""
+        """theta, theta_k and options with which the operator is this method; None if it is not.
+
+        With ``folds``, of queries and keys that the projection has reflected.
+        """
         return None, None, None
 
     def folds(self, x: Tensor, backend: Backend) -> bool:
@@ -162,15 +173,18 @@ class LinearAttention(Attention):
             return None
         return Rope(hw_shape, self.head_dim, q, plain=not plan.backend.strips)
 
-    def project_folded(self, x: Tensor) -> tuple[Tensor, ...]:
-        """:meth:`project` with q and k reflected, where :meth:`folds` holds."""
-        raise NotImplementedError
+    def layers(self, x: Tensor, folds: bool) -> list[Layer]:
+        """The projections of tokens x (B, N, C) to q, k, v and the gate.
 
-    def layers(self, x: Tensor, folds: bool) -> list[tuple[Tensor, Tensor | None]]:
-        """Weights (C, C) and biases (C,) with ``x W + b`` q, k, v and the gate of one image x."""
+        With ``folds``, those to q and k reflect: one for each image.
+        """
         weight, bias = self.projection()
-        weights = weight.t().split(self.embed_dims, dim=1)
-        biases = [None] * len(weights) if bias is None else bias.split(self.embed_dims)
+        return self.split_layers(weight.t(), bias)
+
+    def split_layers(self, weight: Tensor, bias: Tensor | None) -> list[Layer]:
+        """Parts of C columns of a packed weight (..., C, nC) and of its bias (..., nC)."""
+        weights = weight.split(self.embed_dims, dim=-1)
+        biases = [None] * len(weights) if bias is None else bias.split(self.embed_dims, dim=-1)
         return list(zip(weights, biases))
 
     def _by_strips(self, x: Tensor, hw_shape: tuple[int, int], plan: Plan) -> Tensor:
@@ -190,7 +204,11 @@ class LinearAttention(Attention):
         Until a strip of the output is due, ``out`` keeps its queries: one map less at the peak.
         More than one image come with a single strip.
         """
-        to_q, to_k, to_v, *to_gate = self.layers(x, plan.folds)
+        # Images that have projections of their own come one by one.
+        to_q, to_k, to_v, *to_gate = (
+            (weight.flatten(0, -2), None if bias is None else bias.flatten())
+            for weight, bias in self.layers(x, plan.folds)
+        )
         kernel = self.local_kernel(x)
         proj = self.proj.weight.t(), self.proj.bias
         v = x.new_empty(x.shape)
@@ -256,6 +274,11 @@ def _attend_whole(
     state = method.gather(k, at_least_float32(v), place, survey)
     own = None if own is None else at_least_float32(own)
     return method.read(q, state, place, own)
+
+
+def linear_of_images(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x W + b`` of x (B, N, C), with one W for all images or one for each."""
+    return F.linear(x, weight.t(), bias) if weight.dim() == 2 else torch.baddbmm(bias, x, weight)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:

@@ -9,11 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..ops import cross_head_reflection, reflect
-from ..ops.folding import (
-    fold_block_reflection,
-    fold_cross_head_reflection,
-    projected_angle,
-)
+from ..ops.folding import fold_block_reflection, projected_angle
 
 
 class Reflection(BaseModule):
@@ -77,22 +73,24 @@ class Reflection(BaseModule):
         if self.u is None and self.variance_aware:
             return weight, bias
         channels = weight.shape[1]
-        parts = (channels, channels, len(weight) - 2 * channels)
-        *qk, rest = weight.split(parts)
-        shifts = [] if bias is None else list(bias.split(parts))
-        if self.u is not None:
-            mirrors = (self.u, self.u if self.u_k is None else self.u_k)
-            qk = map(fold_cross_head_reflection, qk, mirrors)
-            shifts[:2] = map(cross_head_reflection, shifts, mirrors)
-        weight = torch.cat((*qk, rest))
-        bias = torch.cat(shifts) if shifts else None
+
+        def folded(rows: Tensor) -> Tensor:
+            q, k, rest = rows.split((channels, channels, len(rows) - 2 * channels))
+            q, k = self._reflect_alike(q.t()).t(), self._reflect_alike(k.t(), key=True).t()
+            return torch.cat((q, k, rest))
+
+        return folded(weight), None if bias is None else folded(bias)
+
+    def _reflect_alike(self, x: Tensor, key: bool = False) -> Tensor:
+        """The reflections of queries (..., C), or with ``key`` of keys, that no image changes."""
+        u = self.u_k if key and self.u_k is not None else self.u
+        if u is not None:
+            x = cross_head_reflection(x, u)
         if self.variance_aware:
-            return weight, bias
-        qk = slice(2 * channels)
-        angle = torch.cat((self.theta, self.theta_of_keys))
-        folded, shift = fold_block_reflection(weight[qk], None if bias is None else bias[qk], angle)
-        weight = torch.cat((folded.t(), rest))
-        return weight, None if bias is None else torch.cat((shift[0], bias[2 * channels :]))
+            return x
+        theta = self.theta_of_keys if key else self.theta
+        heads = x.reshape(1, -1, len(theta), x.shape[-1] // len(theta)).transpose(1, 2)
+        return reflect(heads, theta, variance_aware=False).transpose(1, 2).reshape(x.shape)
 
     def remainder(self) -> Reflection | None:
         """Drop what :meth:`fold` has folded for good; None where nothing is left to reflect."""
@@ -103,28 +101,31 @@ class Reflection(BaseModule):
         """Fold the variance-aware block reflections of each image into its projection to q and k.
 
         Args:
-            weight (Tensor): Rows of q and k, from :meth:`fold`, shape (2C, C).
-            bias (Tensor, optional): Shape (2C,).
+            weight (Tensor): Rows of q, k and whatever follows, from :meth:`fold`, shape (>= 2C, C).
+            bias (Tensor, optional): Shape (>= 2C,).
             x (Tensor): What will be projected, shape (B, N, C).
 
         Returns:
             tuple[Tensor, Tensor]: ``W'`` of shape (B, C, 2C) and ``b'`` of shape (B, 1, 2C) with
             ``x W' + b'`` the reflected queries and keys.
         """
+        qk = slice(2 * weight.shape[1])
+        weight, bias = weight[qk], None if bias is None else bias[qk]
         theta = torch.cat((self.theta, self.theta_of_keys))
         angle = projected_angle(weight, x, theta, self.options['lam'], self.options['alpha_max'])
         return fold_block_reflection(weight, bias, angle)
 
     def reflect_all(self, x: Tensor, key: bool = False) -> Tensor:
-        """Both reflections of queries, or with ``key`` of keys, of shape (B, H, N, d), where
-        something stands before the reflection that cannot be folded with it, such as a position
-        table or a scale of the channels."""
-        u = self.u_k if key and self.u_k is not None else self.u
-        theta = self.theta_of_keys if key else self.theta
-        if u is not None:
-            flat = cross_head_reflection(x.transpose(1, 2).flatten(2), u)
-            x = flat.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
-        return reflect(x, theta, **self.options)
+        """Both reflections of queries, or with ``key`` of keys, of shape (B, H, N, d).
+
+        For what cannot be folded into the projection, as a position table or a scale of the
+        channels stands between.
+        """
+        x = self._reflect_alike(x.transpose(1, 2).flatten(2), key)
+        x = x.unflatten(-1, (len(self.theta), -1)).transpose(1, 2)
+        if not self.variance_aware:
+            return x
+        return reflect(x, self.theta_of_keys if key else self.theta, **self.options)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Block-reflect q and k of shape (B, H, N, d); no feature map is applied."""

@@ -1,7 +1,7 @@
-"""Reflections folded into the projection before them: they are linear, so no token pays for them.
+"""Variance-aware reflections folded into the projection before them, exactly.
 
-The algebra is exact. A reflection that is the same in all images costs C^2 instead of NC. The
-angles of a variance-aware one differ from image to image; they follow from the covariance of the
+A reflection is linear, so reflecting the columns of a projection reflects all that it projects, and
+no token pays for it. The angles differ from image to image; they follow from the covariance of the
 projection's input, as the variance of a projected channel is ``w Cov(x) w^T``.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .precision import at_least_float32, without_autocast
-from .reflection import block_reflection, mean_of_pairs, unit_vector, variance_aware_angle
-from .strips import at_once, by_strips
+from .reflection import block_reflection, mean_of_pairs, variance_aware_angle
+from .strips import at_once
 
 
 @without_autocast
@@ -29,29 +29,11 @@ def token_covariance(x: Tensor) -> Tensor:
     """
     x = at_least_float32(x)
     mean = x.mean(dim=1, keepdim=True)
-    if not by_strips(x):
-        centred = x - mean
-        return centred.transpose(1, 2) @ centred / x.shape[1]
     products = x.new_zeros(len(x), x.shape[2], x.shape[2])
-    for part in x.split(at_once(x[:, :1].nbytes), dim=1):
+    for part in x.split(at_once(x[:, :1].nbytes), dim=1):  # the centred tokens stay in cache
         centred = part - mean
-        products.baddbmm_(centred.transpose(1, 2), centred)
+        products = torch.baddbmm(products, centred.transpose(1, 2), centred)
     return products / x.shape[1]
-
-
-@without_autocast
-def fold_cross_head_reflection(weight: Tensor, u: Tensor) -> Tensor:
-    """``(I - 2uu^T / |u|^2) W``, which projects to what Eq. 18 would reflect.
-
-    Args:
-        weight (Tensor): Shape (C, C').
-        u (Tensor): Mirror vector, shape (C,).
-
-    Returns:
-        Tensor: Shape (C, C').
-    """
-    unit = unit_vector(u).to(weight.dtype)
-    return torch.addr(weight, unit, unit @ weight, alpha=-2)
 
 
 @without_autocast

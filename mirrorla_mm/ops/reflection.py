@@ -34,7 +34,8 @@ def cross_head_reflection(x: Tensor, u: Tensor) -> Tensor:
         Tensor: Shape (..., C), dtype of ``x``.
     """
     unit = unit_vector(u).to(x.dtype)
-    return x - 2 * (x @ unit).unsqueeze(-1) * unit
+    rows = x.reshape(-1, len(u))
+    return torch.addr(rows, rows @ unit, unit, alpha=-2).view(x.shape)
 
 
 def unit_vector(u: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .backend import symbolic
 from .precision import at_least_float32
 
 ROPE_BASE = 10000.0
@@ -116,7 +115,7 @@ class Rope:
     def __call__(self, x: Tensor) -> Tensor:
         """Turn queries or keys (..., N, d), or (..., N, m d) as m parts of the same angles."""
         parts = at_least_float32(x).unflatten(-1, (-1, self.head_dim)).transpose(-2, -3)
-        if self.plain or symbolic():
+        if self.plain:
             turned = apply_rope(parts, self._angles)
         else:
             turned = torch.view_as_real(as_complex(parts) * self._factors).flatten(-2)

@@ -76,5 +76,5 @@ def test_training_never_reflects_tokens_across_heads(monkeypatch):
     )
     attention = MirrorAttention(16, 2, rope=True).train()
     attention(torch.randn(2, 35, 16), (5, 7)).square().sum().backward()
-    assert set(seen) == {(16,)}
+    assert set(seen) == {(16,), (16, 16)}  # bias and weight
     assert attention.reflection.u.grad.abs().sum() > 0

@@ -3,12 +3,7 @@ import torch
 from torch import nn
 
 from mirrorla_mm.ops import block_variance, cross_head_reflection, reflect, strips
-from mirrorla_mm.ops.folding import (
-    fold_block_reflection,
-    fold_cross_head_reflection,
-    projected_angle,
-    token_covariance,
-)
+from mirrorla_mm.ops.folding import fold_block_reflection, projected_angle, token_covariance
 
 
 def randn(*shape):
@@ -28,7 +23,7 @@ def test_folded_projection_reflects(variance_aware, with_bias, dim):
     split = cross_head_reflection(projected, u).unflatten(-1, (heads, dim)).transpose(1, 2)
     expected = reflect(split, theta, 0.6, 2.0, variance_aware).transpose(1, 2).flatten(2)
 
-    weight = fold_cross_head_reflection(weight, u)
+    weight = cross_head_reflection(weight.t(), u).t()
     bias = None if bias is None else cross_head_reflection(bias, u)
     angle = projected_angle(weight, x, theta, 0.6, 2.0) if variance_aware else theta
     folded, shift = fold_block_reflection(weight, bias, angle)
