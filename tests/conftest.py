@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope='session')
-def picture_root() -> Callable[[str], Path]:
+def image_root() -> Callable[[str], Path]:
     """Folder of one optional data set: ``coco``, ``ade`` or ``cityscapes``."""
     return lambda name: _existing(optional_data_root() / 'data' / name)
 

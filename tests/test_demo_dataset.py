@@ -36,7 +36,7 @@ def test_same_seed_draws_identical_files(drawn, tmp_path):
     assert files_of(tmp_path / 'again') == files_of(drawn)
 
 
-def test_another_seed_draws_other_pictures(drawn, tmp_path):
+def test_another_seed_draws_other_images(drawn, tmp_path):
     draw_dataset(tmp_path / 'other', Recipe(seed=4, size=64, train=4, val=4))
     for split in ('train', 'val'):
         for index in range(4):
@@ -44,9 +44,9 @@ def test_another_seed_draws_other_pictures(drawn, tmp_path):
             assert (tmp_path / 'other' / name).read_bytes() != (drawn / name).read_bytes()
 
 
-def test_no_picture_is_drawn_twice(drawn):
-    pictures = [p.read_bytes() for p in (drawn / 'leftImg8bit').rglob('*.png')]
-    assert len(set(pictures)) == len(pictures) == SMALL.train + SMALL.val
+def test_no_image_is_drawn_twice(drawn):
+    images = [p.read_bytes() for p in (drawn / 'leftImg8bit').rglob('*.png')]
+    assert len(set(images)) == len(images) == SMALL.train + SMALL.val
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -55,8 +55,8 @@ def test_coco_masks_boxes_and_label_maps_agree(drawn, split):
     assert [coco.cats[i + 1]['name'] for i in range(len(CLASSES))] == list(CLASSES)
     assert len(coco.imgs) == getattr(SMALL, split)
     for index, image in coco.imgs.items():
-        picture = Image.open(drawn / 'leftImg8bit' / split / image['file_name'])
-        assert picture.size == (image['width'], image['height']) == (64, 64)
+        stored = Image.open(drawn / 'leftImg8bit' / split / image['file_name'])
+        assert stored.size == (image['width'], image['height']) == (64, 64)
         label_map = np.array(Image.open(drawn / 'gtFine' / split / label_name(index)))
         expected = np.zeros_like(label_map)
         for annotation in coco.imgToAnns[index]:
@@ -96,7 +96,7 @@ def test_palette_names_every_class_and_background():
     assert len(PALETTE) == len(CLASSES) + 1 == len(set(PALETTE))
 
 
-def test_too_small_a_picture_is_refused():
+def test_too_small_an_image_is_refused():
     with pytest.raises(ValueError, match='at least 64 pixels, got 20'):
         draw_scene(np.random.default_rng(0), 20)
 

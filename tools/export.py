@@ -1,6 +1,6 @@
 """Export a backbone, a segmentor or a single-stage detector, and check the file against the model.
 
-Pictures of any size and number go in, normalised; feature maps, logits or raw head maps come out.
+Images of any size and number go in, normalised; feature maps, logits or raw head maps come out.
 
 Examples:
     python tools/export.py --arch t --layout linear --out mirrorla-t.onnx
@@ -90,7 +90,7 @@ def main() -> None:
             largest_error(model, args.out, args.format, args.check, batch) for batch in BATCHES
         )
         sizes = ', '.join('{}x{}'.format(*s) for s in args.check)
-        print(f'largest relative difference at {sizes}, one picture and three: {error:.1e}')
+        print(f'largest relative difference at {sizes}, one image and three: {error:.1e}')
         if not error < TOLERANCE:
             raise UserError(f'The exported graph differs from the model by more than {TOLERANCE}.')
 

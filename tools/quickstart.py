@@ -31,7 +31,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset, is_drawn, remove_dataset
-from mirrorla_mm.demo.pictures import detection_picture, segmentation_picture
+from mirrorla_mm.demo.figures import detection_figure, segmentation_figure
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.launch import gpu_without_ops
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = Path('data/demo')
 WORK_DIR = Path('work_dirs/quickstart')
 SCENES = range(6)
-"""Validation scenes in the pictures."""
+"""Validation scenes in the figures."""
 PROGRESS = re.compile(
     r'Epoch\(train\)\s+\[(?P<epoch>\d+)\]\[\s*(?P<step>\d+)/(?P<steps>\d+)\]'
     r'.*\beta: (?P<eta>.+?)  .*\bloss: (?P<loss>\S+)'
@@ -58,7 +58,7 @@ class Task:
         metrics: keys of mmengine's metrics to report, with the names people know them by.
         results: option of the test evaluator that writes predictions, and its value.
         predictions: what that writes.
-        draw: draws the side-by-side picture from data, predictions and scenes.
+        draw: draws the side-by-side figure from data, predictions and scenes.
     """
 
     name: str
@@ -82,7 +82,7 @@ TASKS = (
         metrics={'mIoU': 'mIoU', 'aAcc': 'aAcc'},
         results=('output_dir', 'predictions'),
         predictions='predictions',
-        draw=segmentation_picture,
+        draw=segmentation_figure,
     ),
     Task(
         name='detector',
@@ -91,7 +91,7 @@ TASKS = (
         metrics={'coco/bbox_mAP_50': 'bbox AP50', 'coco/bbox_mAP': 'bbox AP'},
         results=('outfile_prefix', 'predictions'),
         predictions='predictions.bbox.json',
-        draw=detection_picture,
+        draw=detection_figure,
     ),
 )
 
@@ -110,7 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--work-dir',
         type=Path,
         default=WORK_DIR,
-        help='of checkpoints, logs and pictures (default %(default)s)',
+        help='of checkpoints, logs and figures (default %(default)s)',
     )
     parser.add_argument(
         '--fresh', action='store_true', help='draw and train again instead of reusing'
@@ -158,7 +158,7 @@ class Quickstart:
                 self.export('MIRRORLA_DEMO_PRETRAINED', self.checkpoint(task), shown=not default)
         for task in TASKS:
             predictions = self.test_dir(task) / task.predictions
-            task.draw(self.data, predictions, SCENES, self.picture(task))
+            task.draw(self.data, predictions, SCENES, self.figure(task))
         self.console.print(self.closing_table(scores, time.monotonic() - start))
         self.suggest()
         return all(scores[t.name][t.goal[0]] >= t.goal[1] for t in TASKS)
@@ -185,7 +185,7 @@ class Quickstart:
         latest = find_latest_checkpoint(self.work_dir / task.name)
         return latest and os.path.relpath(latest)
 
-    def picture(self, task: Task) -> Path:
+    def figure(self, task: Task) -> Path:
         return self.work_dir / f'{task.name}.png'
 
     def draw_data(self) -> None:
@@ -328,7 +328,7 @@ class Quickstart:
             figures = [f'{name} {metrics[key]:.3g}' for key, name in task.metrics.items()]
             verdict = 'learned' if metrics[goal] >= needed else 'NOT learned'
             figures.append(f'{verdict}: {task.metrics[goal]} ≥ {needed:g} needed')
-            files = (self.picture(task), self.checkpoint(task))
+            files = (self.figure(task), self.checkpoint(task))
             table.add_row(task.name, '\n'.join(figures), '\n'.join(map(str, files)))
         table.add_row(
             'data', f'{self.recipe.train} + {self.recipe.val} scenes', f'{self.data}{os.sep}'

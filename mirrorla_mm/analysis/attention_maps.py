@@ -16,7 +16,7 @@ def attention_rows(captured: Captured, queries: list[int]) -> Tensor:
     every method and with all it does to q and k on the way.
 
     Args:
-        captured (Captured): What the module was given for one picture.
+        captured (Captured): What the module was given for one image.
         queries (list[int]): Token indices.
 
     Returns:

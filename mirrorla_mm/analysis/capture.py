@@ -1,4 +1,4 @@
-"""A trained backbone, a picture, and what reaches an attention module of it."""
+"""A trained backbone, an image, and what reaches an attention module of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..attention import Reflection
 from ..attention.base import Attention
 from ..engine.checkpoint import CheckpointError, load_checkpoint_file
 from ..engine.errors import UserError
+from ..engine.images import read_image
 from ..registry import MODELS
 
 MEAN = (123.675, 116.28, 103.53)
@@ -49,39 +50,35 @@ class Captured:
         return self.module.split_heads(q), self.module.split_heads(k)
 
 
-def read_picture(path: Path, long_side: int | None = None) -> np.ndarray:
-    """Read a picture as BGR, 8 bits a channel.
+def read_shrunk(path: Path, long_side: int | None = None) -> np.ndarray:
+    """Read an image as BGR, 8 bits a channel.
 
     Args:
-        path (Path): Any format that OpenCV reads; grey and 16-bit pictures are converted.
+        path (Path): Any format that OpenCV reads; grey and 16-bit images are converted.
         long_side (int, optional): Shrink to this many pixels on the long side, never enlarge.
 
     Returns:
         np.ndarray: Shape (H, W, 3), uint8.
 
     Raises:
-        UserError: If the file cannot be read as a picture.
+        DataError: If the file cannot be read as an image.
     """
-    if not path.is_file():
-        raise UserError(f'The picture {path} does not exist.')
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise UserError(f'{path} cannot be read as a picture: it is damaged or of another format.')
-    scale = (long_side or max(picture.shape)) / max(picture.shape[:2])
+    image = read_image(path)
+    scale = (long_side or max(image.shape)) / max(image.shape[:2])
     if scale < 1:
-        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return picture
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return image
 
 
-def normalise(picture: np.ndarray, preprocessor: dict | None = None) -> Tensor:
-    """Picture to input: (H, W, 3) BGR to (1, 3, H, W) as a config's ``data_preprocessor`` does."""
+def normalise(image: np.ndarray, preprocessor: dict | None = None) -> Tensor:
+    """Image to input: (H, W, 3) BGR to (1, 3, H, W) as a config's ``data_preprocessor`` does."""
     preprocessor = preprocessor or {}
     if preprocessor.get('bgr_to_rgb', True):
-        picture = picture[..., ::-1]
+        image = image[..., ::-1]
     mean, std = (
         np.float32(preprocessor.get(key) or value) for key, value in (('mean', MEAN), ('std', STD))
     )
-    return torch.from_numpy((picture - mean) / std).permute(2, 0, 1)[None].contiguous()
+    return torch.from_numpy((image - mean) / std).permute(2, 0, 1)[None].contiguous()
 
 
 def load_backbone(config: str, checkpoint: str | None = None) -> tuple[nn.Module, dict]:

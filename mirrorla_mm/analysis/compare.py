@@ -83,15 +83,15 @@ def build_host(host: str, attn_cfg: dict, arch: str = 't') -> nn.Module:
 
 
 def compare(
-    method: str, host: str, arch: str, picture: Tensor, repeats: int = 3, seed: int = 0
+    method: str, host: str, arch: str, image: Tensor, repeats: int = 3, seed: int = 0
 ) -> Facts:
-    """All facts about a method in a host, at the size and on the device of a picture.
+    """All facts about a method in a host, at the size and on the device of an image.
 
     Args:
         method (str): Registered name.
         host (str): One of :data:`HOSTS`.
         arch (str): The host's architecture.
-        picture (Tensor): Shape (B, 3, H, W), normalised.
+        image (Tensor): Shape (B, 3, H, W), normalised.
         repeats (int): Passes that are timed, after one that is not; the median counts.
         seed (int): Of the weights, which are at their initial values.
     """
@@ -99,14 +99,14 @@ def compare(
     with empty_parameters():
         empty = build_host(host, attn_cfg, arch)
     empty.to('meta').eval()
-    size = total_complexity(model_complexity(empty, picture.shape[-2:]))
+    size = total_complexity(model_complexity(empty, image.shape[-2:]))
     torch.manual_seed(seed)
-    model = build_host(host, attn_cfg, arch).to(picture.device)
-    training = measure(lambda: _train_step(model.train(), picture), picture.device, repeats)
+    model = build_host(host, attn_cfg, arch).to(image.device)
+    training = measure(lambda: _train_step(model.train(), image), image.device, repeats)
     model.eval()
     with torch.no_grad():
-        inference = measure(lambda: model(picture), picture.device, repeats)
-    maps = map_facts(*first_attention(model, picture))
+        inference = measure(lambda: model(image), image.device, repeats)
+    maps = map_facts(*first_attention(model, image))
     return Facts(method, size.params, size.layers, size.total, inference, training, maps)
 
 
@@ -232,8 +232,8 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def first_attention(model: nn.Module, picture: Tensor) -> tuple[Attention, Tensor, tuple[int, int]]:
-    """The first attention module of a backbone, and what it gets for a picture."""
+def first_attention(model: nn.Module, image: Tensor) -> tuple[Attention, Tensor, tuple[int, int]]:
+    """The first attention module of a backbone, and what it gets for an image."""
     found: list[tuple] = []
 
     class Reached(Exception):
@@ -246,7 +246,7 @@ def first_attention(model: nn.Module, picture: Tensor) -> tuple[Attention, Tenso
     module = next(m for m in model.modules() if isinstance(m, Attention))
     handle = module.register_forward_pre_hook(stop)
     try:
-        model(picture)
+        model(image)
     except Reached:
         pass
     finally:
@@ -255,14 +255,14 @@ def first_attention(model: nn.Module, picture: Tensor) -> tuple[Attention, Tenso
 
 
 def map_facts(module: Attention, x: Tensor, hw_shape: tuple[int, int], side: int = 14) -> MapFacts:
-    """Rank, entropy and dead entries of a module's maps on a picture's tokens.
+    """Rank, entropy and dead entries of a module's maps on an image's tokens.
 
     Row ``t`` of a head's map is how its output at token ``t`` changes with the values, averaged
     over the channels: exact for all that are linear in v.
 
     Args:
         module (Attention): The module.
-        x (Tensor): Its tokens, shape (B, N, C); the first picture is taken.
+        x (Tensor): Its tokens, shape (B, N, C); the first image is taken.
         hw_shape (tuple[int, int]): Their grid.
         side (int): Tokens are taken at regular steps, so that at most about this many a side stay.
     """
@@ -294,8 +294,8 @@ def map_facts(module: Attention, x: Tensor, hw_shape: tuple[int, int], side: int
     )
 
 
-def _train_step(model: nn.Module, picture: Tensor) -> None:
-    _backward(sum(out.mean() for out in model(picture)))
+def _train_step(model: nn.Module, image: Tensor) -> None:
+    _backward(sum(out.mean() for out in model(image)))
 
 
 def _backward(out: Tensor) -> None:

@@ -30,7 +30,7 @@ class Stability:
 
 
 def stripes(batch: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures of noisy stripes and, at stride 4, the quarter of the wave that each pixel is in."""
+    """Images of noisy stripes and, at stride 4, the quarter of the wave that each pixel is in."""
     phase = torch.rand(batch, 1, 1, generator=generator) * 6.28
     direction = torch.rand(batch, 1, 1, generator=generator) * 6.28
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing='ij')
@@ -57,7 +57,7 @@ def train(
         dtype (torch.dtype): float32 for none.
         steps (int): Optimizer steps.
         lr (float): Of AdamW; 1e-3 is what the host is otherwise trained with.
-        size (int): Of the pictures, in pixels.
+        size (int): Of the images, in pixels.
         device (str): Where to train.
         seed (int): Of weights and data.
 

@@ -1,1 +1,1 @@
-"""The data set that ``make quickstart`` draws, and the pictures it shows of the results."""
+"""The data set that ``make quickstart`` draws, and the figures it shows of the results."""

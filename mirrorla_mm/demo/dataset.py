@@ -5,7 +5,7 @@
     data/demo/
       demo.json                                              what was drawn: the stamp
       annotations/instances_{train,val}.json                 COCO instances, masks as RLE
-      leftImg8bit/{train,val}/demo/00000_leftImg8bit.png     the pictures of both layouts
+      leftImg8bit/{train,val}/demo/00000_leftImg8bit.png     the images of both layouts
       gtFine/{train,val}/demo/00000_gtFine_labelTrainIds.png label maps
 """
 
@@ -34,7 +34,7 @@ class Recipe:
 
     Attributes:
         seed: non-negative; another seed draws other scenes.
-        size: side of the square pictures in pixels.
+        size: side of the square images in pixels.
         train, val: number of scenes in each split.
     """
 
@@ -46,7 +46,7 @@ class Recipe:
 
 
 def image_name(index: int) -> str:
-    """File name of a picture relative to ``leftImg8bit/<split>``."""
+    """File name of an image relative to ``leftImg8bit/<split>``."""
     return f'demo/{index:05d}_leftImg8bit.png'
 
 
@@ -112,15 +112,15 @@ def _read_stamp(root: Path) -> dict | None:
 
 
 def _draw_split(root: Path, split: str, recipe: Recipe, on_scene: Callable[[], object]) -> None:
-    pictures, label_maps = root / 'leftImg8bit' / split, root / 'gtFine' / split
+    colour, label_maps = root / 'leftImg8bit' / split, root / 'gtFine' / split
     images, annotations = [], []
-    for directory in (pictures, label_maps):
+    for directory in (colour, label_maps):
         (directory / 'demo').mkdir(parents=True)
     for index in range(getattr(recipe, split)):
         # A generator per scene: any scene can be drawn alone, whatever the size of the splits.
         rng = np.random.default_rng([recipe.seed, SPLITS.index(split), index])
         scene = draw_scene(rng, recipe.size)
-        Image.fromarray(scene.image).save(pictures / image_name(index), compress_level=1)
+        Image.fromarray(scene.image).save(colour / image_name(index), compress_level=1)
         Image.fromarray(scene.label_map()).save(label_maps / label_name(index))
         images.append(
             dict(id=index, file_name=image_name(index), width=recipe.size, height=recipe.size)

@@ -1,4 +1,4 @@
-"""Drawn scenes with exact labels: the pictures that ``make quickstart`` learns from.
+"""Drawn scenes with exact labels: the images that ``make quickstart`` learns from.
 
 A scene is a textured background with overlapping shapes of five classes. The outline makes the
 class; the colour hints at it, so that minutes of training show, and texture, size and orientation
@@ -26,7 +26,7 @@ HUES = (0, 216, 72, 288, 144)
 
 MAX_SHAPES = 6
 RADIUS_RANGE = (0.10, 0.28)
-"""Circumscribed radius of a shape as a fraction of the picture's side."""
+"""Circumscribed radius of a shape as a fraction of the image's side."""
 MIN_VISIBLE = 0.4
 """A shape stays if at least this fraction of it can be seen."""
 
@@ -35,7 +35,7 @@ _FIXED_POINT_BITS = 4
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn picture and its labels.
+    """A drawn image and its labels.
 
     Attributes:
         image: (S, S, 3) uint8, RGB.
@@ -61,7 +61,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
 
     Args:
         rng: source of every random choice; the same state gives the same scene.
-        size: side of the square picture in pixels, at least 64.
+        size: side of the square image in pixels, at least 64.
 
     Raises:
         ValueError: if ``size`` is too small for the smallest shape to be recognisable.
@@ -104,12 +104,12 @@ def _regular_polygon(corners: int) -> np.ndarray:
 
 
 def _shape_mask(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
-    """Draw a shape somewhere in the picture, turned and slightly squeezed; (S, S) bool."""
+    """Draw a shape somewhere in the image, turned and slightly squeezed; (S, S) bool."""
     low, high = np.log(RADIUS_RANGE)
     radius = size * math.exp(rng.uniform(low, high))
     turn, squeeze = rng.uniform(0, 2 * math.pi), rng.uniform(0.85, 1.0)
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    # A shape may be cut by the picture's border, by less than half of its radius.
+    # A shape may be cut by the image's border, by less than half of its radius.
     centre = rng.uniform(0.6 * radius, size - 0.6 * radius, 2)
     contours = [
         np.round((points * [1, squeeze] @ rotation.T * radius + centre) * 2**_FIXED_POINT_BITS)

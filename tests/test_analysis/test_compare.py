@@ -55,8 +55,8 @@ def test_facts_tell_the_maps_apart():
 
 
 def test_methods_of_one_host_are_compared():
-    picture = torch.randn(1, 3, 64, 64)
-    relu, rala = (compare(m, 'ravlt', 'xt', picture, repeats=1) for m in ('ReLUAttention', 'RALA'))
+    image = torch.randn(1, 3, 64, 64)
+    relu, rala = (compare(m, 'ravlt', 'xt', image, repeats=1) for m in ('ReLUAttention', 'RALA'))
     assert relu.params == rala.params
     assert relu.total > relu.layers
     assert relu.training.memory > relu.inference.memory > 0

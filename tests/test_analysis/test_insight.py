@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mirrorla_mm.analysis.attention_maps import attention_rows, token_at
-from mirrorla_mm.analysis.capture import Captured, normalise, read_picture
+from mirrorla_mm.analysis.capture import Captured, normalise, read_shrunk
 from mirrorla_mm.analysis.covariance import independent_heads, mixing
 from mirrorla_mm.analysis.curves import chosen_metric, read_curves
 from mirrorla_mm.analysis.theorem_3_1 import pair_disagreement, random_clusters
@@ -143,7 +143,7 @@ def test_missing_logs_and_metrics_are_named(tmp_path):
         chosen_metric([read_curves(tmp_path)], 'mAP')
 
 
-def test_pictures_of_any_depth_become_three_channels(tmp_path):
+def test_images_of_any_depth_become_three_channels(tmp_path):
     import cv2
 
     for name, shape, dtype in (
@@ -152,18 +152,18 @@ def test_pictures_of_any_depth_become_three_channels(tmp_path):
         ('alpha.png', (8, 10, 4), np.uint8),
     ):
         cv2.imwrite(str(tmp_path / name), np.full(shape, np.iinfo(dtype).max, dtype))
-        picture = read_picture(tmp_path / name)
-        assert picture.shape == (8, 10, 3) and picture.dtype == np.uint8 and picture.min() == 255
-    assert normalise(picture).shape == (1, 3, 8, 10)
-    (tmp_path / 'broken.png').write_bytes(b'no picture')
+        image = read_shrunk(tmp_path / name)
+        assert image.shape == (8, 10, 3) and image.dtype == np.uint8 and image.min() == 255
+    assert normalise(image).shape == (1, 3, 8, 10)
+    (tmp_path / 'broken.png').write_bytes(b'no image')
     with pytest.raises(UserError, match='broken.png'):
-        read_picture(tmp_path / 'broken.png')
+        read_shrunk(tmp_path / 'broken.png')
 
 
 def test_long_side_only_shrinks(tmp_path):
     import cv2
 
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((50, 100, 3), np.uint8))
-    assert read_picture(tmp_path / 'a.png', 40).shape == (20, 40, 3)
-    assert read_picture(tmp_path / 'a.png', 400).shape == (50, 100, 3)
-    assert math.isclose(read_picture(tmp_path / 'a.png').mean(), 0)
+    assert read_shrunk(tmp_path / 'a.png', 40).shape == (20, 40, 3)
+    assert read_shrunk(tmp_path / 'a.png', 400).shape == (50, 100, 3)
+    assert math.isclose(read_shrunk(tmp_path / 'a.png').mean(), 0)

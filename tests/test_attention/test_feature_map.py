@@ -89,7 +89,7 @@ def test_every_parameter_learns(cls, options):
 
 
 @pytest.mark.parametrize('cls', METHODS)
-def test_pictures_of_a_batch_do_not_mix(cls):
+def test_images_of_a_batch_do_not_mix(cls):
     attention = build(cls, **HOST)
     x = torch.randn(2, 15, 16, dtype=torch.float64)
     torch.testing.assert_close(attention(x, HW)[1:], attention(x[1:], HW))

@@ -27,7 +27,7 @@ def by_hand(attention, x):
 
 
 def local(attention, x, v):
-    """One picture's own 3x3 convolution, its weights predicted head by head."""
+    """One image's own 3x3 convolution, its weights predicted head by head."""
     hidden, out = attention.residual[0], attention.residual[2]
     weights = []
     for head in range(HEADS):

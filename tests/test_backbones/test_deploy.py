@@ -34,27 +34,27 @@ def relative_error(outputs, expected):
 @pytest.mark.parametrize('arch', ARCHS)
 def test_outputs_of_every_arch_and_layout_stay(arch, layout):
     model = as_trained(MirrorLA(arch, layout))
-    picture = torch.rand(1, 3, 70, 90)
+    image = torch.rand(1, 3, 70, 90)
     # The plain form of everything, with gradients so that nothing streams.
     with use_backend('torch'):
-        expected = [y.detach() for y in model(picture)]
+        expected = [y.detach() for y in model(image)]
     with torch.no_grad():
-        assert relative_error(model(picture), expected) < 1e-4
+        assert relative_error(model(image), expected) < 1e-4
         model.switch_to_deploy()
-        assert relative_error(model(picture), expected) < 1e-4
+        assert relative_error(model(image), expected) < 1e-4
 
 
 @pytest.mark.parametrize('host', [MirrorLA, RAVLT, NaLaFormer])
 def test_folding_and_streaming_are_exact(host, monkeypatch):
     monkeypatch.setattr(strips, 'STRIP_BYTES', 1 << 14)
     model = as_trained(host(SMALL, layout=('linear', 'linear', 'softmax', 'linear'))).double()
-    pictures = torch.rand(2, 3, 141, 97, dtype=torch.float64)
+    images = torch.rand(2, 3, 141, 97, dtype=torch.float64)
     with use_backend('torch'):
-        expected = [y.detach() for y in model(pictures)]
+        expected = [y.detach() for y in model(images)]
     with torch.no_grad():
-        assert relative_error(model(pictures), expected) < 1e-12
-        assert relative_error(model.switch_to_deploy()(pictures), expected) < 1e-12
-    assert relative_error([y.detach() for y in model(pictures)], expected) < 1e-12
+        assert relative_error(model(images), expected) < 1e-12
+        assert relative_error(model.switch_to_deploy()(images), expected) < 1e-12
+    assert relative_error([y.detach() for y in model(images)], expected) < 1e-12
 
 
 def test_everything_named_is_folded():

@@ -42,7 +42,7 @@ def test_head_dimension_has_to_suit_rope():
         MirrorLA({**TOY, 'embed_dims': (9, 16, 24, 32)})
 
 
-def test_outputs_of_one_picture_do_not_depend_on_its_batch():
+def test_outputs_of_one_image_do_not_depend_on_its_batch():
     model = MirrorLA(TOY, 'linear').eval()
     x = torch.rand(3, 3, 37, 45)
     for together, alone in zip(model(x), model(x[1:2])):

@@ -24,7 +24,7 @@ def mirror_map(
     variance_aware: bool = True,
     eps: float = 1e-6,
 ) -> np.ndarray:
-    """One picture: x (N, C), theta (H, d/2) to features (H, N, d)."""
+    """One image: x (N, C), theta (H, d/2) to features (H, N, d)."""
     tokens = [np.asarray(row, dtype=np.float64) for row in x]
     if u_c is not None:
         tokens = [householder(u_c) @ row for row in tokens]

@@ -8,8 +8,8 @@ from mirrorla_mm.restoration.resize import downscale, upscale
 from tests.test_restoration.toy import draw
 
 
-def test_low_resolution_images_of_set5_are_met_to_the_last_bit(picture_root):
-    root = picture_root('sr') / 'Set5'
+def test_low_resolution_images_of_set5_are_met_to_the_last_bit(image_root):
+    root = image_root('sr') / 'Set5'
     for path in (root / 'HR').glob('*.png'):
         small = cv2.imread(str(root / 'LR_bicubic/X4' / f'{path.stem}x4.png'))
         assert np.array_equal(downscale(cv2.imread(str(path)), 4), small), path.name

@@ -1,4 +1,4 @@
-"""Pictures and labels that would teach something false are refused or skipped, and reported."""
+"""Images and labels that would teach something false are refused or skipped, and reported."""
 
 import json
 from types import SimpleNamespace
@@ -36,7 +36,7 @@ def write(path, array) -> str:
     return str(path)
 
 
-def picture(shape=(40, 60, 3), dtype=np.uint8) -> np.ndarray:
+def image(shape=(40, 60, 3), dtype=np.uint8) -> np.ndarray:
     return GENERATOR.integers(0, np.iinfo(dtype).max, shape).astype(dtype)
 
 
@@ -76,39 +76,39 @@ def load_labels(path, size=(40, 60), **options):
         ((40, 60, 4), np.uint16),
     ],
 )
-def test_grey_deep_and_transparent_pictures_become_8_bit_colour(tmp_path, shape, dtype):
-    loaded = load(write(tmp_path / 'a.png', picture(shape, dtype)))
+def test_grey_deep_and_transparent_images_become_8_bit_colour(tmp_path, shape, dtype):
+    loaded = load(write(tmp_path / 'a.png', image(shape, dtype)))
     assert loaded['img'].shape == (40, 60, 3) and loaded['img'].dtype == np.uint8
 
 
 @pytest.mark.parametrize('suffix', CUT_SHORT)
-def test_picture_cut_short_is_refused_by_name(tmp_path, suffix):
-    write(tmp_path / f'a.{suffix}', picture())
+def test_image_cut_short_is_refused_by_name(tmp_path, suffix):
+    write(tmp_path / f'a.{suffix}', image())
     with pytest.raises(DataError, match=rf'a\.{suffix} is cut short'):
         load(cut(tmp_path / f'a.{suffix}'))
 
 
-def test_data_after_the_end_of_a_picture_are_no_damage(tmp_path):
-    write(tmp_path / 'a.jpg', picture())
+def test_data_after_the_end_of_an_image_are_no_damage(tmp_path):
+    write(tmp_path / 'a.jpg', image())
     (tmp_path / 'a.jpg').write_bytes((tmp_path / 'a.jpg').read_bytes() + b'maker note')
     assert load(tmp_path / 'a.jpg') is not None
 
 
-@pytest.mark.parametrize('content', [b'', b'\xff', b'no picture at all', b'\xff\xd8\xff\xd9'])
-def test_files_that_are_no_picture_are_refused_by_name(tmp_path, content):
+@pytest.mark.parametrize('content', [b'', b'\xff', b'no image at all', b'\xff\xd8\xff\xd9'])
+def test_files_that_are_no_image_are_refused_by_name(tmp_path, content):
     (tmp_path / 'a.jpg').write_bytes(content)
     with pytest.raises(DataError, match=r'a\.jpg'):
         load(tmp_path / 'a.jpg')
 
 
-def test_missing_picture_is_skipped_and_noted(tmp_path):
+def test_missing_image_is_skipped_and_noted(tmp_path):
     log = tmp_path / 'bad.jsonl'
     assert load(tmp_path / 'none.jpg', policy='skip', log=str(log)) is None
     assert json.loads(log.read_text())['path'].endswith('none.jpg')
 
 
-def test_picture_of_another_size_than_its_annotations_is_refused(tmp_path):
-    path = write(tmp_path / 'a.png', picture())
+def test_image_of_another_size_than_its_annotations_is_refused(tmp_path):
+    path = write(tmp_path / 'a.png', image())
     loader = CheckedLoading(dict(type='LoadImageFromFile'))
     assert loader(dict(img_path=path, height=40, width=60)) is not None
     with pytest.raises(DataError, match='is 60 x 40 pixels, but its annotations are for 40 x 60'):
@@ -135,7 +135,7 @@ def test_classes_that_the_model_does_not_have_are_refused(tmp_path, value, sound
 
 @pytest.mark.parametrize('suffix', CUT_SHORT)
 def test_labels_cut_short_are_refused(tmp_path, suffix):
-    write(tmp_path / f'l.{suffix}', picture((40, 60)))
+    write(tmp_path / f'l.{suffix}', image((40, 60)))
     with pytest.raises(DataError, match=rf'l\.{suffix}'):
         load_labels(cut(tmp_path / f'l.{suffix}'))
 
@@ -146,7 +146,7 @@ def test_unknown_policy_is_an_error():
 
 
 def damage(data) -> None:
-    """Two of twelve samples: a picture cut short and a label with a class that is not there."""
+    """Two of twelve samples: an image cut short and a label with a class that is not there."""
     cut(data / 'images' / '3.png')
     write(data / 'labels' / '5.png', np.full((48, 48), 7, np.uint8))
 
@@ -243,7 +243,7 @@ def test_report_says_how_many_boxes_were_left_out_why_and_where():
 
 
 @pytest.mark.parametrize('kept', (True, False))
-def test_picture_without_objects_has_no_boxes_or_is_left_out_as_the_config_says(tmp_path, kept):
+def test_image_without_objects_has_no_boxes_or_is_left_out_as_the_config_says(tmp_path, kept):
     content = coco()
     content['images'].append(dict(id=2, file_name='empty.jpg', height=50, width=50))
     dataset = coco_dataset(tmp_path, content, filter_cfg=dict(filter_empty_gt=not kept))
@@ -373,7 +373,7 @@ def test_torn_and_earlier_entries_of_the_log_are_not_reported(tmp_path):
     assert 'new.jpg is new' in warnings[0] and 'old.jpg' not in warnings[0]
 
 
-def test_empty_label_file_is_refused_and_unlabelled_picture_is_sound(tmp_path):
+def test_empty_label_file_is_refused_and_unlabelled_image_is_sound(tmp_path):
     (tmp_path / 'l.png').touch()
     with pytest.raises(DataError, match=r'l\.png'):
         load_labels(tmp_path / 'l.png')

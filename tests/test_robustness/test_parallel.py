@@ -36,7 +36,7 @@ def backbone(**options) -> MirrorLA:
     ).train()
 
 
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.randn(2 * WORLD, 3, 32, 48, generator=torch.Generator().manual_seed(1))
 
 
@@ -61,7 +61,7 @@ def worker(rank: int, port: int, compiled: bool, out: str) -> None:
     step = torch.compile(model, backend='aot_eager') if compiled else model
     for _ in range(2):  # A reducer that waits for an unused gradient hangs or fails at the second.
         model.zero_grad()
-        loss_of(step, pictures().chunk(WORLD)[rank].requires_grad_()).backward()
+        loss_of(step, images().chunk(WORLD)[rank].requires_grad_()).backward()
     if rank == 0:
         torch.save(gradients(model.module), out)
     dist.barrier()
@@ -76,7 +76,7 @@ def worker(rank: int, port: int, compiled: bool, out: str) -> None:
 @pytest.mark.parametrize('compiled', (False, True), ids=('eager', 'compiled'))
 def test_two_processes_give_the_gradients_of_one(compiled, tmp_path):
     whole = backbone()
-    loss_of(whole, pictures()).backward()
+    loss_of(whole, images()).backward()
     expected = gradients(whole)
     out = str(tmp_path / 'gradients.pth')
     arguments = [str(free_port()), str(int(compiled)), out]

@@ -80,8 +80,8 @@ def kill_after_first_checkpoint(command: list, work_dir: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
-def test_train_resume_and_test(name, picture_root, run, tmp_path):
-    root = picture_root(name)
+def test_train_resume_and_test(name, image_root, run, tmp_path):
+    root = image_root(name)
     path, options, (limit, unit) = CASES[name]
     config, work_dir = REPOSITORY / 'configs' / path, tmp_path / 'w'
     common = [

@@ -98,8 +98,8 @@ def authors(oracle_file, tmp_path_factory) -> str:
 X4 = str(CONFIGS / 'dctlsa_x4_1xb16-1000k_div2k.py')
 
 
-def test_the_authors_weights_give_their_decibels_on_set5(run, authors, picture_root):
-    root = picture_root('sr')
+def test_the_authors_weights_give_their_decibels_on_set5(run, authors, image_root):
+    root = image_root('sr')
     sets = 'test_dataloader.dataset.sets=Set5'
     run('test', X4, authors, '--work-dir', 'out', '--cfg-options', f'data_root={root}', sets)
     found = metrics('out')
@@ -107,10 +107,10 @@ def test_the_authors_weights_give_their_decibels_on_set5(run, authors, picture_r
     assert found['SSIM'] == pytest.approx(0.8990, abs=5e-5)
 
 
-def test_the_authors_own_luma_gives_their_own_similarity(run, authors, picture_root):
+def test_the_authors_own_luma_gives_their_own_similarity(run, authors, image_root):
     from mirrorla_mm.restoration.metrics import ssim
 
-    root = picture_root('sr') / 'Set5'
+    root = image_root('sr') / 'Set5'
     run('restore', X4, authors, root / 'LR_bicubic/X4', '--out-dir', 'out')
     weights = torch.tensor([24.966, 128.553, 65.481], dtype=torch.float64) / 255
     weights *= 256 / 255  # They divide by 255 what is made to be divided by 256.

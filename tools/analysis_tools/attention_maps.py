@@ -1,6 +1,6 @@
-"""Where chosen points of a picture look, for several models side by side.
+"""Where chosen points of an image look, for several models side by side.
 
-The N x N attention is never formed: a row costs one backward pass, so full-size pictures will do.
+The N x N attention is never formed: a row costs one backward pass, so full-size images will do.
 
     python tools/analysis_tools/attention_maps.py street.jpg --points 0.3,0.6 0.8,0.5 \\
         --models MirrorLA=CONFIG:CHECKPOINT softmax=CONFIG:CHECKPOINT --layer stages.1.0.attn
@@ -20,7 +20,7 @@ from mirrorla_mm.analysis.capture import (
     chosen_module,
     load_backbone,
     normalise,
-    read_picture,
+    read_shrunk,
 )
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('picture', type=Path)
+    parser.add_argument('image', type=Path)
     parser.add_argument(
         '--models', nargs='+', required=True, metavar='NAME=CONFIG[:CHECKPOINT]', help='columns'
     )
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
         '--points', nargs='+', default=['0.5,0.5'], metavar='X,Y', help='rows, each from 0 to 1'
     )
     parser.add_argument('--layer', help='attention module, such as stages.2.0.attn')
-    parser.add_argument('--long-side', type=int, help='shrink the picture to this, in pixels')
+    parser.add_argument('--long-side', type=int, help='shrink the image to this, in pixels')
     parser.add_argument('--out', type=Path, default=Path('attention.png'))
     return parser.parse_args()
 
@@ -70,24 +70,22 @@ def parse_model(text: str) -> tuple[str, str, str | None]:
     return name, config, checkpoint or None
 
 
-def maps_of(
-    config: str, checkpoint: str | None, layer: str | None, picture, points
-) -> torch.Tensor:
+def maps_of(config: str, checkpoint: str | None, layer: str | None, image, points) -> torch.Tensor:
     """One map a point, shape (points, h, w)."""
     backbone, preprocessor = load_backbone(config, checkpoint)
-    captured = capture(backbone, chosen_module(backbone, layer), normalise(picture, preprocessor))
+    captured = capture(backbone, chosen_module(backbone, layer), normalise(image, preprocessor))
     if captured.module.sr_ratio > 1:
         raise UserError(
-            'Keys of a spatially reduced layer have no place in the picture of their own.'
+            'Keys of a spatially reduced layer have no place in the image of their own.'
         )
     rows = attention_rows(captured, [token_at(point, captured.hw_shape) for point in points])
     return rows.unflatten(-1, captured.hw_shape)
 
 
-def draw(picture, points, columns: dict[str, torch.Tensor], out: Path) -> None:
-    """A row a point: the picture with the point, then each model's map over it in grey."""
-    height, width = picture.shape[:2]
-    grey = picture.mean(-1)
+def draw(image, points, columns: dict[str, torch.Tensor], out: Path) -> None:
+    """A row a point: the image with the point, then each model's map over it in grey."""
+    height, width = image.shape[:2]
+    grey = image.mean(-1)
     size = (2.6 * (1 + len(columns)) + 0.8, (2.6 * height / width + 0.25) * len(points) + 0.3)
     figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots(len(points), 1 + len(columns), squeeze=False)
@@ -95,14 +93,14 @@ def draw(picture, points, columns: dict[str, torch.Tensor], out: Path) -> None:
     relative = {name: maps * maps[0].numel() for name, maps in columns.items()}
     top = max(2.0, torch.stack([m.flatten().quantile(0.99) for m in relative.values()]).max())
     for row, (x, y) in zip(axes, points):
-        row[0].imshow(picture[..., ::-1])
+        row[0].imshow(image[..., ::-1])
         for axis in row[1:]:
             axis.imshow(grey, cmap='gray')
         for axis in row:
             axis.plot(x * width, y * height, '+', color='white', ms=12, mew=3.5)
             axis.plot(x * width, y * height, '+', color='black', ms=10, mew=1.5)
             axis.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    axes[0, 0].set_title('picture and point', fontsize='medium')
+    axes[0, 0].set_title('image and point', fontsize='medium')
     for column, (name, maps) in enumerate(relative.items(), 1):
         axes[0, column].set_title(name, fontsize='medium')
         for axis, weights in zip(axes[:, column], maps):
@@ -126,12 +124,12 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         points = [parse_point(text) for text in args.points]
-        picture = read_picture(args.picture, args.long_side)
+        image = read_shrunk(args.image, args.long_side)
         columns = {}
         for name, config, checkpoint in map(parse_model, args.models):
-            columns[name] = maps_of(config, checkpoint, args.layer, picture, points)
+            columns[name] = maps_of(config, checkpoint, args.layer, image, points)
             print(f'{name}: {columns[name].shape[-2]} x {columns[name].shape[-1]} tokens')
-        draw(picture, points, columns, args.out)
+        draw(image, points, columns, args.out)
         print(f'Wrote {args.out}')
 
 

@@ -6,7 +6,7 @@ With --out each method alone is also timed on growing grids of tokens, which tak
 in a process of its own. A second table says by what its time grows for four times the tokens. On a
 CPU memory that was freed is kept for the next pass, as a GPU's allocator does.
 
-Weights are at their initial values and the picture is noise, so that nothing here is an accuracy.
+Weights are at their initial values and the image is noise, so that nothing here is an accuracy.
 """
 
 import argparse
@@ -74,8 +74,8 @@ def main() -> None:
     keep_freed_memory()
     height, width = args.size[0], args.size[-1]
     generator = torch.Generator().manual_seed(0)
-    picture = torch.randn(1, 3, height, width, generator=generator).to(args.device)
-    rows = [compare(m, args.host, args.arch, picture, args.repeats) for m in args.methods]
+    image = torch.randn(1, 3, height, width, generator=generator).to(args.device)
+    rows = [compare(m, args.host, args.arch, image, args.repeats) for m in args.methods]
     device = torch.cuda.get_device_name(args.device) if 'cuda' in args.device else 'CPU'
     title = f'{args.host}-{args.arch} at {height}x{width}, batch 1, float32, {device}'
     Console(width=120).print(table(rows, title))

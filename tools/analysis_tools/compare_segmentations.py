@@ -1,4 +1,4 @@
-"""Fig. 3 and 5 of the paper: picture, ground truth and the predictions of several models.
+"""Fig. 3 and 5 of the paper: image, ground truth and the predictions of several models.
 
     python tools/analysis_tools/compare_segmentations.py a.jpg b.jpg --labels a.png b.png \\
         --models MirrorLA=CONFIG:CHECKPOINT RAVLT=CONFIG:CHECKPOINT --out comparison.png
@@ -18,7 +18,7 @@ from mmengine.dataset import Compose
 from mmseg.apis import inference_model, init_model
 from mmseg.registry import DATASETS
 
-from mirrorla_mm.analysis.capture import read_picture
+from mirrorla_mm.analysis.capture import read_shrunk
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 IGNORED = 255
@@ -30,8 +30,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('pictures', nargs='+', type=Path)
-    parser.add_argument('--labels', nargs='+', type=Path, help='label pictures, in the same order')
+    parser.add_argument('images', nargs='+', type=Path)
+    parser.add_argument('--labels', nargs='+', type=Path, help='label images, in the same order')
     parser.add_argument('--models', nargs='+', required=True, metavar='NAME=CONFIG:CHECKPOINT')
     parser.add_argument('--out', type=Path, default=Path('comparison.png'))
     return parser.parse_args()
@@ -50,7 +50,7 @@ def parse_model(text: str) -> tuple[str, str, str]:
     return name, config, checkpoint
 
 
-def label_of(config: str, picture: Path, label: Path) -> np.ndarray:
+def label_of(config: str, image: Path, label: Path) -> np.ndarray:
     """A label as the config's data set trains on it: its classes, ignored pixels 255."""
     cfg = Config.fromfile(config)
     dataset = cfg.val_dataloader.dataset
@@ -58,7 +58,7 @@ def label_of(config: str, picture: Path, label: Path) -> np.ndarray:
     load = Compose([dict(type='LoadAnnotations', _scope_='mmseg')])
     return load(
         dict(
-            img_path=str(picture),
+            img_path=str(image),
             seg_map_path=str(label),
             label_map=empty.label_map,
             reduce_zero_label=empty.reduce_zero_label,
@@ -84,7 +84,7 @@ def accuracy(prediction: np.ndarray, label: np.ndarray) -> float:
 def draw(
     rows: list[list[np.ndarray]], titles: list[str], notes: list[list[str]], meta: dict, out: Path
 ) -> None:
-    """A row a picture, a column a model; the classes of ``meta`` underneath."""
+    """A row an image, a column a model; the classes of ``meta`` underneath."""
     height, width = rows[0][0].shape[:2]
     figure = Figure(
         figsize=(2.6 * len(titles), (2.6 * height / width + 0.25) * len(rows) + 0.8),
@@ -109,17 +109,17 @@ def draw(
 def main() -> None:
     args = parse_args()
     with one_line_errors():
-        if args.labels and len(args.labels) != len(args.pictures):
-            raise UserError(f'{len(args.pictures)} pictures, but {len(args.labels)} labels.')
+        if args.labels and len(args.labels) != len(args.images):
+            raise UserError(f'{len(args.images)} images, but {len(args.labels)} labels.')
         parsed = [parse_model(text) for text in args.models]
         models = {n: init_model(c, k, device='cpu') for n, c, k in parsed}
         meta = next(iter(models.values())).dataset_meta
         palette = meta['palette']
-        titles = ['picture', *(['ground truth'] if args.labels else []), *models]
+        titles = ['image', *(['ground truth'] if args.labels else []), *models]
         rows, notes = [], []
-        for index, path in enumerate(args.pictures):
-            picture = read_picture(path)
-            row, note = [picture[..., ::-1]], [path.name]
+        for index, path in enumerate(args.images):
+            image = read_shrunk(path)
+            row, note = [image[..., ::-1]], [path.name]
             label = None
             if args.labels:
                 label = label_of(parsed[0][1], path, args.labels[index])
@@ -127,7 +127,7 @@ def main() -> None:
                 note.append('')
             for model in models.values():
                 with torch.no_grad():
-                    result = inference_model(model, picture)
+                    result = inference_model(model, image)
                 prediction = result.pred_sem_seg.data[0].numpy()
                 row.append(coloured(prediction, palette))
                 right = label is not None and label.shape == prediction.shape

@@ -1,10 +1,10 @@
 """Eq. 19 of the paper: what the cross-head reflection does to the covariance of the heads.
 
-Without a picture, independent heads are drawn, one of them nearly silent. With one, the queries of
+Without an image, independent heads are drawn, one of them nearly silent. With one, the queries of
 a layer are taken, before its own reflection and after.
 
     python tools/analysis_tools/covariance_mixing.py --out mixing.png
-    python tools/analysis_tools/covariance_mixing.py --picture street.jpg --config CONFIG \\
+    python tools/analysis_tools/covariance_mixing.py --image street.jpg --config CONFIG \\
         --checkpoint FILE --layer stages.2.0.attn --out mixing.png
 """
 
@@ -21,7 +21,7 @@ from mirrorla_mm.analysis.capture import (
     chosen_module,
     load_backbone,
     normalise,
-    read_picture,
+    read_shrunk,
     reflection_of,
 )
 from mirrorla_mm.analysis.covariance import Mixing, independent_heads, mixing
@@ -32,8 +32,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--picture', type=Path)
-    parser.add_argument('--config', help='needed with --picture')
+    parser.add_argument('--image', type=Path)
+    parser.add_argument('--config', help='needed with --image')
     parser.add_argument('--checkpoint')
     parser.add_argument('--layer')
     parser.add_argument('--heads', type=int, default=8, help='of the drawn tokens')
@@ -53,15 +53,15 @@ def drawn(args: argparse.Namespace) -> Mixing:
 
 @torch.no_grad()
 def measured(args: argparse.Namespace) -> Mixing:
-    """The queries of a layer for a picture, and the layer's own mirror vector."""
+    """The queries of a layer for an image, and the layer's own mirror vector."""
     if not args.config:
-        raise UserError('--picture needs --config.')
+        raise UserError('--image needs --config.')
     backbone, preprocessor = load_backbone(args.config, args.checkpoint)
     module = chosen_module(backbone, args.layer)
     u = reflection_of(module, args.seed).u
     if u is None:
         raise UserError('This layer was trained without a cross-head reflection.')
-    inputs = normalise(read_picture(args.picture), preprocessor)
+    inputs = normalise(read_shrunk(args.image), preprocessor)
     q, _ = capture(backbone, module, inputs).raw_queries_and_keys()
     return mixing(q[0].transpose(0, 1).flatten(1), u, module.num_heads)
 
@@ -73,9 +73,9 @@ def draw(result: Mixing, out: Path) -> None:
     limit = result.before.abs().quantile(0.99).clamp_min(1e-12).item()
     mass = result.diagonal_mass()
     for axis, name, m, share in zip(axes, ('before', 'after'), (result.before, result.after), mass):
-        picture = axis.imshow(m, cmap='RdBu', vmin=-limit, vmax=limit)
+        colours = axis.imshow(m, cmap='RdBu', vmin=-limit, vmax=limit)
         axis.set(title=f'{name}: {share:.1%} in own blocks', xlabel='channel', xticks=[], yticks=[])
-    figure.colorbar(picture, ax=axes[1], label='covariance', shrink=0.85)
+    figure.colorbar(colours, ax=axes[1], label='covariance', shrink=0.85)
     for m, style in ((result.before, 'o'), (result.after, 'x')):
         axes[2].semilogy(torch.linalg.eigvalsh(m).flip(0).clamp_min(1e-12), style, ms=4)
     axes[2].set(
@@ -95,7 +95,7 @@ def draw(result: Mixing, out: Path) -> None:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
-        result = measured(args) if args.picture else drawn(args)
+        result = measured(args) if args.image else drawn(args)
         before, after = result.diagonal_mass()
         print(f"mass in the heads' own blocks: {before:.2%} before, {after:.2%} after")
         print(f'largest change of an eigenvalue: {result.spectrum_error():.1e} of the largest')

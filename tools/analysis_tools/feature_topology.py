@@ -1,4 +1,4 @@
-"""Fig. 1 of the paper for a picture of yours: what each feature map keeps of the attention.
+"""Fig. 1 of the paper for an image of yours: what each feature map keeps of the attention.
 
 Each panel shows the first three principal components of softmax(phi(Q) phi(K)^T) of one head as a
 colour at every token. Colours are scaled by one constant for all panels, so a panel that is grey
@@ -21,7 +21,7 @@ from mirrorla_mm.analysis.capture import (
     chosen_module,
     load_backbone,
     normalise,
-    read_picture,
+    read_shrunk,
     reflection_of,
 )
 from mirrorla_mm.analysis.topology import Topology, paradigms
@@ -35,23 +35,23 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('picture', type=Path)
+    parser.add_argument('image', type=Path)
     parser.add_argument('--config', required=True)
     parser.add_argument('--checkpoint', help='random weights without it')
     parser.add_argument('--layer', help='attention module, such as stages.2.0.attn')
     parser.add_argument('--head', type=int, default=0)
-    parser.add_argument('--long-side', type=int, help='shrink the picture to this, in pixels')
+    parser.add_argument('--long-side', type=int, help='shrink the image to this, in pixels')
     parser.add_argument('--out', type=Path, default=Path('topology.png'))
     return parser.parse_args()
 
 
-def draw(picture, panels: list[Topology], hw_shape: tuple[int, int], title: str, out: Path) -> None:
-    """The picture and the four panels, numbers underneath."""
+def draw(image, panels: list[Topology], hw_shape: tuple[int, int], title: str, out: Path) -> None:
+    """The image and the four panels, numbers underneath."""
     unit = 3 * panels[0].components[:, 0].std().clamp_min(1e-12)
     figure = Figure(figsize=(14, 3.6), layout='constrained')
     axes = figure.subplots(1, 5)
-    axes[0].imshow(picture[..., ::-1])
-    axes[0].set_title('picture')
+    axes[0].imshow(image[..., ::-1])
+    axes[0].set_title('image')
     for axis, label, panel in zip(axes[1:], PANELS, panels):
         colours = (panel.components / unit / 2 + 0.5).clamp(0, 1).unflatten(0, hw_shape)
         axis.imshow(colours.numpy(), interpolation='nearest')
@@ -77,8 +77,8 @@ def main() -> None:
     with one_line_errors():
         backbone, preprocessor = load_backbone(args.config, args.checkpoint)
         module = chosen_module(backbone, args.layer)
-        picture = read_picture(args.picture, args.long_side)
-        captured = capture(backbone, module, normalise(picture, preprocessor))
+        image = read_shrunk(args.image, args.long_side)
+        captured = capture(backbone, module, normalise(image, preprocessor))
         tokens = captured.x.shape[1]
         if tokens > MAX_TOKENS:
             raise UserError(
@@ -92,8 +92,8 @@ def main() -> None:
         q, k = captured.raw_queries_and_keys()
         panels = paradigms(q, k, reflection_of(module), args.head)
         layer = args.layer or 'first attention'
-        title = f'{args.picture.name}, {layer}, head {args.head}, {tokens} tokens'
-        draw(picture, panels, captured.hw_shape, title, args.out)
+        title = f'{args.image.name}, {layer}, head {args.head}, {tokens} tokens'
+        draw(image, panels, captured.hw_shape, title, args.out)
         for panel in panels:
             print(
                 f'{panel.label:22} dead {panel.dead:6.1%}  zero {panel.zero:6.1%}  '

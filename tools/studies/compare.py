@@ -1,4 +1,4 @@
-"""Compare attentions in one small host on real pictures: same schedule, same seeds.
+"""Compare attentions in one small host on real images: same schedule, same seeds.
 
 Every finished run leaves one small file, and one that was stopped goes on at its last checkpoint,
 so that the same command may be given again and again. Example:
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--config', default=CONFIG, help='the host and its schedule')
-    parser.add_argument('--data-root', help="pictures and annotations in ADE20K's layout")
+    parser.add_argument('--data-root', help="images and annotations in ADE20K's layout")
     parser.add_argument('--work-dir', default='work_dirs/study', type=Path)
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])

@@ -1,4 +1,4 @@
-"""Side-by-side pictures of what a model saw, what it should have found and what it found."""
+"""Side-by-side figures of what a model saw, what it should have found and what it found."""
 
 import json
 from collections import defaultdict
@@ -17,15 +17,15 @@ from .dataset import image_name, label_name
 from .scenes import BACKGROUND, CLASSES, PALETTE
 
 COLOURS = np.array(PALETTE) / 255
-COLUMNS = ('picture', 'ground truth', 'prediction')
+COLUMNS = ('image', 'ground truth', 'prediction')
 SCENES_PER_ROW = 2
 MIN_SCORE = 0.3
 """Predicted boxes with a lower score are not drawn."""
 OVERLAY = 0.75
-"""Opacity of the classes in a label map that is laid over its picture."""
+"""Opacity of the classes in a label map that is laid over its image."""
 
 
-def detection_picture(data: Path, results: Path, scenes: Sequence[int], target: Path) -> None:
+def detection_figure(data: Path, results: Path, scenes: Sequence[int], target: Path) -> None:
     """Tile scenes of the validation set with their true and their predicted boxes.
 
     Args:
@@ -43,14 +43,14 @@ def detection_picture(data: Path, results: Path, scenes: Sequence[int], target: 
 
     def draw(axes: Sequence[Axes], scene: int) -> None:
         for axis in axes:
-            axis.imshow(_picture(data, scene))
+            axis.imshow(_read_image(data, scene))
         _draw_boxes(axes[1], truth[scene])
         _draw_boxes(axes[2], [box for box in found[scene] if box['score'] >= MIN_SCORE])
 
     _tile(scenes, draw, 'Detection', _legend(CLASSES, COLOURS[1:]), target)
 
 
-def segmentation_picture(data: Path, results: Path, scenes: Sequence[int], target: Path) -> None:
+def segmentation_figure(data: Path, results: Path, scenes: Sequence[int], target: Path) -> None:
     """Tile scenes of the validation set with their true and their predicted label maps.
 
     Args:
@@ -61,11 +61,11 @@ def segmentation_picture(data: Path, results: Path, scenes: Sequence[int], targe
     """
 
     def draw(axes: Sequence[Axes], scene: int) -> None:
-        picture = _picture(data, scene)
-        grey = picture.mean(axis=2, keepdims=True) / 255
+        image = _read_image(data, scene)
+        grey = image.mean(axis=2, keepdims=True) / 255
         truth = _read(data / 'gtFine' / 'val' / label_name(scene))
         predicted = _read(results / Path(image_name(scene)).name)
-        axes[0].imshow(picture)
+        axes[0].imshow(image)
         for axis, label_map in zip(axes[1:], (truth, predicted), strict=True):
             axis.imshow((1 - OVERLAY) * grey + OVERLAY * COLOURS[label_map])
 
@@ -76,7 +76,7 @@ def _read(path: Path) -> np.ndarray:
     return np.array(Image.open(path))
 
 
-def _picture(data: Path, scene: int) -> np.ndarray:
+def _read_image(data: Path, scene: int) -> np.ndarray:
     return _read(data / 'leftImg8bit' / 'val' / image_name(scene))
 
 
