@@ -14,7 +14,7 @@ help: ## list the targets
 
 setup: ## make the environment .venv; PYTHON=python3.13 and STACK=onedl choose, once
 	@$(or $(PYTHON),false) $(NEW_ENOUGH) || \
-	{ echo '[setup] Python 3.11 to 3.13 is needed and not found on PATH' >&2; exit 1; }
+	{ echo '[setup] Python 3.11 to 3.13 is needed: put one on PATH, then run make setup' >&2; exit 1; }
 	@STACK=$(STACK) $(PYTHON) tools/dev/setup_env.py
 
 quickstart: setup ## draw data, train and evaluate a detector and a segmentor, show the results

@@ -28,7 +28,7 @@ def fill_mim(mim: Path, *, link: bool) -> None:
         if link:
             target.symlink_to(os.path.relpath(source, mim))
         elif source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '.*'))
         else:
             shutil.copy(source, target)
 

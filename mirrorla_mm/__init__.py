@@ -8,7 +8,6 @@ The backbones are here too, ``mirrorla_mm.MirrorLA`` and the like; each is impor
 """
 
 import sys
-import warnings
 from importlib import import_module
 
 from . import stack
@@ -16,8 +15,8 @@ from .version import __version__
 
 # The command that mends an installation must not stumble over what it is there to mend.
 if f'{__name__}.build_mmcv' not in sys.orig_argv:
-    if stack.trouble():
-        warnings.warn(str(stack.trouble()), stacklevel=2)
+    if sentence := stack.trouble():
+        stack.report(sentence)
     else:
         from . import attention, backbones, engine, heads, necks, restoration  # noqa: F401
 

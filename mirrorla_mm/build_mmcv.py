@@ -42,7 +42,15 @@ CXX20_SINCE = (2, 14)  # torch's headers
 
 
 class SetupError(Exception):
-    """A missing part and its remedy, in one line for the user."""
+    """What is missing or failed, and its remedy, in one line without a full stop.
+
+    The command line adds what to run after it (:func:`run_command`); ``then`` names another command
+    than the one that failed.
+    """
+
+    def __init__(self, text: str, then: str | None = None) -> None:
+        super().__init__(text)
+        self.then = then
 
 
 # --- Running things ------------------------------------------------------------------------------
@@ -101,9 +109,7 @@ class Environment:
 
     def must_pip(self, what: str, *arguments: str | Path, **variables: str) -> None:
         if not self.pip(*arguments, **variables):
-            raise SetupError(
-                f'{what} failed: pip says why above; once that is mended, run this again.'
-            )
+            raise SetupError(f'{what} failed: mend what pip says above')
 
     def version_of(self, distribution: str) -> str | None:
         return self.ask(f'from importlib.metadata import version; print(version({distribution!r}))')
@@ -140,8 +146,8 @@ def check_headers(python: str | Path) -> None:
     if not include or not Path(include, 'Python.h').exists():
         version = output_of(python, '-c', 'import sys; print("%d.%d" % sys.version_info[:2])')
         raise SetupError(
-            f'the C headers of {python} (Python.h) are missing, and mmcv is compiled against them; '
-            f'install them (on Debian and Ubuntu: apt install python{version}-dev).'
+            f'the C headers of {python} (Python.h) are missing, and mmcv is compiled against them: '
+            f'install them (on Debian and Ubuntu: apt install python{version}-dev)'
         )
 
 
@@ -165,8 +171,8 @@ def find_compiler() -> str:
         if compiles(name):
             return name
     raise SetupError(
-        f'no working C++ compiler ({asked or "c++, g++ or clang++"}), and mmcv is compiled here; '
-        'install one (on Debian and Ubuntu: apt install g++) and run this again.'
+        f'no working C++ compiler ({asked or "c++, g++ or clang++"}), and mmcv is compiled here: '
+        'install one (on Debian and Ubuntu: apt install g++)'
     )
 
 
@@ -174,8 +180,8 @@ def check_disk(folder: Path, need_gb: float) -> None:
     free_gb = shutil.disk_usage(folder).free / 1e9
     if free_gb < need_gb:
         raise SetupError(
-            f'{free_gb:.1f} GB are free on the disk of {folder} and about {need_gb} GB are needed; '
-            'make room and run this again.'
+            f'{free_gb:.1f} GB are free on the disk of {folder} and about {need_gb} GB are needed: '
+            'make room'
         )
 
 
@@ -306,15 +312,15 @@ def try_wheel(wheel: str | Path, target: Target) -> str | None:
 
 def use_named_wheel(wheel: str, targets: list[Target]) -> None:
     if not Path(wheel).is_file():
-        raise SetupError(f'MMCV_WHEEL={wheel}: there is no such file.')
+        raise SetupError(f'MMCV_WHEEL={wheel} is no file: name one, or unset MMCV_WHEEL')
     troubles = []
     for target in targets:
         troubles.append(try_wheel(Path(wheel).resolve(), target))
         if troubles[-1] is None:
             return
     raise SetupError(
-        f'MMCV_WHEEL={wheel} does not work with torch {targets[0].torch}: {troubles[-1]}; '
-        'unset MMCV_WHEEL to have mmcv compiled here.'
+        f'MMCV_WHEEL={wheel} does not work with torch {targets[0].torch} ({troubles[-1]}): '
+        'unset MMCV_WHEEL to have mmcv compiled here'
     )
 
 
@@ -618,12 +624,12 @@ def build(target: Target, lock: int) -> None:
     variables = build_variables(target, tools, jobs)
     precompile_headers(source, target, variables)
     if not compile_mmcv(target.environment.python, source, log, variables, lock):
-        raise SetupError(f'compiling mmcv failed: {build_failure(log)} (all of it in {log})')
+        raise SetupError(f'compiling mmcv failed ({build_failure(log)}): see {log}')
     trouble = try_wheel(next((source / 'dist').glob('*.whl')), target)
     if trouble:
         raise SetupError(
-            f'mmcv was compiled but its ops do not run: {trouble}; '
-            f'to compile it anew, remove {target.folder} and run this again.'
+            f'mmcv was compiled but its ops do not run ({trouble}): '
+            f'remove {target.folder} to have it compiled anew'
         )
     shutil.copy(next((source / 'dist').glob('*.whl')), target.folder)
     for name in ('source', 'unpacked', 'tools', 'backend'):
@@ -639,12 +645,17 @@ def targets_for(environment: Environment, stack: Stack) -> list[Target]:
     if torch is None:
         raise SetupError(
             'torch is not installed or does not import, and mmcv is built for one torch: '
-            f"run {environment.python} -m pip install 'torch>=2.6'"
+            f"install it with {environment.python} -m pip install 'torch>=2.6'"
         )
     devices = ['cpu']
     if has_gpu() or cuda_is_forced():
         if torch_cuda(environment)[0]:
             devices.insert(0, 'cuda')
+        elif cuda_is_forced():
+            raise SetupError(
+                'FORCE_CUDA=1 is set, but the installed torch is one without CUDA: '
+                'install one with it, or unset FORCE_CUDA'
+            )
         else:
             say('the installed torch is one without CUDA: everything runs on the CPU')
     return [Target(environment, stack, torch, device) for device in devices]
@@ -685,7 +696,7 @@ def install_mmcv(environment: Environment, stack: Stack) -> None:
         if trouble is None:
             return
         if cuda_is_forced():
-            raise SetupError(f'FORCE_CUDA=1: {trouble}')
+            raise SetupError(f'FORCE_CUDA=1 is set, but {trouble}: mend that, or unset FORCE_CUDA')
         say(f'{trouble}: {NO_CUDA_OPS}')
 
 
@@ -694,13 +705,16 @@ def terminate(signum: int, frame: object) -> None:
 
 
 def run_command(work: Callable[[], None], again: str) -> int:
-    """Run ``work`` as a command line does: its errors in one line, and its time."""
+    """Run ``work`` as a command line does: its errors in one line that ends in what to run next."""
     signal.signal(signal.SIGTERM, terminate)
     start = time.monotonic()
     try:
         work()
-    except (SetupError, InstallationError) as error:
+    except InstallationError as error:
         print(f'[setup] {error}', file=sys.stderr)
+        return 1
+    except SetupError as error:
+        print(f'[setup] {error}, then run {error.then or again}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f'\n[setup] interrupted; "{again}" goes on where it stopped', file=sys.stderr)

@@ -6,14 +6,18 @@ environment holds one of the two. This module needs the standard library alone.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from types import TracebackType
 
-__all__ = ['STACKS', 'InstallationError', 'Stack', 'find_stack', 'mend', 'trouble']
+__all__ = ['STACKS', 'InstallationError', 'Stack', 'find_stack', 'mend', 'report', 'trouble']
 
+IMPORT_NAMES = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
 BUILD_COMMAND = 'python -m mirrorla_mm.build_mmcv'
 
 
@@ -137,6 +141,21 @@ def trouble() -> str | None:
             f'({reason}): for the models run {BUILD_COMMAND}'
         )
     return None
+
+
+def report(sentence: str) -> None:
+    """Warn of what :func:`trouble` found; a program that it ends shows no traceback."""
+    warnings.warn(sentence, stacklevel=3)
+    shown_otherwise = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        missing = (error.name or '').partition('.')[0] if isinstance(error, ImportError) else ''
+        if isinstance(error, InstallationError) or missing in IMPORT_NAMES:
+            print(f'error: {sentence}', file=sys.stderr)
+        else:
+            shown_otherwise(kind, error, trace)
+
+    sys.excepthook = show
 
 
 def mend() -> None:

@@ -1,11 +1,13 @@
 """The contents of the wheel, the source distribution and an editable install."""
 
+import ast
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from email import message_from_string
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import mirrorla_mm
-from mirrorla_mm.stack import STACKS
+from mirrorla_mm.stack import STACKS, find_stack
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ('mirrorla_mm', 'configs', 'tools', 'requirements')
@@ -118,6 +120,29 @@ def test_package_alone_asks_for_no_stack(unpacked):
     assert not names & {'openmim', 'setuptools', 'torchvision', 'triton'}
     for stack in STACKS.values():
         assert not names & set(stack.distributions)
+
+
+def imported_names(folder):
+    """Top-level names of what a package imports, at its beginning or later."""
+    for path in folder.rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.partition('.')[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node.module.partition('.')[0]
+
+
+def test_every_import_is_asked_for(tree, unpacked):
+    stack = find_stack()
+    asked = {canonicalize_name(name) for name in stack.distributions}
+    for extra in ('', stack.name, 'all'):
+        asked |= requirements_of(unpacked, extra)
+    lines = [line for part in stack.distributions for line in requires(part) or ()]
+    asked |= {canonicalize_name(Requirement(line).name) for line in lines}
+    providers = packages_distributions()
+    for name in {*imported_names(tree / 'mirrorla_mm')} - {*sys.stdlib_module_names}:
+        found = {canonicalize_name(each) for each in providers.get(name, [name])}
+        assert name == 'mirrorla_mm' or found & asked, name
 
 
 @pytest.mark.parametrize('name', STACKS)

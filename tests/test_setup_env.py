@@ -85,14 +85,19 @@ def test_environment_of_an_untested_python_is_not_touched(env, monkeypatch):
         env.make_venv('python3.11')
 
 
-def test_command_ends_with_one_line_and_a_failing_status(env, monkeypatch, capsys):
-    monkeypatch.setattr(env, 'find_python', lambda: (_ for _ in ()).throw(env.SetupError('gone.')))
+@pytest.mark.parametrize('then', [None, 'make setup STACK=onedl'])
+def test_command_ends_with_one_line_and_a_failing_status(env, monkeypatch, capsys, then):
+    def fail():
+        raise env.SetupError('gone: bring it back', then)
+
+    monkeypatch.setattr(env, 'find_python', fail)
     previous = signal.getsignal(signal.SIGTERM)
     try:
         assert env.run_command(env.set_up, 'make setup') == 1
     finally:
         signal.signal(signal.SIGTERM, previous)
-    assert capsys.readouterr().err == '[setup] gone.\n'
+    said = capsys.readouterr().err
+    assert said == f'[setup] gone: bring it back, then run {then or "make setup"}\n'
 
 
 # --- The stack -----------------------------------------------------------------------------------
@@ -112,7 +117,8 @@ def test_stack_of_an_environment_is_not_changed(env, monkeypatch):
     monkeypatch.setenv('STACK', 'onedl')
     with pytest.raises(env.SetupError) as error:
         env.chosen_stack()
-    assert one_line(error).endswith('rm -rf .venv && make setup STACK=onedl')
+    assert one_line(error).endswith('rm -rf .venv')
+    assert error.value.then == 'make setup STACK=onedl'
     (site_packages(env) / 'onedl_mmengine-0.10.12.dist-info').mkdir()
     with pytest.raises(env.SetupError, match='holds the openmmlab and the onedl packages'):
         env.chosen_stack()

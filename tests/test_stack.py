@@ -117,6 +117,26 @@ for name in ('registry', 'engine', 'backbones'):
     assert one_sentence(done.stdout.strip()).endswith('python -m mirrorla_mm.build_mmcv')
 
 
+@pytest.mark.parametrize('tool', ['train.py', 'inference.py', 'model_converters/backbone.py'])
+def test_tools_say_what_to_run_without_a_traceback(tmp_path, tool):
+    code = (
+        'class Hide:\n'
+        '    def find_spec(self, name, *_):\n'
+        '        if name in ("mmengine", "mmcv"): raise ModuleNotFoundError(name, name=name)\n'
+        'import runpy; sys.meta_path.insert(0, Hide())\n'
+        f'runpy.run_path({str(ROOT / "tools" / tool)!r}, run_name="__main__")'
+    )
+    done = run(tmp_path, code)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert re.fullmatch(r'error: mirrorla_mm offers .* run pip install .*build_mmcv', last)
+
+
+def test_errors_of_another_kind_keep_their_traceback(tmp_path):
+    done = run(tmp_path, 'import mirrorla_mm; raise ImportError("something else")')
+    assert 'Traceback' in done.stderr and done.stderr.endswith('ImportError: something else\n')
+
+
 def test_mixed_stacks_are_refused_by_the_command_too(tmp_path):
     code = (
         'import runpy, warnings; warnings.simplefilter("ignore")\n'

@@ -12,16 +12,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from torch import nn
-
 from mirrorla_mm.backbones import MirrorLA
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import check_fit
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.export import FORMATS, SUFFIXES, export, largest_error, prepare
 from mirrorla_mm.registry import MODELS
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
 
 TOLERANCE = 1e-3
 BATCHES = (1, 3)

@@ -15,10 +15,10 @@ The same from Python:
 import argparse
 import sys
 
-from mmengine.config import DictAction
-
 from mirrorla_mm.apis import Inferencer, predict
 from mirrorla_mm.engine.errors import one_line_errors
+
+from mmengine.config import DictAction
 
 
 def parse_args() -> argparse.Namespace:

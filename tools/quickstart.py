@@ -24,17 +24,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.logging import MMLogger
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset, is_drawn, remove_dataset
 from mirrorla_mm.demo.figures import detection_figure, segmentation_figure
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.launch import gpu_without_ops
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = Path('data/demo')

@@ -3,9 +3,6 @@
 import argparse
 from copy import deepcopy
 
-from mmengine.config import Config, ConfigDict
-from mmengine.runner import Runner
-
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
 from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
@@ -19,6 +16,9 @@ from mirrorla_mm.engine.launch import (
     task_scope,
 )
 from mirrorla_mm.registry import SCOPE
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
 
 
 def parse_args() -> argparse.Namespace:

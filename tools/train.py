@@ -2,9 +2,6 @@
 
 import argparse
 
-from mmengine.config import Config
-from mmengine.runner import Runner
-
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
 from mirrorla_mm.engine.bad_data import POLICIES
 from mirrorla_mm.engine.checkpoint import require_file
@@ -21,6 +18,9 @@ from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
 from mirrorla_mm.engine.unused_parameters import name_unused_parameters
 from mirrorla_mm.engine.work_dir import hold_work_dir
+
+from mmengine.config import Config
+from mmengine.runner import Runner
 
 
 def parse_args() -> argparse.Namespace:

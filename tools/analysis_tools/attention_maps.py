@@ -11,9 +11,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from matplotlib.figure import Figure
-
 from mirrorla_mm.analysis.attention_maps import attention_rows, token_at
 from mirrorla_mm.analysis.capture import (
     capture,
@@ -23,6 +20,9 @@ from mirrorla_mm.analysis.capture import (
     read_shrunk,
 )
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+
+import torch
+from matplotlib.figure import Figure
 
 
 def parse_args() -> argparse.Namespace:

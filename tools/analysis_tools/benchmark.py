@@ -20,8 +20,6 @@ from dataclasses import fields
 from datetime import date
 from pathlib import Path
 
-import torch
-
 from mirrorla_mm.analysis.benchmark import (
     Subject,
     Timing,
@@ -30,6 +28,8 @@ from mirrorla_mm.analysis.benchmark import (
     measure_memory,
     parse_variant,
 )
+
+import torch
 
 
 def parse_args() -> argparse.Namespace:

@@ -340,9 +340,9 @@ def measure(case: Case, copy: float, clock: Clock) -> Iterator[Row]:
 
 def models() -> dict[str, Callable[[], torch.nn.Module]]:
     """Backbones, by name; they need the OpenMMLab packages."""
-    from mmdet.models.backbones import PyramidVisionTransformerV2, ResNet, SwinTransformer
-
     from mirrorla_mm.backbones import MirrorLA
+
+    from mmdet.models.backbones import PyramidVisionTransformerV2, ResNet, SwinTransformer
 
     return {
         'MirrorLA-T, linear': lambda: MirrorLA('t', layout='linear'),

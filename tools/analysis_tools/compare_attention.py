@@ -15,11 +15,6 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt
-import torch
-from rich.console import Console
-from rich.table import Table
-
 from mirrorla_mm.analysis.benchmark import in_fresh_process
 from mirrorla_mm.analysis.compare import (
     HOSTS,
@@ -31,6 +26,11 @@ from mirrorla_mm.analysis.compare import (
     registered_methods,
     scaling,
 )
+
+import matplotlib.pyplot as plt
+import torch
+from rich.console import Console
+from rich.table import Table
 
 # Linear growth, with room for what a larger map loses in the caches.
 LINEAR = 4.6

@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-from rich.progress import track
-
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.images import read_image
 from mirrorla_mm.restoration.figure import compare_images
 from mirrorla_mm.restoration.inference import image_files, truth_of
+
+import numpy as np
+from rich.progress import track
 
 
 def parse_args() -> argparse.Namespace:

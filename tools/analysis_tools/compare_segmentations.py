@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mirrorla_mm.analysis.capture import read_shrunk
+from mirrorla_mm.engine.errors import UserError, one_line_errors
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -17,9 +20,6 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmseg.apis import inference_model, init_model
 from mmseg.registry import DATASETS
-
-from mirrorla_mm.analysis.capture import read_shrunk
-from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 IGNORED = 255
 IGNORED_COLOUR = (0, 0, 0)

@@ -13,9 +13,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from matplotlib.figure import Figure
-
 from mirrorla_mm.analysis.capture import (
     capture,
     chosen_module,
@@ -26,6 +23,9 @@ from mirrorla_mm.analysis.capture import (
 )
 from mirrorla_mm.analysis.covariance import Mixing, independent_heads, mixing
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+
+import torch
+from matplotlib.figure import Figure
 
 
 def parse_args() -> argparse.Namespace:

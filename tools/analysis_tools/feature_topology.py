@@ -13,9 +13,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from matplotlib.figure import Figure
-
 from mirrorla_mm.analysis.capture import (
     capture,
     chosen_module,
@@ -26,6 +23,9 @@ from mirrorla_mm.analysis.capture import (
 )
 from mirrorla_mm.analysis.topology import Topology, paradigms
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+
+import torch
+from matplotlib.figure import Figure
 
 MAX_TOKENS = 4096
 PANELS = ('(a) identity', '(a) plain reflection', '(b) ReLU', '(c) ReLU after reflection')

@@ -5,11 +5,11 @@ python tools/analysis_tools/get_flops.py CONFIG [--shape H W]
 
 import argparse
 
+from mirrorla_mm.analysis.flops import config_complexity, default_shape, total_complexity
+
 from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.table import Table
-
-from mirrorla_mm.analysis.flops import config_complexity, default_shape, total_complexity
 
 
 def parse_args() -> argparse.Namespace:

@@ -25,15 +25,15 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-import triton
-
 from mirrorla_mm.analysis.ahead_of_time import SHARED_MEMORY, Resources, resources
 from mirrorla_mm.analysis.fake_gpu import fake_gpu
 from mirrorla_mm.analysis.traffic import dry_run, traffic
 from mirrorla_mm.ops.fused.launching import Launch
 from mirrorla_mm.ops.fused.operator import mirror_attention_fused
 from mirrorla_mm.ops.options import Options
+
+import torch
+import triton
 
 HW_SHAPE = (200, 320)
 HEADS = 2

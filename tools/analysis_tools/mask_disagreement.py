@@ -9,10 +9,10 @@ import argparse
 import math
 from pathlib import Path
 
+from mirrorla_mm.analysis.theorem_3_1 import WITHIN_MARGIN, Clusters, random_clusters
+
 import torch
 from matplotlib.figure import Figure
-
-from mirrorla_mm.analysis.theorem_3_1 import WITHIN_MARGIN, Clusters, random_clusters
 
 
 def parse_args() -> argparse.Namespace:

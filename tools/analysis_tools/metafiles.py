@@ -6,9 +6,9 @@ python tools/analysis_tools/metafiles.py [--check]
 import argparse
 from pathlib import Path
 
-from rich.progress import track
-
 from mirrorla_mm.analysis.metafiles import fill, models_of, tabulate
+
+from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from mirrorla_mm.analysis.curves import Curves, chosen_metric, read_curves
 from mirrorla_mm.engine.errors import one_line_errors
+
+from matplotlib.figure import Figure
 
 
 def parse_args() -> argparse.Namespace:

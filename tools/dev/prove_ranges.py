@@ -62,6 +62,11 @@ ENDS = (
     End('onedl with Python 3.13', python='3.13', extras='onedl'),
     End('numpy, oldest', pins=('torch==2.13.0', 'numpy==1.26.*')),
     End('numpy, newest', pins=('torch==2.13.0', 'numpy')),
+    End(
+        'pillow, oldest',
+        pins=('torch==2.13.0', 'pillow==10.1.*'),
+        tests=('test_apis', 'test_demo_pictures.py'),
+    ),
     End('setuptools, newest with onedl', extras='onedl', pins=('torch==2.13.0', 'setuptools>=82')),
     End('setuptools, newest', pins=('torch==2.13.0', 'setuptools>=82'), says=REFUSED),
     End(
@@ -104,7 +109,7 @@ class Trial:
 
     def must(self, *command: str | Path) -> None:
         if self.call(*command).returncode:
-            raise SetupError(f'a command failed, the last one in {self.log}')
+            raise SetupError(f'the last command in {self.log} failed')
 
     def run(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -147,7 +152,8 @@ def prove(ends: list[End]) -> None:
         minutes = (time.monotonic() - start) / 60
         say(f'{number}/{len(ends)} {end.name}: {outcome} ({minutes:.1f} min)')
     if failed:
-        raise SetupError(f'{len(failed)} of {len(ends)} ends failed: {"; ".join(failed)}')
+        names = '; '.join(failed)
+        raise SetupError(f'{len(failed)} of {len(ends)} ends failed ({names}): mend them')
 
 
 def main() -> int:

@@ -78,8 +78,8 @@ def find_python() -> str:
     found = ', '.join(sorted({version_text(v) for v in seen.values() if v})) or 'none'
     tested = version_text(PYTHONS[0])
     raise SetupError(
-        f'Python {PYTHONS_TEXT} is needed (found: {found}); install one (on Debian and Ubuntu: '
-        f'apt install python{tested}-venv python{tested}-dev) and run this again.'
+        f'Python {PYTHONS_TEXT} is needed (found: {found}): install one (on Debian and Ubuntu: '
+        f'apt install python{tested}-venv python{tested}-dev)'
     )
 
 
@@ -87,8 +87,8 @@ def check_venv_module(python: str) -> None:
     if output_of(python, '-c', 'import venv, ensurepip') is None:
         version = version_text(python_version(python) or PYTHONS[0])
         raise SetupError(
-            f'{python} cannot make virtual environments; install its venv module '
-            f'(on Debian and Ubuntu: apt install python{version}-venv) and run this again.'
+            f'{python} cannot make virtual environments: install its venv module '
+            f'(on Debian and Ubuntu: apt install python{version}-venv)'
         )
 
 
@@ -149,11 +149,13 @@ def chosen_stack() -> Stack:
     present = [stack for stack in STACKS.values() if installed_version(stack.mmengine)]
     name = os.environ.get('STACK') or (present[0] if present else OPENMMLAB).name
     if name not in STACKS:
-        raise SetupError(f'STACK={name} is none of {", ".join(STACKS)}: make setup STACK=onedl')
+        names = ', '.join(STACKS)
+        raise SetupError(f'STACK={name} is none of {names}: choose', 'make setup STACK=onedl')
     if present and present != [STACKS[name]]:
         raise SetupError(
             f'.venv holds the {" and the ".join(stack.name for stack in present)} packages, and an '
-            f'environment holds one stack alone: rm -rf .venv && make setup STACK={name}'
+            f'environment holds one stack alone: remove it with rm -rf .venv',
+            f'make setup STACK={name}',
         )
     return STACKS[name]
 
@@ -162,15 +164,15 @@ def make_venv(python: str) -> None:
     present = python_version(ENVIRONMENT.python)
     if present not in (None, *PYTHONS):
         raise SetupError(
-            f'.venv has Python {version_text(present)} and {PYTHONS_TEXT} is needed; '
-            'remove it (rm -rf .venv) and run this again.'
+            f'.venv has Python {version_text(present)} and {PYTHONS_TEXT} is needed: '
+            'remove it with rm -rf .venv'
         )
     if present and ENVIRONMENT.pip('--version', quiet=True):
         return
     check_venv_module(python)
     say(f'making .venv with {python}')
     if output_of(python, '-m', 'venv', '--clear', VENV) is None:
-        raise SetupError(f'"{python} -m venv .venv" failed; run it by hand to see why.')
+        raise SetupError(f'making .venv failed: see why with {python} -m venv .venv')
 
 
 def requirement_files(stack: Stack) -> list[Path]:
@@ -243,4 +245,5 @@ def set_up() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(run_command(set_up, 'make setup'))
+    stack = os.environ.get('STACK')
+    sys.exit(run_command(set_up, f'make setup STACK={stack}' if stack else 'make setup'))

@@ -6,11 +6,11 @@ python tools/model_converters/backbone.py CONFIG SRC DST
 import argparse
 import functools
 
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-
 from mirrorla_mm.converters import convert_backbone, convert_file, report
 from mirrorla_mm.engine.errors import one_line_errors
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,9 +9,6 @@ import argparse
 import functools
 import io
 
-import torch
-from mmengine.config import Config
-
 from mirrorla_mm.converters import (
     convert_dctlsa,
     convert_file,
@@ -21,6 +18,9 @@ from mirrorla_mm.converters import (
 )
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.errors import one_line_errors
+
+import torch
+from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:

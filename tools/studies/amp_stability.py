@@ -9,10 +9,10 @@ import argparse
 import math
 from statistics import mean
 
-import torch
-
 import mirrorla_mm  # noqa: F401  (registers the attentions)
 from mirrorla_mm.analysis.stability import train
+
+import torch
 
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 

@@ -17,12 +17,6 @@ import time
 from datetime import date
 from pathlib import Path
 
-import torch
-from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner, set_random_seed
-
 from mirrorla_mm.analysis.study import (
     ROWS,
     ordering,
@@ -32,6 +26,12 @@ from mirrorla_mm.analysis.study import (
     scores_of,
 )
 from mirrorla_mm.engine.reproducible import make_reproducible
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner, set_random_seed
 
 CONFIG = 'configs/studies/ravlt-study_efficientvit-head_1xb8-200_camvid-96x96.py'
 REFERENCE = 'relu'

@@ -17,12 +17,6 @@ import time
 from datetime import date
 from pathlib import Path
 
-import torch
-from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner, set_random_seed
-from rich.progress import track
-
 from mirrorla_mm.converters import convert_dctlsa, read_state_dict, write_checkpoint
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.errors import UserError, one_line_errors
@@ -31,6 +25,12 @@ from mirrorla_mm.engine.resuming import find_latest_checkpoint
 from mirrorla_mm.restoration.datasets import SuperResolutionDataset
 from mirrorla_mm.restoration.metrics import PSNR, to_uint8
 from mirrorla_mm.restoration.study import ROWS, plot, read_results, table, verdict
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, set_random_seed
+from rich.progress import track
 
 CONFIG = 'configs/studies/dctlsa-study_x4_1xb4-3k_coco.py'
 
