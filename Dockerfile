@@ -8,7 +8,8 @@
 ARG BASE=ubuntu:24.04
 FROM ${BASE}
 
-# libGL and glib: OpenCV's wheels load them.
+# libGL and glib: OpenCV's wheels load them. No versions: they are those of the base image.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --no-install-recommends -y \
         ca-certificates g++ git libgl1 libglib2.0-0 make python3-dev python3-venv \

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import mirrorla_mm
@@ -209,6 +210,17 @@ def test_editable_install_imports_the_tree(tree, tmp_path):
         [sys.executable, '-S', '-c', code], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.split() == [str(checkout / 'mirrorla_mm' / '__init__.py')], done.stderr
+
+
+def test_lock_is_of_these_requirements(unpacked):
+    tomllib = pytest.importorskip('tomllib')  # Python 3.11
+    locked = tomllib.loads((ROOT / 'uv.lock').read_text())['package']
+    (ours,) = (found for found in locked if found['name'] == 'mirrorla-mm')
+    lines = [Requirement(line) for line in metadata(unpacked).get_all('Requires-Dist')]
+    assert {
+        (found['name'], SpecifierSet(found.get('specifier', '')))
+        for found in ours['metadata']['requires-dist']
+    } == {(canonicalize_name(line.name), line.specifier) for line in lines}, 'run uv lock'
 
 
 def test_lock_holds_the_tested_torch_and_mmcv():
