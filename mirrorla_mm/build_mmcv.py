@@ -15,7 +15,6 @@ interrupted build goes on where it stopped. The standard library is all that thi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shlex
@@ -29,6 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .stack import InstallationError, Stack, find_stack
+
+try:
+    import fcntl
+except ImportError:
+    sys.exit('[setup] this runs on Linux and macOS: get a Linux inside Windows with wsl --install')
 
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mirrorla_mm'
 BUILD_TOOLS = ('ninja', 'packaging', 'setuptools>=77.0.3,<82', 'wheel')

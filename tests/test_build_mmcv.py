@@ -258,6 +258,33 @@ def test_cuda_can_be_asked_for_without_a_gpu_and_is_then_had_or_refused(machine,
         machine(gpu=False, torch='')
 
 
+def test_cuda_build_is_given_to_setup_py_once_nvcc_has_said_its_version(tmp_path, monkeypatch):
+    (tmp_path / 'cuda' / 'bin').mkdir(parents=True)
+    banner = 'echo Cuda compilation tools, release 13.0, V13.0.88'
+    executable(tmp_path / 'cuda' / 'bin' / 'nvcc', banner)
+    names = 'FORCE_CUDA TORCH_CUDA_ARCH_LIST CUDA_VISIBLE_DEVICES MMCV_WITH_OPS MAX_JOBS'
+    shown = ' '.join(f'{name}=${name}' for name in names.split())
+    noted = f'echo "$@ {shown}" > {tmp_path}/asked; mkdir dist; touch dist/mmcv.whl'
+    python = executable(tmp_path / 'python', f'case $1 in setup.py) {noted};; esac')
+    monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '9.0')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
+    monkeypatch.setenv('MAX_JOBS', '3')
+    target = target_for(python, device='cuda')
+    for folder in ('source', 'tools'):
+        (target.folder / folder).mkdir()
+    (target.folder / 'tools' / 'complete').touch()
+    monkeypatch.setattr(build_mmcv, 'torch_cuda', lambda _: ('13.0', str(tmp_path / 'cuda')))
+    for name in ('check_headers', 'precompile_headers', 'try_wheel'):
+        monkeypatch.setattr(build_mmcv, name, lambda *_: None)
+    monkeypatch.setattr(build_mmcv, 'use_found_wheel', lambda _: False)
+    assert build_mmcv.provide(target) is None
+    assert (tmp_path / 'asked').read_text().split() == [
+        *('setup.py', 'bdist_wheel', 'FORCE_CUDA=1', 'TORCH_CUDA_ARCH_LIST=9.0'),
+        *('CUDA_VISIBLE_DEVICES=1', 'MMCV_WITH_OPS=1', 'MAX_JOBS=3'),
+    ]
+    assert (target.folder / 'mmcv.whl').exists() and target.folder.name.endswith('-cuda')
+
+
 def test_nvcc_release_is_read_from_its_banner():
     banner = 'Cuda compilation tools, release 12.4, V12.4.131'
     assert build_mmcv.nvcc_release(banner) == '12.4'
