@@ -526,11 +526,15 @@ def _is_one_of(item: Any, table: dict) -> bool:
 
 
 def _allowed() -> dict[str, Any]:
-    """Types that the user allows, by their full names; torch's own entries are not the user's."""
+    """Types that the user allows, by their full names.
+
+    Not torch's own entries, and nothing that this module reads in its own way: onedl's mmengine and
+    many a guide allow ``getattr``, ``ndarray`` and ``HistoryBuffer`` for torch's loader.
+    """
     allowed = {}
     for entry in torch.serialization.get_safe_globals():
         item, name = entry if isinstance(entry, tuple) else (entry, _full_name(entry))
-        if not name.startswith('torch.'):
+        if not name.startswith('torch.') and tuple(name.rsplit('.', 1)) not in _GLOBALS:
             allowed[name] = item
     return allowed
 
@@ -651,10 +655,10 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
         """Set the state of an object by this module's function for its type."""
         state, target = self.stack[-1], self.stack[-2]
         kind = type(target)
-        if _is_one_of(kind, self.allowed):
+        setter = _set_dtype if isinstance(target, np.dtype) else _SETTERS.get(kind)
+        if setter is None and _is_one_of(kind, self.allowed):
             super().load_build()
             return
-        setter = _set_dtype if isinstance(target, np.dtype) else _SETTERS.get(kind)
         if setter is None:
             raise ForbiddenGlobal(f'state of {_type_name(target)}')
         _check(

@@ -633,6 +633,22 @@ def test_class_that_is_refused_is_named_with_the_way_to_allow_it(tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
+def test_what_others_allow_for_torch_s_loader_is_still_read_in_the_safe_way(tmp_path):
+    history = HistoryBuffer([1.0, 3.0], [1, 1])
+    torch.save({'loss': history, 'seen': np.arange(3.0)}, tmp_path / 'a.pth')
+    statistics = dict(HistoryBuffer._statistics_methods)
+    core = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    kinds = {type(np.dtype(kind)) for kind in ('u4', 'f8', 'i8')}
+    # The list of onedl's mmengine, which it sets around each call of torch.load.
+    allowed = [slice, getattr, core._reconstruct, core.scalar, np.ndarray, np.dtype, HistoryBuffer]
+    with torch.serialization.safe_globals([*allowed, *kinds]):
+        loaded = load_checkpoint_file(tmp_path / 'a.pth')
+        names = {kind.rpartition('.')[2] for kind in safe_pickle._allowed()}
+    assert loaded['loss'].statistics('mean') == 2 and loaded['seen'].tolist() == [0, 1, 2]
+    assert HistoryBuffer._statistics_methods == statistics
+    assert names == {kind.__name__ for kind in kinds}
+
+
 def test_what_torch_allows_for_itself_is_not_allowed_here(tmp_path):
     import torch.distributed.tensor
 
