@@ -17,6 +17,7 @@ from .rala import RALA
 from .reflection import Reflection
 from .relu import ReLUAttention
 from .softmax import SoftmaxAttention
+from .still import STILLAttention
 
 __all__ = [
     'LSA',
@@ -35,5 +36,6 @@ __all__ = [
     'PolaAttention',
     'ReLUAttention',
     'Reflection',
+    'STILLAttention',
     'SoftmaxAttention',
 ]

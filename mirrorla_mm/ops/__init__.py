@@ -8,6 +8,7 @@ from .linear_attention import (
     token_weights,
 )
 from .mirror_attention import mirror_attention, mirror_attention_reference
+from .np_map import householder, np_map
 from .reflection import (
     block_reflection,
     block_variance,
@@ -17,6 +18,8 @@ from .reflection import (
     variance_aware_angle,
 )
 from .rope import apply_rope, rope_2d
+from .saliency import self_saliency, self_saliency_divergence
+from .still import one_denominator, still_attention, still_causal
 
 # After the reference: the backend registered last is preferred.
 from . import lean  # noqa: F401  isort: skip
@@ -29,13 +32,20 @@ __all__ = [
     'block_variance',
     'cross_head_reflection',
     'elu_feature_map',
+    'householder',
     'linear_attention',
     'mirror_attention',
     'mirror_attention_reference',
     'mirror_feature_map',
+    'np_map',
+    'one_denominator',
     'rank_augmented_attention',
     'reflect',
     'rope_2d',
+    'self_saliency',
+    'self_saliency_divergence',
+    'still_attention',
+    'still_causal',
     'token_weights',
     'use_backend',
     'variance_aware_angle',

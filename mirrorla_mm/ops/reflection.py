@@ -42,11 +42,12 @@ def unit_vector(u: Tensor) -> Tensor:
     """The direction of a mirror vector of any length, in float32 at least; zero for zero.
 
     Args:
-        u (Tensor): Shape (C,).
+        u (Tensor): Shape (..., C).
     """
     u = at_least_float32(u)
     # Squares of a very short vector would underflow.
-    return F.normalize(u / u.detach().abs().amax().clamp_min(torch.finfo(u.dtype).tiny), dim=0)
+    largest = u.detach().abs().amax(dim=-1, keepdim=True)
+    return F.normalize(u / largest.clamp_min(torch.finfo(u.dtype).tiny), dim=-1)
 
 
 def block_variance(x: Tensor) -> Tensor:

@@ -1,0 +1,434 @@
+"""STILL: exact attention to salient tokens, linear attention to the rest, under one denominator.
+
+    y_t = (sum_E exp(s_tj - m_t) v_j + g_t * phi(q_t)^T sum_L phi(k_j) v_j^T)
+          / (sum_E exp(s_tj - m_t) + phi(q_t)^T sum_L phi(k_j) + 1e-6)
+
+with ``s = q k^T / sqrt(d)``, ``m_t`` the largest s_tj over E, and a gate g in the numerator alone.
+The linear terms are not scaled by ``exp(-m_t)``: that is the published definition. E and L hold
+each key once at most. For images they are
+
+- E: the window of the query, and the most salient tokens of every window;
+- L: all other tokens.
+
+For sequences see :func:`still_causal`.
+
+Source: Meng et al., "STILL", arXiv 2602.02180; the form for images is ours.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backend import symbolic
+from .precision import at_least_float32, saturate, without_autocast
+from .saliency import log_self_attention, most_salient
+
+DENOMINATOR_EPS = 1e-6
+
+
+@without_autocast
+def one_denominator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    phi_q: Tensor,
+    phi_k: Tensor,
+    exact: Tensor,
+    linear: Tensor,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """The formula above with its N x M matrices written out: the reference for all faster forms.
+
+    Args:
+        q (Tensor): Queries, shape (B, H, N, d).
+        k (Tensor): Keys, shape (B, H, M, d).
+        v (Tensor): Values, shape (B, H, M, e).
+        phi_q (Tensor): Features of the queries, >= 0, shape (B, H, N, f).
+        phi_k (Tensor): Features of the keys, >= 0, shape (B, H, M, f).
+        exact (Tensor): Whether key j is in E of query t, bool, to be broadcast to (B, H, N, M).
+        linear (Tensor): The same of L.
+        gate (Tensor, optional): g, shape (B, H, N, e). Defaults to 1.
+
+    Returns:
+        Tensor: Shape (B, H, N, e), dtype of ``v``.
+    """
+    dtype = v.dtype
+    q, k, v, phi_q, phi_k = map(at_least_float32, (q, k, v, phi_q, phi_k))
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~exact, -torch.inf)
+    weights = (scores - peak_of(scores)).exp()
+    products = (phi_q @ phi_k.mT) * linear
+    distant = products @ v
+    if gate is not None:
+        distant = distant * gate
+    total = weights.sum(dim=-1, keepdim=True) + products.sum(dim=-1, keepdim=True)
+    return saturate((weights @ v + distant) / (total + DENOMINATOR_EPS), dtype)
+
+
+def peak_of(scores: Tensor) -> Tensor:
+    """The largest score of each query, finite where it has no key: (..., M) to (..., 1)."""
+    return scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+
+
+class Windows(NamedTuple):
+    """Which tokens are exact for which queries on a map.
+
+    Attributes:
+        side (int): Side of a window, in keys; maps are padded to whole windows.
+        top_k (int): Salient tokens of each window, per head. All if there are no more.
+        most (int, optional): Largest number of salient tokens of an image, per head: those with the
+            largest self-attention. It bounds the cost per token. None for no bound.
+        reduction (int): Queries per key along each axis, where keys were reduced.
+    """
+
+    side: int = 7
+    top_k: int = 4
+    most: int | None = 64
+    reduction: int = 1
+
+    def grid(self, hw_shape: tuple[int, int]) -> tuple[int, int]:
+        """Windows along each axis of a map of queries."""
+        height, width = (-(-n // (self.side * self.reduction)) for n in hw_shape)
+        return height, width
+
+    def cut(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """Queries (B, H, N, c) of a map as windows (B, H, W, n, c), zeros where there is none."""
+        return _cut(x, hw_shape, self.grid(hw_shape), self.side * self.reduction)
+
+    def cut_keys(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """Keys (B, H, M, c) of a map of queries as windows (B, H, W, n, c)."""
+        return _cut(x, self.reduced(hw_shape), self.grid(hw_shape), self.side)
+
+    def join(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """Undo :meth:`cut`."""
+        side, (height, width) = self.side * self.reduction, hw_shape
+        x = x.unflatten(2, self.grid(hw_shape)).unflatten(4, (side, side)).transpose(3, 4)
+        return x.flatten(4, 5).flatten(2, 3)[:, :, :height, :width].flatten(2, 3)
+
+    def reduced(self, hw_shape: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the map of keys."""
+        return hw_shape[0] // self.reduction, hw_shape[1] // self.reduction
+
+    def per_key(self, q: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """One query a key, the mean of those in its place: (B, H, N, d) to (B, H, M, d)."""
+        if self.reduction == 1:
+            return q
+        maps = q.flatten(0, 1).transpose(1, 2).unflatten(2, tuple(hw_shape))
+        pooled = F.avg_pool2d(maps, self.reduction)
+        return pooled.flatten(2).transpose(1, 2).unflatten(0, q.shape[:2])
+
+    def candidates(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Salient tokens of a window and of an image."""
+        each = min(self.top_k, self.side**2)
+        total = grid[0] * grid[1] * each
+        if self.most is None or each == 0:
+            return each, total
+        # The number of windows is unknown to an exporter: places may stay empty there.
+        return each, self.most if symbolic() else min(total, self.most)
+
+
+def _cut(x: Tensor, shape: tuple[int, int], grid: tuple[int, int], side: int) -> Tensor:
+    bottom, right = (n * side - length for n, length in zip(grid, shape))
+    # Keys that a reduction left over at the border are none's.
+    x = F.pad(x.unflatten(2, tuple(shape)), (0, 0, 0, right, 0, bottom))
+    x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).transpose(3, 4)
+    return x.flatten(4, 5).flatten(2, 3)
+
+
+def select(
+    q: Tensor, k: Tensor, valid: Tensor, windows: Windows, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The salient tokens of an image, per head.
+
+    Args:
+        q (Tensor): One query a key, scaled by 1/sqrt(d), shape (B, H, W, n, d).
+        k (Tensor): Keys of each window, the same shape.
+        valid (Tensor): Whether a key is a token, bool, shape (W, n).
+        windows (Windows): How many to take.
+        grid (tuple[int, int]): Windows along each axis.
+
+    Returns:
+        tuple[Tensor, Tensor]: Indices into the tokens window by window, shape (B, H, S), and
+        whether each is a token.
+    """
+    each, total = windows.candidates(grid)
+    scores = (q @ k.mT).detach().masked_fill(~valid.unsqueeze(-2), -torch.inf)
+    log_own = log_self_attention(scores, scores.diagonal(dim1=-2, dim2=-1))
+    index, real = most_salient(log_own, valid, each)
+    log_own = log_own.gather(-1, index).flatten(2)
+    first = torch.arange(k.shape[2], device=k.device).unsqueeze(-1) * k.shape[3]
+    index, real = (index + first).flatten(2), real.flatten(2)
+    if windows.most is None:
+        return index, real
+    if symbolic():
+        spare = (0, total)
+        index, real, log_own = F.pad(index, spare), F.pad(real, spare), F.pad(log_own, spare)
+    if total == index.shape[-1]:
+        return index, real
+    best, real = most_salient(log_own, real, total)
+    return index.gather(-1, best), real
+
+
+@without_autocast
+def still_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    phi_q: Tensor,
+    phi_k: Tensor,
+    hw_shape: tuple[int, int],
+    windows: Windows,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """STILL on the tokens of a map: ``N n d + N S d + 2 N d f`` multiplications a head.
+
+    n are the tokens of a window and S the salient ones, gathered densely. The state of a query's
+    tokens in L sums the other windows: nothing is subtracted, so nothing cancels. Arguments are
+    those of :func:`one_denominator`, and:
+
+    Args:
+        hw_shape (tuple[int, int]): Height and width of the map of queries.
+        windows (Windows): Which tokens are exact.
+
+    Returns:
+        Tensor: Shape (B, H, N, e), dtype of ``v``.
+    """
+    dtype = v.dtype
+    q, k, v, phi_q, phi_k = map(at_least_float32, (q, k, v, phi_q, phi_k))
+    if 0 in (*q.shape[:3], k.shape[2]):
+        return saturate(q.sum(-1, keepdim=True) * v.new_zeros(v.shape[-1]), dtype)
+    q = q * q.shape[-1] ** -0.5
+    grid = windows.grid(hw_shape)
+    own = windows.cut_keys(windows.per_key(q, hw_shape), hw_shape)
+    # A column of ones carries the denominator along.
+    v = torch.cat((v, torch.ones_like(v[..., :1])), dim=-1)
+    q, phi_q = windows.cut(q, hw_shape), windows.cut(phi_q, hw_shape)
+    k, v, phi_k = (windows.cut_keys(x, hw_shape) for x in (k, v, phi_k))
+    valid = v[0, 0, :, :, -1] > 0
+
+    near = (q @ k.mT).masked_fill(~valid.unsqueeze(-2), -torch.inf)
+    peak, rest, far = peak_of(near), valid, None
+    if windows.top_k:
+        index, real = select(own, k, valid, windows, grid)
+        far, rest = _far_scores(q, k, index, real), valid & ~_chosen(index, real, k)
+        peak = torch.maximum(peak, peak_of(far))
+    sums = (near - peak).exp() @ v
+    if far is not None:
+        weights = (far - peak).exp().flatten(2, 3)
+        sums = sums + (weights @ _take(v, index)).unflatten(2, sums.shape[2:4])
+    distant = phi_q @ leave_one_out((phi_k * rest.unsqueeze(-1)).mT @ v)
+    total = sums[..., -1:] + distant[..., -1:] + DENOMINATOR_EPS
+    distant = distant[..., :-1]
+    if gate is not None:
+        distant = distant * windows.cut(gate, hw_shape)
+    return saturate(windows.join((sums[..., :-1] + distant) / total, hw_shape), dtype)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of windows (B, H, W, n, c) at indices (B, H, S): (B, H, S, c)."""
+    index = index.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])
+    return x.flatten(2, 3).gather(2, index)
+
+
+def _far_scores(q: Tensor, k: Tensor, index: Tensor, real: Tensor) -> Tensor:
+    """Scores (B, H, W, n, S) of the salient tokens outside each query's window, else -inf."""
+    scores = (q.flatten(2, 3) @ _take(k, index).mT).unflatten(2, q.shape[2:4])
+    window = torch.arange(k.shape[2], device=k.device).view(-1, 1, 1)
+    inside = (index // k.shape[3])[:, :, None, None] == window
+    return scores.masked_fill(inside | ~real[:, :, None, None], -torch.inf)
+
+
+def _chosen(index: Tensor, real: Tensor, k: Tensor) -> Tensor:
+    """Whether each key (B, H, W, n, d) is salient, bool (B, H, W, n)."""
+    counts = k.new_zeros(k.shape[:-1]).flatten(2)
+    return counts.scatter_add(2, index, real.to(k.dtype)).unflatten(2, k.shape[2:4]) > 0
+
+
+def leave_one_out(x: Tensor) -> Tensor:
+    """For each of the sums (B, H, W, ...) along W, the sum of all others, without cancellation."""
+    none = torch.zeros_like(x[:, :, :1])
+    before = torch.cat((none, x[:, :, :-1]), dim=2).cumsum(dim=2)
+    after = torch.cat((none, x.flip(2)[:, :, :-1]), dim=2).cumsum(dim=2).flip(2)
+    return before + after
+
+
+def exact_pairs(q: Tensor, k: Tensor, hw_shape: tuple[int, int], windows: Windows) -> Tensor:
+    """Which keys are exact for which queries, for :func:`one_denominator`; the rest is linear.
+
+    Args:
+        q (Tensor): Queries, shape (B, H, N, d).
+        k (Tensor): Keys, shape (B, H, M, d).
+        hw_shape (tuple[int, int]): Height and width of the map of queries.
+        windows (Windows): Their windows.
+
+    Returns:
+        Tensor: Bool, shape (B, H, N, M).
+    """
+    grid, reduced = windows.grid(hw_shape), windows.reduced(hw_shape)
+
+    def window_of(shape: tuple[int, int], side: int) -> Tensor:
+        rows, columns = (torch.arange(n, device=q.device) // side for n in shape)
+        return (rows[:, None] * grid[1] + columns).flatten()
+
+    of_query = window_of(hw_shape, windows.side * windows.reduction)
+    of_key = window_of(reduced, windows.side)
+    own = windows.per_key(at_least_float32(q), hw_shape)
+    scores = own @ at_least_float32(k).mT * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(of_key[:, None] != of_key, -torch.inf)
+    log_own = log_self_attention(scores, scores.diagonal(dim1=-2, dim2=-1))
+    salient = torch.zeros_like(log_own, dtype=torch.bool)
+    for window in of_key.unique():
+        inside = of_key == window
+        index, _ = most_salient(log_own, inside, min(windows.top_k, int(inside.sum())))
+        salient = salient.scatter(-1, index, True)
+    if windows.most is not None:
+        order = of_key.argsort(stable=True)  # in which ties are decided
+        count = min(windows.most, len(of_key))
+        index, real = most_salient(log_own[..., order], salient[..., order], count)
+        salient = torch.zeros_like(salient).scatter(-1, order[index], real)
+    return salient.unsqueeze(-2) | (of_query[:, None] == of_key)
+
+
+# --- Sequences ------------------------------------------------------------------------------------
+
+
+class CausalState(NamedTuple):
+    """What the tokens of a sequence so far leave for the next: see :func:`still_causal`.
+
+    Attributes:
+        length (int): Tokens so far.
+        k (Tensor): Keys of the tokens that are not routed yet, two chunks at most, (B, H, r, d).
+        v (Tensor): Their values and a column of ones, shape (B, H, r, e + 1).
+        phi_k (Tensor): Their features, shape (B, H, r, f).
+        log_own (Tensor): Logarithm of their self-attention, shape (B, H, r).
+        salient_k (Tensor): Keys of the salient tokens, shape (B, H, s, d).
+        salient_v (Tensor): Their values, shape (B, H, s, e + 1).
+        sums (Tensor): ``sum phi(k)^T v`` of all others that are routed, shape (B, H, f, e + 1).
+    """
+
+    length: int
+    k: Tensor
+    v: Tensor
+    phi_k: Tensor
+    log_own: Tensor
+    salient_k: Tensor
+    salient_v: Tensor
+    sums: Tensor
+
+
+@without_autocast
+def still_causal(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    phi_q: Tensor,
+    phi_k: Tensor,
+    gate: Tensor | None = None,
+    chunk: int = 64,
+    top_k: int = 4,
+    state: CausalState | None = None,
+) -> tuple[Tensor, CausalState]:
+    """STILL on a sequence, as published: chunk by chunk, with delayed selection.
+
+    Of a query in chunk c, E are the tokens of chunk c up to itself, all of chunk c - 1 and the
+    salient ones of earlier chunks, L the others of earlier chunks. A chunk is routed only when the
+    next two have begun. A token's self-attention is that within the last ``chunk`` tokens. Any
+    number of tokens may be given at a time, and the result is the same: all at once (prefill) or
+    one by one (decoding). As the salient tokens grow with the sequence, so does the cost a token.
+
+    Args:
+        q (Tensor): Queries after the position embedding, shape (B, H, n, d).
+        k (Tensor): Keys after it, shape (B, H, n, d).
+        v (Tensor): Values, shape (B, H, n, e).
+        phi_q (Tensor): Features of the queries, >= 0, shape (B, H, n, f).
+        phi_k (Tensor): Features of the keys, >= 0, shape (B, H, n, f).
+        gate (Tensor, optional): g, shape (B, H, n, e). Defaults to 1.
+        chunk (int): Tokens of a chunk. Defaults to 64.
+        top_k (int): Salient tokens of a chunk, per head. Defaults to 4.
+        state (CausalState, optional): Of the tokens before. Defaults to none.
+
+    Returns:
+        tuple[Tensor, CausalState]: Outputs of shape (B, H, n, e), dtype of ``v``, and the state of
+        all tokens.
+
+    Source: Meng et al., "STILL", arXiv 2602.02180; by the paper's formulas where its released code
+    differs.
+    """
+    dtype = v.dtype
+    q, k, v, phi_q, phi_k = map(at_least_float32, (q, k, v, phi_q, phi_k))
+    q = q * q.shape[-1] ** -0.5
+    v = torch.cat((v, torch.ones_like(v[..., :1])), dim=-1)
+    if state is None:
+        no_k, no_v, no_phi = (x[:, :, :0] for x in (k, v, phi_k))
+        state = CausalState(0, no_k, no_v, no_phi, no_k[..., 0], no_k, no_v, no_phi.mT @ no_v)
+    gate = v.new_ones(()).expand_as(v[..., :-1]) if gate is None else at_least_float32(gate)
+    outputs = [v[:, :, :0, :-1]]
+    start = 0
+    while start < q.shape[2]:
+        stop = min(start + chunk - state.length % chunk, q.shape[2])
+        part = (x[:, :, start:stop] for x in (q, k, v, phi_q, phi_k, gate))
+        if state.length % chunk == 0 and state.k.shape[2] == 2 * chunk:
+            state = _route(state, chunk, min(top_k, chunk))
+        out, state = _extend(state, chunk, *part)
+        outputs.append(out)
+        start = stop
+    return saturate(torch.cat(outputs, dim=2), dtype), state
+
+
+def _extend(
+    state: CausalState,
+    chunk: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    phi_q: Tensor,
+    phi_k: Tensor,
+    gate: Tensor,
+) -> tuple[Tensor, CausalState]:
+    """Attend from some tokens of one chunk."""
+    keys, values = torch.cat((state.k, k), dim=2), torch.cat((state.v, v), dim=2)
+    place = torch.arange(keys.shape[2], device=k.device)
+    age = place[state.k.shape[2] :, None] - place
+    scores = q @ keys.mT
+    recent = scores.masked_fill((age < 0) | (age >= chunk), -torch.inf)
+    log_own = log_self_attention(recent, (q * k).sum(dim=-1))
+
+    scores = torch.cat((scores.masked_fill(age < 0, -torch.inf), q @ state.salient_k.mT), dim=-1)
+    weights = (scores - peak_of(scores)).exp()
+    sums = weights @ torch.cat((values, state.salient_v), dim=2)
+    distant = phi_q @ state.sums
+    total = sums[..., -1:] + distant[..., -1:] + DENOMINATOR_EPS
+    out = (sums[..., :-1] + distant[..., :-1] * gate) / total
+    return out, state._replace(
+        length=state.length + k.shape[2],
+        k=keys,
+        v=values,
+        phi_k=torch.cat((state.phi_k, phi_k), dim=2),
+        log_own=torch.cat((state.log_own, log_own), dim=2),
+    )
+
+
+def _route(state: CausalState, chunk: int, count: int) -> CausalState:
+    """Part the oldest chunk into salient tokens, which stay, and others, which are summed up."""
+    waiting = state.k, state.v, state.phi_k, state.log_own
+    k, v, phi_k, log_own = (x[:, :, :chunk] for x in waiting)
+    k_left, v_left, phi_left, log_left = (x[:, :, chunk:] for x in waiting)
+    index, _ = most_salient(log_own, log_own.new_ones(chunk, dtype=torch.bool), count)
+    others = torch.ones_like(log_own).scatter(-1, index, 0.0).unsqueeze(-1)
+
+    def take(x: Tensor) -> Tensor:
+        return x.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))
+
+    return CausalState(
+        state.length,
+        k_left,
+        v_left,
+        phi_left,
+        log_left,
+        salient_k=torch.cat((state.salient_k, take(k)), dim=2),
+        salient_v=torch.cat((state.salient_v, take(v)), dim=2),
+        sums=state.sums + (phi_k * others).mT @ v,
+    )

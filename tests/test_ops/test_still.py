@@ -1,0 +1,294 @@
+"""STILL's operators against the formulas, written out token by token in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mirrorla_mm.ops import (
+    cross_head_reflection,
+    householder,
+    np_map,
+    one_denominator,
+    self_saliency,
+    self_saliency_divergence,
+    still_attention,
+    still_causal,
+)
+from mirrorla_mm.ops.saliency import most_salient
+from mirrorla_mm.ops.still import Windows, exact_pairs, leave_one_out
+
+B, H, D, E, FEATURES = 2, 2, 4, 3, 5
+NAMES = ('q', 'k', 'v', 'phi_q', 'phi_k', 'gate')
+
+
+def inputs(n, m=None, dtype=torch.float64, scale=2.0):
+    """q, k, v, phi_q, phi_k and gate of n queries and m keys."""
+    m = n if m is None else m
+    q, k = torch.randn(B, H, n, D) * scale, torch.randn(B, H, m, D) * scale
+    features = torch.rand(B, H, n, FEATURES), torch.rand(B, H, m, FEATURES)
+    tensors = (q, k, torch.randn(B, H, m, E), *features, torch.rand(B, H, n, E))
+    return [x.to(dtype).requires_grad_() for x in tensors]
+
+
+def assert_same_with_gradients(ours, expected, leaves):
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
+    probe = torch.randn_like(expected)
+    grads = [torch.autograd.grad(out, leaves, probe, allow_unused=True) for out in (ours, expected)]
+    for name, a, b in zip(NAMES, *grads):
+        a, b = (torch.zeros(()) if g is None or not g.any() else g for g in (a, b))
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f'{n}: {m}')
+
+
+# --- The score ------------------------------------------------------------------------------------
+
+
+def test_the_closed_form_is_the_divergence_it_comes_from():
+    logits = torch.randn(200, 9, dtype=torch.float64) * 4
+    own = torch.randint(9, (200,))
+    share = logits.softmax(-1).gather(-1, own.unsqueeze(-1)).squeeze(-1)
+    # The divergence has an epsilon under each of its logarithms, the closed form under one.
+    difference = self_saliency(share) - self_saliency_divergence(logits, own)
+    assert difference.abs().max() < 2e-6
+
+
+def test_the_score_rises_with_self_attention_from_zero_to_all():
+    share = torch.linspace(0, 1, 10001, dtype=torch.float64)
+    score = self_saliency(share)
+    assert score.isfinite().all() and score[0] == 0
+    assert (score.diff()[1:] > 0).all()
+    alone = self_saliency_divergence(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
+    torch.testing.assert_close(alone, self_saliency(torch.ones(1)))
+
+
+def test_the_score_differentiates_at_both_ends():
+    share = torch.tensor([0.0, 0.5, 1.0], requires_grad=True)
+    self_saliency(share)[1].backward()
+    assert share.grad[1].isfinite()
+
+
+def test_ties_go_to_the_first_token_and_places_without_one_come_last():
+    log_own = torch.tensor([-2.0, -1.0, -1.0 + 1e-6, -1.0, 0.0])
+    valid = torch.tensor([True, True, True, True, False])
+    index, real = most_salient(log_own, valid, 5)
+    assert index.tolist() == [1, 2, 3, 0, 4]
+    assert real.tolist() == [True, True, True, True, False]
+
+
+# --- The feature map ------------------------------------------------------------------------------
+
+
+def test_a_householder_matrix_is_our_cross_head_reflection():
+    u, x = torch.randn(H, D, dtype=torch.float64), torch.randn(H, 6, D, dtype=torch.float64)
+    by_matrix = x @ householder(u)
+    for head in range(H):
+        torch.testing.assert_close(by_matrix[head], cross_head_reflection(x[head], u[head]))
+
+
+def test_np_map_of_a_reflection_needs_no_rescaling():
+    x = torch.randn(7, D, dtype=torch.float64)
+    reflected = x @ householder(torch.randn(D, dtype=torch.float64))
+    features = np_map(x, reflected)
+    by_hand = torch.cat((reflected.softmax(-1), (-reflected).softmax(-1)), -1)
+    torch.testing.assert_close(features, by_hand)
+    torch.testing.assert_close(np_map(x, 17 * reflected), by_hand)
+    assert (features > 0).all()
+
+
+@pytest.mark.parametrize('value', [0.0, 1e-30, 1e-15, 1e4])
+def test_np_map_has_finite_gradients_at_any_length(value):
+    x = torch.full((3, D), value, requires_grad=True)
+    weight = torch.eye(D, requires_grad=True)
+    np_map(x, x @ weight).square().sum().backward()
+    assert x.grad.isfinite().all() and weight.grad.isfinite().all()
+
+
+# --- Images ---------------------------------------------------------------------------------------
+
+
+def salient_by_hand(q, k, of_key, top_k, most):
+    """Tokens with the largest score, window by window, then of the image."""
+    salient = torch.zeros(k.shape[:3], dtype=torch.bool)
+    for b, h in torch.cartesian_prod(torch.arange(B), torch.arange(H)).tolist():
+        found = []
+        for window in of_key.unique():
+            tokens = (of_key == window).nonzero().flatten()
+            logits = q[b, h, tokens] @ k[b, h, tokens].T / D**0.5
+            scores = self_saliency_divergence(logits, torch.arange(len(tokens)))
+            found += sorted(zip((-scores).tolist(), tokens.tolist()))[:top_k]
+        for _, token in sorted(found)[:most]:
+            salient[b, h, token] = True
+    return salient
+
+
+def windows_of(hw, side):
+    rows, columns = (torch.arange(n) // side for n in hw)
+    return (100 * rows[:, None] + columns).flatten()
+
+
+GRIDS = [(1, 1), (1, 7), (6, 6), (7, 9)]
+
+
+@pytest.mark.parametrize('hw', GRIDS, ids=str)
+@pytest.mark.parametrize('side', [1, 3, 8])
+@pytest.mark.parametrize(('top_k', 'most'), [(0, None), (1, None), (2, 5), (3, 64), (99, None)])
+def test_gathering_the_salient_tokens_is_the_formula(hw, side, top_k, most):
+    tensors = inputs(hw[0] * hw[1])
+    q, k, *_, gate = tensors
+    of_key = windows_of(hw, side)
+    salient = salient_by_hand(q.detach(), k.detach(), of_key, top_k, most)
+    exact = salient.unsqueeze(-2) | (of_key[:, None] == of_key)
+    expected = one_denominator(*tensors[:5], exact, ~exact, gate)
+    windows = Windows(side, top_k, most)
+    assert torch.equal(exact_pairs(q, k, hw, windows), exact)
+    out = still_attention(*tensors[:5], hw, windows, gate)
+    assert_same_with_gradients(out, expected, tensors)
+
+
+@pytest.mark.parametrize('hw', [(2, 2), (5, 9), (8, 8)], ids=str)
+def test_reduced_keys_belong_to_the_window_of_the_queries_they_stand_for(hw):
+    windows = Windows(2, 1, 3, reduction=2)
+    tensors = inputs(hw[0] * hw[1], (hw[0] // 2) * (hw[1] // 2))
+    q, k = tensors[:2]
+    exact = exact_pairs(q, k, hw, windows)
+    of_query, of_key = windows_of(hw, 4), windows_of((hw[0] // 2, hw[1] // 2), 2)
+    assert exact[..., of_query[:, None] == of_key].all()
+    expected = one_denominator(*tensors[:5], exact, ~exact, tensors[5])
+    out = still_attention(*tensors[:5], hw, windows, tensors[5])
+    assert_same_with_gradients(out, expected, tensors)
+
+
+def test_all_tokens_salient_is_softmax_attention():
+    hw = (5, 8)
+    tensors = inputs(40)
+    q, k, v, *features, _ = tensors
+    out = still_attention(q, k, v, *features, hw, Windows(3, 9, None))
+    expected = F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(out, expected, rtol=2e-6, atol=2e-6)
+
+
+def test_no_salient_token_is_a_window_and_linear_attention():
+    """With one-token windows and features alone it is linear attention but for the token itself."""
+    q, k, v, phi_q, phi_k, _ = inputs(6)
+    out = still_attention(q, k, v, phi_q, phi_k, (2, 3), Windows(1, 0))
+    products = phi_q @ phi_k.mT
+    products = products - torch.diag_embed(products.diagonal(dim1=-2, dim2=-1) - 1)
+    expected = products @ v / (products.sum(-1, keepdim=True) + 1e-6)
+    torch.testing.assert_close(out, expected)
+
+
+def test_no_key_counts_twice():
+    """With values 1 and features 0 every output is the share of the exact keys: 1."""
+    q, k, v, phi_q, phi_k, _ = inputs(30)
+    ones = torch.ones_like(v)
+    out = still_attention(q, k, ones, 0 * phi_q, phi_k, (5, 6), Windows(3, 4))
+    torch.testing.assert_close(out, ones, rtol=2e-6, atol=2e-6)
+
+
+def test_the_bound_keeps_the_most_salient_tokens():
+    q, k = inputs(64)[:2]
+    few = exact_pairs(q, k, (8, 8), Windows(2, 2, 5)) & ~exact_pairs(q, k, (8, 8), Windows(2, 0))
+    all_pairs = exact_pairs(q, k, (8, 8), Windows(2, 2, None))
+    assert (few <= all_pairs).all()
+    assert (few.any(-2).sum(-1) == 5).all()
+
+
+def test_ties_are_decided_alike_on_both_roads():
+    q, k, v, *features, _ = [torch.ones_like(x) * x[:, :, :1] for x in inputs(54)]
+    v = torch.randn_like(v)
+    windows = Windows(3, 2, 7)
+    exact = exact_pairs(q, k, (6, 9), windows)
+    expected = one_denominator(q, k, v, *features, exact, ~exact)
+    torch.testing.assert_close(still_attention(q, k, v, *features, (6, 9), windows), expected)
+
+
+def test_leaving_a_large_window_out_does_not_cancel_the_small_ones():
+    sums = torch.tensor([1e12, 1.0, 2.0]).view(1, 1, 3, 1)
+    assert leave_one_out(sums).flatten().tolist() == pytest.approx([3.0, 1e12, 1e12])
+    assert leave_one_out(sums[:, :, :1]).flatten().tolist() == [0.0]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('value', [None, 0.0, 1.0, 200.0])
+def test_half_precision_and_constant_tokens_are_finite(dtype, value):
+    tensors = inputs(35, dtype=dtype)
+    if value is not None:
+        tensors = [torch.full_like(x, value).detach().requires_grad_() for x in tensors]
+    for windows in (Windows(3, 2), Windows(1, 1, 4), Windows(9, 81, None)):
+        out = still_attention(*tensors[:5], (5, 7), windows, tensors[5])
+        assert out.dtype == dtype and out.isfinite().all()
+        grads = torch.autograd.grad(out.float().mean(), tensors[:5], allow_unused=True)
+        assert all(g is None or g.isfinite().all() for g in grads)
+
+
+# --- Sequences ------------------------------------------------------------------------------------
+
+
+def causal_by_hand(q, k, v, phi_q, phi_k, gate, chunk, top_k):
+    """Token by token; tokens become salient chunk by chunk, by the divergence."""
+    n = q.shape[2]
+    salient = torch.zeros(B, H, n, dtype=torch.bool)
+    for b, h in torch.cartesian_prod(torch.arange(B), torch.arange(H)).tolist():
+        scores = []
+        for t in range(n):
+            first = max(0, t - chunk + 1)
+            logits = k[b, h, first : t + 1] @ q[b, h, t] / D**0.5
+            scores.append(self_saliency_divergence(logits, torch.tensor(t - first)))
+        for start in range(0, n, chunk):
+            part = torch.stack(scores[start : start + chunk]).detach()
+            salient[b, h, start + part.argsort(descending=True)[:top_k]] = True
+    outputs = torch.zeros(B, H, n, E, dtype=v.dtype)
+    for t in range(n):
+        c = t // chunk
+        near = list(range(max(0, (c - 1) * chunk), t + 1))
+        early = max(0, (c - 1) * chunk)
+        for b, h in torch.cartesian_prod(torch.arange(B), torch.arange(H)).tolist():
+            exact = [j for j in range(early) if salient[b, h, j]] + near
+            linear = [j for j in range(early) if not salient[b, h, j]]
+            s = k[b, h, exact] @ q[b, h, t] / D**0.5
+            weights = (s - s.max()).exp()
+            products = phi_k[b, h, linear] @ phi_q[b, h, t]
+            numerator = weights @ v[b, h, exact] + gate[b, h, t] * (products @ v[b, h, linear])
+            outputs[b, h, t] = numerator / (weights.sum() + products.sum() + 1e-6)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ('n', 'chunk', 'top_k'), [(1, 4, 1), (11, 4, 1), (13, 3, 2), (12, 4, 0), (7, 1, 1), (9, 2, 5)]
+)
+def test_the_causal_form_is_the_published_formula(n, chunk, top_k):
+    tensors = inputs(n)
+    out, state = still_causal(*tensors, chunk=chunk, top_k=top_k)
+    assert state.length == n
+    expected = causal_by_hand(*tensors, chunk, top_k)
+    assert_same_with_gradients(out, expected, tensors)
+
+
+@pytest.mark.parametrize('pieces', [[1] * 19, [5, 1, 9, 4], [0, 19], [8, 11]])
+def test_decoding_step_by_step_is_prefill(pieces):
+    tensors = [x.detach() for x in inputs(19)]
+    expected, final = still_causal(*tensors, chunk=4, top_k=1)
+    state, outputs = None, []
+    for part in zip(*(x.split(pieces, dim=2) for x in tensors)):
+        out, state = still_causal(*part, chunk=4, top_k=1, state=state)
+        outputs.append(out)
+    torch.testing.assert_close(torch.cat(outputs, 2), expected)
+    for ours, theirs in zip(state, final):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_chunk_is_routed_only_when_two_more_have_begun():
+    tensors = [x.detach() for x in inputs(9)]
+    for n, salient, waiting in ((8, 0, 8), (9, 1, 5)):
+        _, state = still_causal(*(x[:, :, :n] for x in tensors), chunk=4, top_k=1)
+        assert state.salient_k.shape[2] == salient and state.k.shape[2] == waiting
+
+
+def test_no_token_sees_a_later_one():
+    tensors = [x.detach() for x in inputs(14)]
+    before, _ = still_causal(*tensors, chunk=3, top_k=1)
+    changed = [x.clone() for x in tensors]
+    for x in changed:
+        x[:, :, 10:] = torch.rand_like(x[:, :, 10:])
+    after, _ = still_causal(*changed, chunk=3, top_k=1)
+    torch.testing.assert_close(after[:, :, :10], before[:, :, :10])
+    assert not torch.allclose(after[:, :, 10:], before[:, :, 10:])
