@@ -53,7 +53,7 @@ class NaLaFormer(RAVLT):
         arch (str | dict): ``'xt'``, ``'t'``, ``'t-mlp4'`` (the T of the authors' released code),
             ``'s'``, ``'b'``, ``'l'``, or a dict as for :class:`RAVLT`.
         layout (str | Sequence[str]): See :class:`RAVLT`; the published layout is ``'hybrid'`` too.
-        attn_cfg (dict, optional): The attention of the linear stages. Defaults to
+        attn_cfg (dict | Sequence[dict | None], optional): See :class:`RAVLT`. Defaults to
             :class:`~mirrorla_mm.attention.NaLaAttention`.
         **kwargs: Options of :class:`RAVLT`.
 
@@ -68,7 +68,7 @@ class NaLaFormer(RAVLT):
         self,
         arch: str | dict = 't',
         layout: str | Sequence[str] = 'hybrid',
-        attn_cfg: dict | None = None,
+        attn_cfg: dict | Sequence[dict | None] | None = None,
         **kwargs,
     ) -> None:
         super().__init__(arch, layout, attn_cfg or dict(type='NaLaAttention'), **kwargs)

@@ -13,7 +13,8 @@ from mmdet.models.backbones.pvt import (
 from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
-from .upstream import ReducedAttention, UpstreamHost, stage_attentions, with_arch
+from .ravlt import stage_attentions
+from .upstream import ReducedAttention, UpstreamHost, with_arch
 
 ARCHS = {
     't': dict(num_layers=(2, 2, 2, 2)),
@@ -73,7 +74,7 @@ class LinearPVT(UpstreamHost, PyramidVisionTransformer):
             self._take_authors_epsilon()
         size = kwargs.get('pretrain_img_size', 224)
         grid = (size, size) if isinstance(size, int) else tuple(size)
-        cfgs = stage_attentions(attn_cfg, layout, self.num_stages)
+        cfgs = stage_attentions(attn_cfg or dict(type='MirrorAttention'), layout, self.num_stages)
         for i, (cfg, sr_ratio) in enumerate(zip(cfgs, linear_sr_ratios)):
             grid = tuple(max(n // self.strides[i], 1) for n in grid)
             for block in self.layers[i][1] if cfg is not None else ():

@@ -74,7 +74,8 @@ class RAVLT(BaseModule):
         layout (str | Sequence[str]): ``'hybrid'``: linear attention in stages 1 and 2, softmax in
             the others, which is what the paper's FLOPs count (``'paper'`` is the same, for older
             configs); ``'linear'``: linear in all; or ``'linear'`` or ``'softmax'`` per stage.
-        attn_cfg (dict): The attention of the linear stages. Defaults to RALA.
+        attn_cfg (dict | Sequence[dict | None], optional): The attention of the linear stages, or
+            one per stage. Defaults to RALA.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int]): Stages to return, of 0 to 3.
         out_norm (bool): Normalise each output (dense prediction). Defaults to True.
@@ -90,7 +91,8 @@ class RAVLT(BaseModule):
         init_cfg (dict, optional): Initialisation, such as ``dict(type='Pretrained', ...)``.
 
     Raises:
-        ValueError: If ``arch``, ``layout``, ``out_indices`` or ``frozen_stages`` is not valid.
+        ValueError: If ``arch``, ``layout``, ``attn_cfg``, ``out_indices`` or ``frozen_stages`` is
+            not valid.
 
     Example:
         >>> model = RAVLT('xt', layout='linear')
@@ -107,7 +109,7 @@ class RAVLT(BaseModule):
         self,
         arch: str | dict = 't',
         layout: str | Sequence[str] = 'hybrid',
-        attn_cfg: dict | None = None,
+        attn_cfg: dict | Sequence[dict | None] | None = None,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         out_norm: bool = True,
@@ -127,9 +129,7 @@ class RAVLT(BaseModule):
         self.frozen_stages = checked_frozen_stages(frozen_stages, len(self.depths))
         self.norm_eval = norm_eval
 
-        attn_cfgs = dict(
-            linear=attn_cfg or dict(type='RALA'), softmax=dict(type='SoftmaxAttention')
-        )
+        attn_cfgs = stage_attentions(attn_cfg or dict(type='RALA'), self.layout, len(self.depths))
         rate = settings['drop_path_rate'] if drop_path_rate is None else drop_path_rate
         drop_path = iter(torch.linspace(0, rate, sum(self.depths)).tolist())
         self.stem = Stem(in_channels, self.embed_dims[0])
@@ -143,7 +143,7 @@ class RAVLT(BaseModule):
                     self.block(
                         channels,
                         settings['num_heads'][i],
-                        attn_cfgs[self.layout[i]],
+                        attn_cfgs[i] or dict(type='SoftmaxAttention'),
                         mlp_ratio=settings['mlp_ratio'],
                         drop_path=next(drop_path),
                         layer_scale=settings['layer_scale'][i],
@@ -320,6 +320,28 @@ def stage_layout(layout: str | Sequence[str], stages: int) -> tuple[str, ...]:
             f"and 'softmax', one for each of the {stages} stages, got {layout!r}."
         )
     return kinds
+
+
+def stage_attentions(
+    attn_cfg: dict | Sequence[dict | None], layout: str | Sequence[str], stages: int
+) -> tuple[dict | None, ...]:
+    """The attention of each stage; None where softmax attention stays.
+
+    Args:
+        attn_cfg (dict | Sequence[dict | None]): One for all linear stages, or one per stage.
+        layout (str | Sequence[str]): See :class:`RAVLT`.
+        stages (int): Number of stages.
+
+    Raises:
+        ValueError: If ``attn_cfg`` has not one entry per stage, or ``layout`` is not valid.
+    """
+    cfgs = [attn_cfg] * stages if isinstance(attn_cfg, dict) else list(attn_cfg)
+    if len(cfgs) != stages:
+        raise ValueError(
+            f'attn_cfg needs one dict, or one for each of the {stages} stages, got {len(cfgs)}.'
+        )
+    kinds = stage_layout(layout, stages)
+    return tuple(cfg if kind == 'linear' else None for cfg, kind in zip(cfgs, kinds))
 
 
 def checked_out_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
-from .upstream import UpstreamHost, WindowAttention, stage_attentions, with_arch
+from .ravlt import stage_attentions
+from .upstream import UpstreamHost, WindowAttention, with_arch
 
 if find_spec('mmdet'):
     from mmdet.models.backbones.swin import ShiftWindowMSA, SwinTransformer, swin_converter
@@ -77,7 +78,7 @@ class LinearSwin(UpstreamHost, SwinTransformer):
         size = kwargs.get('pretrain_img_size', 224)
         grid = (size, size) if isinstance(size, int) else tuple(size)
         strides = kwargs.get('strides', (4, 2, 2, 2))
-        cfgs = stage_attentions(attn_cfg, layout, len(self.stages))
+        cfgs = stage_attentions(attn_cfg or dict(type='MirrorAttention'), layout, len(self.stages))
         for stage, cfg, stride in zip(self.stages, cfgs, strides):
             grid = tuple(max(n // stride, 1) for n in grid)
             for i, block in enumerate(stage.blocks):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..attention import Attention
 from .pretrained import has_checkpoint, load_pretrained
-from .ravlt import stage_layout
 
 
 class UpstreamHost:
@@ -29,32 +26,6 @@ class UpstreamHost:
         if not has_checkpoint(self.init_cfg):
             return super().init_weights()
         load_pretrained(self, self._renamed)
-
-
-def stage_attentions(
-    attn_cfg: dict | Sequence[dict | None] | None, layout: str | Sequence[str], stages: int
-) -> tuple[dict | None, ...]:
-    """The attention of each stage; None where upstream softmax attention stays.
-
-    Args:
-        attn_cfg (dict | Sequence[dict | None], optional): One for all linear stages, or one per
-            stage. Defaults to the mirror map.
-        layout (str | Sequence[str]): See :class:`~mirrorla_mm.backbones.RAVLT`.
-        stages (int): Number of stages.
-
-    Raises:
-        ValueError: If ``attn_cfg`` has not one entry per stage, or ``layout`` is not valid.
-    """
-    if attn_cfg is None:
-        attn_cfg = dict(type='MirrorAttention')
-    if isinstance(attn_cfg, dict):
-        attn_cfg = [attn_cfg] * stages
-    if len(attn_cfg) != stages:
-        raise ValueError(
-            f'attn_cfg needs one dict, or one for each of the {stages} stages, got {len(attn_cfg)}.'
-        )
-    kinds = stage_layout(layout, stages)
-    return tuple(cfg if kind == 'linear' else None for cfg, kind in zip(attn_cfg, kinds))
 
 
 def with_arch(arch: str | None, archs: dict[str, dict], settings: dict) -> dict:

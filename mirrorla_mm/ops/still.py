@@ -104,9 +104,15 @@ class Windows(NamedTuple):
 
     def join(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """Undo :meth:`cut`."""
-        side, (height, width) = self.side * self.reduction, hw_shape
-        x = x.unflatten(2, self.grid(hw_shape)).unflatten(4, (side, side)).transpose(3, 4)
-        return x.flatten(4, 5).flatten(2, 3)[:, :, :height, :width].flatten(2, 3)
+        grid, side = self.grid(hw_shape), self.side * self.reduction
+        if symbolic():
+            # A slice would tie the graph to sizes that are padded wherever this one is.
+            rows, columns = (torch.arange(n, device=x.device) for n in hw_shape)
+            window = rows[:, None] // side * grid[1] + columns // side
+            place = window * side**2 + rows[:, None] % side * side + columns % side
+            return x.flatten(2, 3).index_select(2, place.flatten())
+        x = x.unflatten(2, grid).unflatten(4, (side, side)).transpose(3, 4)
+        return x.flatten(4, 5).flatten(2, 3)[:, :, : hw_shape[0], : hw_shape[1]].flatten(2, 3)
 
     def reduced(self, hw_shape: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the map of keys."""
@@ -139,13 +145,12 @@ def _cut(x: Tensor, shape: tuple[int, int], grid: tuple[int, int], side: int) ->
 
 
 def select(
-    q: Tensor, k: Tensor, valid: Tensor, windows: Windows, grid: tuple[int, int]
+    scores: Tensor, valid: Tensor, windows: Windows, grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """The salient tokens of an image, per head.
 
     Args:
-        q (Tensor): One query a key, scaled by 1/sqrt(d), shape (B, H, W, n, d).
-        k (Tensor): Keys of each window, the same shape.
+        scores (Tensor): Of one query a key, within each window, shape (B, H, W, n, n).
         valid (Tensor): Whether a key is a token, bool, shape (W, n).
         windows (Windows): How many to take.
         grid (tuple[int, int]): Windows along each axis.
@@ -155,11 +160,11 @@ def select(
         whether each is a token.
     """
     each, total = windows.candidates(grid)
-    scores = (q @ k.mT).detach().masked_fill(~valid.unsqueeze(-2), -torch.inf)
+    tokens = scores.shape[-1]
     log_own = log_self_attention(scores, scores.diagonal(dim1=-2, dim2=-1))
     index, real = most_salient(log_own, valid, each)
     log_own = log_own.gather(-1, index).flatten(2)
-    first = torch.arange(k.shape[2], device=k.device).unsqueeze(-1) * k.shape[3]
+    first = torch.arange(scores.shape[2], device=scores.device).unsqueeze(-1) * tokens
     index, real = (index + first).flatten(2), real.flatten(2)
     if windows.most is None:
         return index, real
@@ -202,17 +207,22 @@ def still_attention(
         return saturate(q.sum(-1, keepdim=True) * v.new_zeros(v.shape[-1]), dtype)
     q = q * q.shape[-1] ** -0.5
     grid = windows.grid(hw_shape)
-    own = windows.cut_keys(windows.per_key(q, hw_shape), hw_shape)
+    own = None
+    if windows.reduction > 1:
+        own = windows.cut_keys(windows.per_key(q, hw_shape), hw_shape)
     # A column of ones carries the denominator along.
     v = torch.cat((v, torch.ones_like(v[..., :1])), dim=-1)
     q, phi_q = windows.cut(q, hw_shape), windows.cut(phi_q, hw_shape)
     k, v, phi_k = (windows.cut_keys(x, hw_shape) for x in (k, v, phi_k))
     valid = v[0, 0, :, :, -1] > 0
 
-    near = (q @ k.mT).masked_fill(~valid.unsqueeze(-2), -torch.inf)
+    def within(q: Tensor) -> Tensor:
+        return (q @ k.mT).masked_fill(~valid.unsqueeze(-2), -torch.inf)
+
+    near = within(q)
     peak, rest, far = peak_of(near), valid, None
     if windows.top_k:
-        index, real = select(own, k, valid, windows, grid)
+        index, real = select(near if own is None else within(own), valid, windows, grid)
         far, rest = _far_scores(q, k, index, real), valid & ~_chosen(index, real, k)
         peak = torch.maximum(peak, peak_of(far))
     sums = (near - peak).exp() @ v

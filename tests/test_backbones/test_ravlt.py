@@ -192,3 +192,12 @@ def test_weights_of_another_architecture_in_a_stock_config_are_left_out():
 def test_mistakes_are_explained(options, message):
     with pytest.raises(ValueError, match=message):
         RAVLT(**{'arch': TOY, **options})
+
+
+def test_each_stage_may_have_an_attention_of_its_own():
+    cfgs = [dict(type='RALA'), None, dict(type='ReLUAttention'), dict(type='STILLAttention')]
+    model = RAVLT(TOY, ('linear', 'softmax', 'linear', 'linear'), cfgs)
+    found = [type(stage[0].attn).__name__ for stage in model.stages]
+    assert found == ['RALA', 'SoftmaxAttention', 'ReLUAttention', 'STILLAttention']
+    with pytest.raises(ValueError, match='one for each of the 4 stages, got 2'):
+        RAVLT(TOY, 'linear', cfgs[:2])

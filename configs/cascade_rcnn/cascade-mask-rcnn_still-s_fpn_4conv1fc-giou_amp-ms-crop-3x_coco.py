@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/protocols/cascade-mask-rcnn_amp-ms-crop-3x_coco.py',
+    '../_base_/hosts/still-s.py',
+]
+
+model = dict(backbone=_base_.host, neck=dict(in_channels=_base_.channels))

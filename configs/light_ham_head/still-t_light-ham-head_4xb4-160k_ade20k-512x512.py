@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/protocols/light-ham-head_4xb4-160k_ade20k.py',
+    '../_base_/hosts/still-t.py',
+]
+
+model = dict(backbone=_base_.host, decode_head=dict(in_channels=_base_.channels[1:]))

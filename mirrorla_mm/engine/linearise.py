@@ -1,0 +1,188 @@
+"""From a backbone with softmax attention to one that is linear: which layers, and what config."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from torch import nn
+
+from ..attention import Attention
+from ..backbones.ravlt import ARCHS, arch_settings, stage_attentions
+from ..registry import MODELS
+from .errors import UserError
+
+__all__ = ['layers_of', 'linear_backbone', 'linear_config', 'swin_warning']
+
+SOFTMAX = ('softmax',) * 4
+MIRROR = dict(type='MirrorAttention')
+# PVT's, in its softmax and in its linear stages.
+REDUCTIONS = dict(sr_ratios=(8, 4, 2, 1), linear_sr_ratios=(1, 1, 1, 1))
+
+
+@dataclass(frozen=True)
+class Host:
+    """How the layers of a backbone are named and replaced.
+
+    Attributes:
+        linear (str): The backbone of this project that takes its place.
+        layers (str): Pattern of its attention layers' names; ``{}`` is the stage, from 0.
+        layout (str | tuple[str, ...]): Its layout where the config names none.
+        attention (Callable): Its attention where the config names none, from the backbone's config.
+    """
+
+    linear: str
+    layers: str
+    layout: str | tuple[str, ...]
+    attention: Callable[[dict], dict] = lambda backbone: MIRROR
+
+
+_RAVLT_LAYERS = r'stages\.{}\.\d+\.attn'
+_SWIN_LAYERS = r'stages\.{}\.blocks\.\d+\.attn'
+_PVT_LAYERS = r'layers\.{}\.1\.\d+\.attn'
+HOSTS = {
+    'RAVLT': Host('RAVLT', _RAVLT_LAYERS, 'hybrid', lambda _: dict(type='RALA')),
+    'MirrorLA': Host(
+        'RAVLT',
+        _RAVLT_LAYERS,
+        'hybrid',
+        lambda backbone: dict(MIRROR, reflection=dict(backbone.get('reflection') or {})),
+    ),
+    'NaLaFormer': Host('NaLaFormer', _RAVLT_LAYERS, 'hybrid', lambda _: dict(type='NaLaAttention')),
+    'LinearSwin': Host('LinearSwin', _SWIN_LAYERS, 'hybrid'),
+    'SwinTransformer': Host('LinearSwin', _SWIN_LAYERS, SOFTMAX),
+    'LinearPVT': Host('LinearPVT', _PVT_LAYERS, 'linear'),
+    'PyramidVisionTransformer': Host('LinearPVT', _PVT_LAYERS, SOFTMAX),
+}
+STAGES = 4
+
+
+def host_of(backbone: dict) -> Host:
+    """What is known of a backbone.
+
+    Raises:
+        UserError: If it is none of :data:`HOSTS`.
+    """
+    kind = backbone.get('type', '')
+    name = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+    if name not in HOSTS:
+        raise UserError(
+            f"The backbone '{name}' cannot be linearised: choose a config with one of "
+            f'{", ".join(HOSTS)}.'
+        )
+    return HOSTS[name]
+
+
+def linear_backbone(backbone: dict, attn: dict, stages: Iterable[int]) -> dict:
+    """The config of a backbone with another attention in some stages.
+
+    Everything else stays; weights that are named for the old backbone alone are left out. RAVLT
+    with the mirror map in every stage becomes ``MirrorLA``.
+
+    Args:
+        backbone (dict): ``model.backbone`` of a config.
+        attn (dict): ``type`` and options of the new attention.
+        stages (Iterable[int]): Stages that get it, from 1.
+
+    Returns:
+        dict: ``model.backbone`` of the new config.
+
+    Raises:
+        UserError: If the backbone is unknown, the attention is none, or there is no such stage.
+    """
+    host = host_of(backbone)
+    stages = sorted(set(stages))
+    count = _stages(backbone)
+    if not stages or not set(stages) <= set(range(1, count + 1)):
+        raise UserError(f'The stages of this backbone are 1 to {count}, not {_listed(stages)}.')
+    _check_attention(attn)
+    new = copy.deepcopy(dict(backbone))
+    old = new.pop('attn_cfg', None) or host.attention(new)
+    cfgs = list(stage_attentions(old, new.get('layout') or host.layout, count))
+    if host.linear == 'LinearPVT':
+        # Keys that were reduced stay reduced, with the same weights.
+        softmax, linear = (new.get(name, default) for name, default in REDUCTIONS.items())
+        new['linear_sr_ratios'] = tuple(
+            ours if cfg else theirs for cfg, ours, theirs in zip(cfgs, linear, softmax)
+        )
+    for stage in stages:
+        cfgs[stage - 1] = copy.deepcopy(dict(attn))
+    new.pop('reflection', None)
+    new.pop('init_cfg', None)
+    new.pop('pretrained', None)
+    new['type'] = f'mirrorla_mm.{host.linear}'
+    reflection = _common_reflection(cfgs)
+    if host.linear == 'RAVLT' and reflection is not None:
+        return dict(new, type='mirrorla_mm.MirrorLA', layout='linear', reflection=reflection)
+    new['layout'] = tuple('linear' if cfg else 'softmax' for cfg in cfgs)
+    return dict(new, attn_cfg=cfgs)
+
+
+def linear_config(cfg: Config, attn: dict, stages: Iterable[int]) -> Config:
+    """A config with the backbone of :func:`linear_backbone`, and no weights to start from."""
+    cfg = copy.deepcopy(cfg)
+    new = linear_backbone(cfg.model.backbone, attn, stages)
+    cfg.model.backbone = ConfigDict(new)
+    if 'pretrained' in cfg.model:
+        cfg.model.pretrained = None
+    cfg.load_from, cfg.resume = None, False
+    return cfg
+
+
+def layers_of(backbone: nn.Module, stages: Iterable[int]) -> list[str]:
+    """Names of the attention layers of some stages, from 1, in the order of the pass."""
+    pattern = HOSTS[type(backbone).__name__].layers
+    wanted = re.compile('|'.join(pattern.format(stage - 1) for stage in sorted(set(stages))))
+    return [name for name, _ in backbone.named_modules() if wanted.fullmatch(name)]
+
+
+def swin_warning(backbone: dict, stages: Sequence[int]) -> str | None:
+    """What to know before Swin's windows are replaced; None for other backbones."""
+    if host_of(backbone).linear != 'LinearSwin':
+        return None
+    return (
+        "Swin's window attention is linear in the number of tokens already. The new layers of the "
+        f'stages {_listed(stages)} see the whole map instead of a window, so what they are to '
+        'imitate is not what they are good at; model.backbone.linear_window=7 keeps windows.'
+    )
+
+
+def _common_reflection(cfgs: Sequence[dict | None]) -> dict | None:
+    """Options of the reflections where every stage has the same mirror map, else None."""
+    first = dict((cfgs[0] or {}).get('reflection') or {})
+    same = [
+        cfg is not None
+        and cfg['type'].rpartition('.')[2] == MIRROR['type']
+        and not cfg.keys() - {'type', 'reflection'}
+        and dict(cfg.get('reflection') or {}) == first
+        for cfg in cfgs
+    ]
+    return first if all(same) else None
+
+
+def _stages(backbone: dict) -> int:
+    if 'arch' in backbone and not isinstance(backbone['arch'], str):
+        return len(backbone['arch']['depths'])
+    if backbone.get('arch') in ARCHS:
+        return len(arch_settings(backbone['arch'])['depths'])
+    return len(backbone.get('depths') or backbone.get('num_layers') or range(STAGES))
+
+
+def _check_attention(attn: dict[str, Any]) -> None:
+    known = sorted(
+        name
+        for name, cls in MODELS.module_dict.items()
+        if isinstance(cls, type) and issubclass(cls, Attention)
+    )
+    if attn.get('type', '').rpartition('.')[2] not in known:
+        raise UserError(
+            f"There is no attention '{attn.get('type')}'; choose from {', '.join(known)}."
+        )
+
+
+def _listed(stages: Iterable[int]) -> str:
+    return ', '.join(map(str, stages)) or 'none'

@@ -1,0 +1,228 @@
+"""Attention transfer: a linear backbone learns from the softmax backbone that it comes from."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from ..registry import MODELS, register_model
+from .checkpoint import load_checkpoint_file
+from .checkpoint_fit import check_fit
+from .linearise import layers_of
+
+__all__ = ['AttentionTransfer', 'copy_weights', 'layer_errors']
+
+# As STILL scales it, so that learning rates carry over.
+ATTENTION_WEIGHT = 1000
+TARGETS = ('attention', 'features')
+
+
+@register_model
+class AttentionTransfer(BaseModel):
+    """A frozen teacher, and a student that differs from it in the attention of some stages.
+
+    - ``'attention'``: each new layer gets the input of the teacher's layer and learns its output,
+      head by head, before the projection; only parameters that the teacher has not are trained. So
+      layers learn independently of one another (STILL, arXiv 2602.02180).
+    - ``'features'``: the student runs by itself and learns the teacher's output maps; all
+      parameters of the new layers are trained.
+
+    Both run in evaluation mode: batch norms keep their statistics and nothing is dropped. Only
+    images are used, no labels.
+
+    Args:
+        teacher (dict): Its backbone.
+        student (dict): The student's.
+        checkpoints (Sequence[str]): Files of teacher and student, backbones under ``backbone.``.
+        stages (Sequence[int]): Stages with new attention, from 1.
+        target (str): ``'attention'`` or ``'features'``.
+        data_preprocessor (dict, optional): That of the config.
+
+    Raises:
+        ValueError: If ``target`` is not valid.
+    """
+
+    def __init__(
+        self,
+        teacher: dict,
+        student: dict,
+        checkpoints: Sequence[str],
+        stages: Sequence[int],
+        target: str = 'attention',
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        if target not in TARGETS:
+            raise ValueError(f"target needs to be one of {', '.join(TARGETS)}, got '{target}'.")
+        self.checkpoints = tuple(checkpoints)
+        self.target = target
+        self.teacher, self.student = (build_backbone(cfg) for cfg in (teacher, student))
+        new = copy_weights(self.teacher, self.student)
+        self.layers = layers_of(self.student, stages)
+        self.requires_grad_(False)
+        for name, parameter in self.student.named_parameters():
+            in_new_layer = any(name.startswith(f'{layer}.') for layer in self.layers)
+            parameter.requires_grad_(in_new_layer and (target == 'features' or name in new))
+
+    def init_weights(self) -> None:
+        """Load teacher and student.
+
+        Raises:
+            CheckpointError: If a file does not fit.
+        """
+        for backbone, file in zip((self.teacher, self.student), self.checkpoints):
+            load_backbone(backbone, file)
+
+    def train(self, mode: bool = True) -> AttentionTransfer:
+        """Set the mode; the backbones stay in evaluation."""
+        super().train(mode)
+        self.teacher.eval()
+        self.student.eval()
+        return self
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'loss') -> dict:
+        """The loss of a batch of images (B, 3, H, W)."""
+        if mode != 'loss':
+            raise NotImplementedError('An attention transfer is trained, not tested.')
+        loss = self.attention_loss if self.target == 'attention' else self.feature_loss
+        return dict(loss=loss(inputs))
+
+    def attention_loss(self, images: Tensor) -> Tensor:
+        """1000 times the mean over the layers of the squared error of the heads' outputs."""
+        pairs = teacher_forced(self.teacher, self.student, self.layers, images)
+        errors = [F.mse_loss(ours, theirs) for _, ours, theirs in pairs]
+        return ATTENTION_WEIGHT * torch.stack(errors).mean()
+
+    def feature_loss(self, images: Tensor) -> Tensor:
+        """Mean over the output maps of their squared error, over the teacher's variance."""
+        with torch.no_grad():
+            targets = self.teacher(images)
+        errors = [
+            F.mse_loss(ours.float(), theirs.float()) / theirs.float().var().clamp(min=1e-6)
+            for ours, theirs in zip(self.student(images), targets)
+        ]
+        return torch.stack(errors).mean()
+
+
+def build_backbone(cfg: dict) -> nn.Module:
+    """A backbone without weights, none of it frozen."""
+    cfg = {key: value for key, value in cfg.items() if key not in ('init_cfg', 'frozen_stages')}
+    return MODELS.build(cfg)
+
+
+def load_backbone(backbone: nn.Module, file: str) -> None:
+    """Fill a backbone from a checkpoint that holds it under ``backbone.``.
+
+    Raises:
+        CheckpointError: If a parameter or statistic is missing or has another shape.
+    """
+    checkpoint = load_checkpoint_file(file, 'cpu')
+    check_fit(nn.ModuleDict(dict(backbone=backbone)), checkpoint, file)
+
+
+def copy_weights(teacher: nn.Module, student: nn.Module) -> list[str]:
+    """Copy whatever teacher and student have in common.
+
+    Returns:
+        list[str]: Parameters of the student that the teacher has not, at their initial values.
+    """
+    missing = student.load_state_dict(teacher.state_dict(), strict=False).missing_keys
+    return [name for name, _ in student.named_parameters() if name in set(missing)]
+
+
+def layer_errors(
+    teacher: nn.Module, student: nn.Module, layers: Sequence[str], images: Tensor
+) -> dict[str, float]:
+    """Squared error of each layer's output, on the teacher's input, over the output's power.
+
+    Args:
+        teacher (nn.Module): Backbone in evaluation mode.
+        student (nn.Module): Backbone in evaluation mode.
+        layers (Sequence[str]): Names of the attention layers, in both.
+        images (Tensor): Shape (B, 3, H, W), normalised.
+
+    Returns:
+        dict[str, float]: 0 is a perfect copy; 1 is what an output of zeros has.
+    """
+    pairs = teacher_forced(teacher, student, layers, images)
+    return {
+        name: ((ours - theirs).square().mean() / theirs.square().mean()).item()
+        for name, ours, theirs in pairs
+    }
+
+
+def teacher_forced(
+    teacher: nn.Module, student: nn.Module, layers: Sequence[str], images: Tensor
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, student's and teacher's output of each layer on the teacher's input.
+
+    Outputs are those of the heads, (B, N, C), before their projection.
+    """
+    for name, (x, hw_shape) in layer_inputs(teacher, layers, images).items():
+        theirs = heads_of(teacher.get_submodule(name), x, hw_shape).detach()
+        yield name, heads_of(student.get_submodule(name), x, hw_shape), theirs
+
+
+@torch.no_grad()
+def layer_inputs(
+    backbone: nn.Module, layers: Sequence[str], images: Tensor
+) -> dict[str, tuple[Tensor, tuple[int, int]]]:
+    """Tokens (B, N, C) and grid that each layer gets for some images."""
+    inputs: dict[str, tuple[Tensor, tuple[int, int]]] = {}
+    with ExitStack() as stack:
+        for name in layers:
+
+            def note(module: nn.Module, args: tuple, kwargs: dict, name: str = name) -> None:
+                hw_shape = args[1] if len(args) > 1 else kwargs['hw_shape']
+                inputs[name] = args[0], tuple(hw_shape)
+
+            hook = backbone.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
+            stack.callback(hook.remove)
+        backbone(images)
+    return inputs
+
+
+def heads_of(layer: nn.Module, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    """Outputs of all heads (B, N, C), in float32, before the projection that mixes them."""
+    # PVT's layers add what they get as the identity.
+    adds = 'identity' in inspect.signature(layer.forward).parameters
+    identity = (torch.zeros_like(x),) if adds else ()
+    # Without gradients our layers take roads on which the projection is not a step of its own.
+    with unprojected(layer), torch.enable_grad():
+        return layer(x, hw_shape, *identity).float()
+
+
+@contextmanager
+def unprojected(layer: nn.Module) -> Iterator[None]:
+    """Let an attention layer put out its heads instead of their projection."""
+    projections = [
+        (module, name, projection)
+        for module in layer.modules()
+        for name in ('proj', 'out_proj')
+        if isinstance(projection := getattr(module, name, None), nn.Linear)
+    ]
+    for module, name, projection in projections:
+        # torch's multi-head attention reads the weights of its projection.
+        setattr(module, name, identity_like(projection) if name == 'out_proj' else nn.Identity())
+    try:
+        yield
+    finally:
+        for module, name, projection in projections:
+            setattr(module, name, projection)
+
+
+def identity_like(projection: nn.Linear) -> nn.Linear:
+    """A linear layer that changes nothing."""
+    identity = copy.deepcopy(projection).requires_grad_(False)
+    nn.init.eye_(identity.weight)
+    if identity.bias is not None:
+        nn.init.zeros_(identity.bias)
+    return identity

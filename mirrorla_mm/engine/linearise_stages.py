@@ -1,0 +1,382 @@
+"""The stages of a linearisation: each is a training of its own, and leaves a file."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import barrier, is_main_process
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from .atomic import whole_file
+from .checkpoint import CheckpointError, load_checkpoint_file
+from .checkpoint_fit import CheckpointFitHook
+from .data import check_data
+from .errors import UserError
+from .launch import build_runner
+from .linearise import layers_of, linear_config
+from .linearise_model import (
+    build_backbone,
+    copy_weights,
+    layer_errors,
+    load_backbone,
+)
+from .prepare import prepare_training
+from .resuming import find_latest_checkpoint
+from .work_dir import hold_work_dir
+
+__all__ = ['Linearisation', 'named', 'shorten']
+
+PREFIX = 'backbone.'
+TRANSFERS = ('attention', 'features')
+FINE_TUNED = 'fine-tuned'
+SETTINGS = 'settings.json'
+RESULTS = 'results.json'
+
+
+class Linearisation:
+    """Make a trained model linear, stage by stage; what a work dir holds already is not repeated.
+
+    The states of the model are ``teacher``, ``copied``, ``attention``, ``features`` and
+    ``fine-tuned``; each but the first is a file of the work dir with that name.
+
+    Args:
+        cfg (Config): Of the trained model, with ``work_dir``.
+        checkpoint (str): Its weights; those of the backbone alone are enough.
+        attn (dict): ``type`` and options of the new attention.
+        stages (Sequence[int]): Stages that get it, from 1.
+        iters (Mapping[str, int]): Iterations of ``attention``, ``features`` and ``fine-tuned``; 0
+            leaves a stage out.
+        lrs (Mapping[str, float]): Learning rates of the first two.
+
+    Raises:
+        UserError: If the backbone cannot be linearised, or the work dir holds another model's.
+        CheckpointError: If the checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        checkpoint: str,
+        attn: dict,
+        stages: Sequence[int],
+        iters: Mapping[str, int],
+        lrs: Mapping[str, float],
+    ) -> None:
+        self.cfg = cfg
+        self.checkpoint = checkpoint
+        self.stages = sorted(set(stages))
+        self.iters = dict(iters)
+        self.lrs = dict(lrs)
+        self.work_dir = Path(cfg.work_dir)
+        self.student = linear_config(cfg, attn, stages)
+        init_default_scope(cfg.get('default_scope') or 'mirrorla_mm')
+        self.new_parameters = self._new_parameters()
+        self._claim_work_dir()
+
+    # --- States ---------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Go through all stages.
+
+        Returns:
+            Path: The file of the last.
+        """
+        file = self.copy()
+        for target in TRANSFERS:
+            if not self.iters[target]:
+                continue
+            if target == 'attention' and not self.new_parameters:
+                print_log(
+                    'The new attention has no parameters of its own: there is no attention '
+                    'transfer.',
+                    'current',
+                )
+                continue
+            file = self.transfer(target, file)
+        if self.iters[FINE_TUNED]:
+            file = self.fine_tune(file)
+        return file
+
+    def states(self) -> dict[str, Path]:
+        """Files of the states that there are, in order."""
+        names = ('copied', *TRANSFERS, FINE_TUNED)
+        return {name: self.file(name) for name in names if self.file(name).is_file()}
+
+    def file(self, state: str) -> Path:
+        """The file of a state."""
+        return self.work_dir / f'{state}.pth'
+
+    def copy(self) -> Path:
+        """Fill the new model with the weights that it shares with the old."""
+        file = self.file('copied')
+        if not file.is_file():
+            teacher, student = self._teacher(), build_backbone(self.student.model.backbone)
+            copy_weights(teacher, student)
+            self._save(student, file)
+        return file
+
+    def transfer(self, target: str, start: Path) -> Path:
+        """Train the new layers to imitate the old, see :class:`.AttentionTransfer`."""
+        file = self.file(target)
+        if file.is_file():
+            return file
+        runner = self._runner(self._transfer_config(target, start))
+        runner.train()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._save(model.student, file)
+        return file
+
+    def fine_tune(self, start: Path) -> Path:
+        """Train the whole model on its task, by the config."""
+        file = self.file(FINE_TUNED)
+        if file.is_file():
+            return file
+        cfg = self.fine_tuning_config(start)
+        runner = self._runner(cfg)
+        runner.train()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._write(model.state_dict(), file)
+        return file
+
+    def export(self, file: Path) -> tuple[Path, Path]:
+        """Write the config and the checkpoint that the ordinary tools take."""
+        config, checkpoint = self.work_dir / 'linearised.py', self.work_dir / 'linearised.pth'
+        cfg = copy.deepcopy(self.student)
+        for key in ('work_dir', 'launcher'):
+            cfg.pop(key, None)
+        cfg.load_from = str(checkpoint)
+        if is_main_process():
+            with whole_file(checkpoint) as partial:
+                partial.write_bytes(file.read_bytes())
+            with whole_file(config) as partial:
+                partial.write_text(cfg.pretty_text, encoding='utf-8')
+        barrier()
+        return config, checkpoint
+
+    # --- Measurements ---------------------------------------------------------------------------
+
+    def metrics(self, state: str) -> dict[str, float] | None:
+        """Test scores of a state; None where the weights of the head are not trained."""
+        if state != FINE_TUNED and not self.has_head():
+            return None
+        teacher = state == 'teacher'
+        file = self.checkpoint if teacher else str(self.file(state))
+
+        def test() -> dict[str, float]:
+            cfg = copy.deepcopy(self.cfg if teacher else self.student)
+            cfg.load_from, cfg.resume, cfg.log_level = file, False, 'WARNING'
+            cfg.work_dir = str(self.work_dir / 'tests' / state)
+            check_data(cfg, ('test_dataloader', 'test_evaluator'))
+            runner = build_runner(named(cfg, f'test-{state}'))
+            runner.register_hook(CheckpointFitHook(file))
+            return {key: float(value) for key, value in runner.test().items()}
+
+        return self._remembered(f'metrics of {state}', test)
+
+    def errors(self, state: str, images: Sequence[Tensor]) -> dict[str, float]:
+        """Relative squared error of each new layer, averaged over batches of images."""
+
+        def measure() -> dict[str, float]:
+            teacher = self._teacher()
+            student = build_backbone(self.student.model.backbone)
+            load_backbone(student, str(self.file(state)))
+            teacher.eval()
+            student.eval()
+            layers = layers_of(student, self.stages)
+            found = [
+                layer_errors(teacher, student.requires_grad_(False), layers, batch)
+                for batch in images
+            ]
+            return {name: sum(each[name] for each in found) / len(found) for name in layers}
+
+        return self._remembered(f'errors of {state}', measure)
+
+    def images(self, batches: int = 4) -> list[Tensor]:
+        """The first batches of the test images, as the backbone gets them."""
+        loader = Runner.build_dataloader(copy.deepcopy(self.cfg.test_dataloader), seed=0)
+        preprocessor = ROOT_MODELS.build(self._preprocessor())
+        chosen = (data for _, data in zip(range(batches), loader))
+        return [preprocessor(data, False)['inputs'].float() for data in chosen]
+
+    def has_head(self) -> bool:
+        """Whether the checkpoint holds more than a backbone."""
+        return any(not key.startswith(PREFIX) for key in self._weights())
+
+    # --- Parts ----------------------------------------------------------------------------------
+
+    def _transfer_config(self, target: str, start: Path) -> Config:
+        iters = self.iters[target]
+        cfg = Config(
+            dict(
+                default_scope=self.cfg.get('default_scope'),
+                custom_imports=self.cfg.get('custom_imports'),
+                env_cfg=self.cfg.get('env_cfg') or {},
+                launcher=self.cfg.get('launcher', 'none'),
+                log_level=self.cfg.get('log_level', 'INFO'),
+                randomness=self.cfg.get('randomness') or dict(seed=0),
+                work_dir=str(self.work_dir / f'{target}-training'),
+                model=dict(
+                    type='mirrorla_mm.AttentionTransfer',
+                    teacher=self.cfg.model.backbone.to_dict(),
+                    student=self.student.model.backbone.to_dict(),
+                    checkpoints=(self.checkpoint, str(start)),
+                    stages=self.stages,
+                    target=target,
+                    data_preprocessor=self._preprocessor(),
+                ),
+                train_dataloader=copy.deepcopy(self.cfg.train_dataloader),
+                optim_wrapper=dict(
+                    type='OptimWrapper',
+                    optimizer=dict(type='AdamW', lr=self.lrs[target], weight_decay=0.0),
+                ),
+            )
+        )
+        return shorten(cfg, iters)
+
+    def fine_tuning_config(self, start: Path) -> Config:
+        """The user's config with the linear backbone, another start and few iterations."""
+        cfg = copy.deepcopy(self.student)
+        cfg.load_from = str(start)
+        cfg.work_dir = str(self.work_dir / f'{FINE_TUNED}-training')
+        return shorten(cfg, self.iters[FINE_TUNED])
+
+    def _runner(self, cfg: Config) -> Runner:
+        latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+        cfg.resume = latest is not None
+        if latest:
+            cfg.load_from = latest
+        check_data(cfg, ('train_dataloader',))
+        prepare_training(cfg)
+        return build_runner(named(cfg, Path(cfg.work_dir).name))
+
+    def _preprocessor(self) -> dict:
+        found = self.cfg.model.get('data_preprocessor') or self.cfg.get('data_preprocessor')
+        return dict(found or dict(type='BaseDataPreprocessor'))
+
+    def _teacher(self) -> nn.Module:
+        teacher = build_backbone(self.cfg.model.backbone)
+        load_backbone(teacher, self.checkpoint)
+        return teacher
+
+    def _new_parameters(self) -> list[str]:
+        return copy_weights(self._teacher(), build_backbone(self.student.model.backbone))
+
+    def _weights(self) -> dict[str, Tensor]:
+        checkpoint = load_checkpoint_file(self.checkpoint, 'cpu')
+        weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
+        if not any(key.startswith(PREFIX) for key in weights):
+            raise CheckpointError(
+                f"The checkpoint {self.checkpoint} holds no entry that begins with '{PREFIX}'."
+            )
+        return dict(weights)
+
+    def _save(self, backbone: nn.Module, file: Path) -> None:
+        """Write the old model with another backbone."""
+        rest = {k: v for k, v in self._weights().items() if not k.startswith(PREFIX)}
+        own = {f'{PREFIX}{key}': value for key, value in backbone.state_dict().items()}
+        self._write({**own, **rest}, file)
+
+    def _write(self, weights: Mapping[str, Tensor], file: Path) -> None:
+        if is_main_process():
+            content = io.BytesIO()
+            meta = load_checkpoint_file(self.checkpoint, 'cpu')
+            meta = meta.get('meta') if isinstance(meta, dict) else None
+            classes = {
+                k: meta[k] for k in ('dataset_meta',) if isinstance(meta, dict) and k in meta
+            }
+            torch.save(
+                dict(meta=classes, state_dict={k: v.cpu() for k, v in weights.items()}), content
+            )
+            with whole_file(file) as partial:
+                partial.write_bytes(content.getvalue())
+        barrier()
+
+    def _claim_work_dir(self) -> None:
+        """Refuse a folder whose files come from other settings."""
+        settings = dict(
+            checkpoint=str(Path(self.checkpoint).resolve()),
+            backbone=json.loads(json.dumps(self.student.model.backbone.to_dict(), default=str)),
+            iters=self.iters,
+            lrs=self.lrs,
+        )
+        note = self.work_dir / SETTINGS
+        if note.is_file():
+            if json.loads(note.read_text('utf-8')) != settings:
+                raise UserError(
+                    f'{self.work_dir} holds a linearisation with other settings: name another '
+                    'folder with --work-dir, or delete this one.'
+                )
+        elif is_main_process():
+            with whole_file(note) as partial:
+                partial.write_text(json.dumps(settings, indent=1) + '\n', encoding='utf-8')
+        if is_main_process():
+            hold_work_dir(self.work_dir)
+
+    def _remembered(self, key: str, measure: Any) -> dict[str, float]:
+        """What was measured before, else what is measured now."""
+        file = self.work_dir / RESULTS
+        results = json.loads(file.read_text('utf-8')) if file.is_file() else {}
+        if key not in results:
+            results[key] = measure()
+            if is_main_process():
+                with whole_file(file) as partial:
+                    partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+        return results[key]
+
+
+def shorten(cfg: Config, iters: int) -> Config:
+    """A training of so many iterations, with a short rise and a cosine fall of the learning rate.
+
+    Validation is left to the table at the end.
+    """
+    cfg.train_cfg = ConfigDict(type='IterBasedTrainLoop', max_iters=iters)
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg'):
+        cfg.pop(key, None)
+    cfg.pop('test_evaluator', None)
+    rise = max(1, iters // 10)
+    cfg.param_scheduler = [
+        ConfigDict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=rise),
+        ConfigDict(
+            type='CosineAnnealingLR',
+            by_epoch=False,
+            begin=rise,
+            end=iters,
+            T_max=max(1, iters - rise),
+            eta_min=0.0,
+        ),
+    ]
+    cfg.log_processor = ConfigDict(type='LogProcessor', window_size=20, by_epoch=False)
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hooks['logger'] = ConfigDict(
+        type='LoggerHook', interval=max(1, min(50, iters // 10)), log_metric_by_epoch=False
+    )
+    hooks['checkpoint'] = ConfigDict(
+        type='mirrorla_mm.CheckpointHook',
+        by_epoch=False,
+        interval=max(1, min(1000, iters // 4)),
+        max_keep_ckpts=1,
+    )
+    hooks.pop('visualization', None)
+    return cfg
+
+
+def named(cfg: Config, name: str) -> Config:
+    """Give a run a name of its own: several share this process."""
+    folder = Path(cfg.work_dir)
+    cfg.experiment_name = f'{folder.parent.name}-{name}'
+    cfg.visualizer = ConfigDict(
+        type='Visualizer', name=cfg.experiment_name, vis_backends=[dict(type='LocalVisBackend')]
+    )
+    return cfg
