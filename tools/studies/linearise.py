@@ -38,13 +38,13 @@ from mirrorla_mm.engine.linearise_stages import Linearisation, named, shorten
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
 
-CONFIG = 'configs/studies/linearise-study_efficientvit-head_1xb4-8e_demo-128x128.py'
+CONFIG = 'configs/studies/linearise-study_efficientvit-head_1xb4-8e_demo-96x96.py'
 STAGES = (3, 4)
 ARMS = {
     'ReLU': dict(type='ReLUAttention'),
     'mirror': dict(type='MirrorAttention'),
     'NP-Map': dict(type='STILLAttention', window=1, top_k=0),
-    'STILL': dict(type='STILLAttention', window=4, top_k=1),
+    'STILL': dict(type='STILLAttention', window=3, top_k=1),
 }
 # States of an arm, as the table names them.
 STATES = ('copied', 'transferred', 'fine-tuned', 'without transfer', 'from scratch')
@@ -59,11 +59,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/linearise-study'))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), metavar='ARM')
-    parser.add_argument('--teacher-iters', type=int, default=400)
+    parser.add_argument('--teacher-iters', type=int, default=300)
     parser.add_argument(
-        '--iters', type=int, default=80, help='of the transfer, and of the fine-tuning'
+        '--iters', type=int, default=40, help='of the transfer, and of the fine-tuning'
     )
-    parser.add_argument('--scenes', type=int, nargs=2, default=[200, 60], help='to train and test')
+    parser.add_argument('--scenes', type=int, nargs=2, default=[160, 40], help='to train and test')
     parser.add_argument('--report', type=Path, help='folder for results.json, .md and .png')
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     return parser.parse_args()
@@ -83,7 +83,7 @@ class Study:
         """Do all that is missing; what answers most comes first."""
         data = self.args.work_dir / 'scenes'
         train, val = self.args.scenes
-        draw_dataset(data, Recipe(size=128, train=train, val=val))
+        draw_dataset(data, Recipe(size=96, train=train, val=val))
         os.environ['MIRRORLA_DEMO_DATA'] = str(data.resolve())
         for seed in self.args.seeds:
             self.part(f'{TEACHER}/{seed}', lambda seed=seed: self.train_teacher(seed))

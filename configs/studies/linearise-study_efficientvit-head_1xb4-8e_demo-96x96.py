@@ -8,7 +8,7 @@ _base_ = [
 default_scope = 'mmseg'
 
 model = dict(
-    data_preprocessor=dict(size=(128, 128)),
+    data_preprocessor=dict(size=(96, 96)),
     backbone=dict(
         type='mirrorla_mm.MirrorLA',
         arch=dict(embed_dims=(16, 32, 64, 96), depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 6)),
@@ -26,7 +26,7 @@ model = dict(
 
 for _loader in (_base_.train_dataloader, _base_.val_dataloader, _base_.test_dataloader):
     _loader.dataset.pipeline = [
-        dict(_step, scale=(128, 128)) if _step['type'] == 'Resize' else _step
+        dict(_step, scale=(96, 96)) if _step['type'] == 'Resize' else _step
         for _step in _loader.dataset.pipeline
     ]
     _loader.update(num_workers=0, persistent_workers=False)
