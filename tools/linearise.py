@@ -13,12 +13,6 @@ import argparse
 import logging
 from statistics import mean
 
-import torch
-from mmengine.logging import print_log
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
 from mirrorla_mm.analysis.compare import Cost, measure
 from mirrorla_mm.engine.checkpoint import require_file
@@ -27,6 +21,12 @@ from mirrorla_mm.engine.launch import ConfigOptions, add_common_arguments, load_
 from mirrorla_mm.engine.linearise import swin_warning
 from mirrorla_mm.engine.linearise_model import build_backbone
 from mirrorla_mm.engine.linearise_stages import Linearisation
+
+import torch
+from mmengine.logging import print_log
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
 STEPS = ('attention', 'features', 'fine-tuned')
 

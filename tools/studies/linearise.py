@@ -22,12 +22,6 @@ from datetime import date
 from pathlib import Path
 from statistics import mean
 
-import torch
-from mmengine.config import Config
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
 from mirrorla_mm.analysis.study import mean_and_spread
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset
@@ -37,6 +31,12 @@ from mirrorla_mm.engine.linearise import linear_config
 from mirrorla_mm.engine.linearise_stages import Linearisation, named, shorten
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 
 CONFIG = 'configs/studies/linearise-study_efficientvit-head_1xb4-8e_demo-96x96.py'
 STAGES = (3, 4)
