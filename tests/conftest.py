@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # Workers share the cores; commands that tests start inherit this.
@@ -13,6 +14,8 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+
+from tests.plain_configs import write_plainly
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -58,6 +61,12 @@ def _fresh_start() -> None:
     """No test depends on what an earlier one drew, or on the default scope that it left behind."""
     torch.manual_seed(0)
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def plain_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write configs without yapf."""
+    write_plainly(partial(monkeypatch.setattr, raising=False))
 
 
 @pytest.fixture

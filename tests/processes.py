@@ -10,7 +10,6 @@ import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 TESTS = Path(__file__).resolve().parent
 
@@ -67,9 +66,7 @@ def _work(log: Path, environment: dict, folder: str, command: list[str]) -> None
     with log.open('ab', buffering=0) as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    # Prettifying the config for logs and checkpoints costs more than all the rest.
-    config: Any = sys.modules['mmengine.config.config']
-    config.FormatCode = lambda code, **_: (code, False)
+    runpy.run_path(str(TESTS / 'plain_configs.py'))['write_plainly']()
     multiprocessing.set_start_method('fork', force=True)  # as in a command line
     sys.argv = command
     runpy.run_path(command[0], run_name='__main__')

@@ -4,7 +4,6 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
-import mmengine.config.config as mmengine_config
 import pytest
 import torch
 from mmdet.testing import demo_mm_inputs
@@ -15,7 +14,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
-from yapf.yapflib import yapf_api
 
 from mirrorla_mm.analysis.flops import build_empty
 from mirrorla_mm.analysis.metafiles import PRETRAIN_HOSTS
@@ -83,11 +81,8 @@ def listed() -> dict[str, dict]:
 
 @pytest.mark.parametrize('name', FILES)
 def test_config_survives_dump_and_has_the_parameters_that_its_metafile_states(
-    name, listed, tmp_path, monkeypatch
+    name, listed, tmp_path, plain_configs
 ):
-    # yapf, which only makes the dump pretty, takes most of the time.
-    for module in (yapf_api, mmengine_config):  # onedl's mmengine imports it when it dumps
-        monkeypatch.setattr(module, 'FormatCode', lambda text, **_: (text, True), raising=False)
     cfg = load(name)
     cfg.dump(tmp_path / 'dumped.py')
     assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == cfg.to_dict()

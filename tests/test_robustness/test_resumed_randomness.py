@@ -18,11 +18,7 @@ from mirrorla_mm.engine.reproducible import Draw, make_reproducible, seed_everyt
 from tests import processes
 from tests.noise_segmentation import config, draw_images
 
-
-@pytest.fixture(autouse=True)
-def _plain_configs(monkeypatch):
-    """Prettifying the config for logs and checkpoints costs more than all the rest."""
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda code, **_: (code, False))
+pytestmark = pytest.mark.usefixtures('plain_configs')
 
 
 def losses(work_dir: Path) -> dict[int, float]:

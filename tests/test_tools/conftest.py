@@ -78,11 +78,9 @@ def forget_earlier_runs() -> None:
 
 
 @pytest.fixture()
-def run(monkeypatch, tmp_path) -> Callable[..., None]:
+def run(monkeypatch, tmp_path, plain_configs) -> Callable[..., None]:
     """Runs ``tools/<name>.py`` with arguments, in this process and in the folder of the test."""
     monkeypatch.chdir(tmp_path)
-    # Prettifying the config for logs and checkpoints costs more than all the rest.
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda code, **_: (code, False))
 
     def call(name: str, *args: object) -> None:
         path = REPOSITORY / 'tools' / f'{name}.py'
