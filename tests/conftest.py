@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 # Workers share the cores; commands that tests start inherit this.
@@ -67,6 +69,16 @@ def _fresh_start() -> None:
 def plain_configs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write configs without yapf."""
     write_plainly(partial(monkeypatch.setattr, raising=False))
+
+
+@pytest.fixture
+def served(tmp_path) -> Iterator[str]:
+    """The address of a web server that gives out the test's folder."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
 
 
 @pytest.fixture

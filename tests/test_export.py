@@ -6,9 +6,10 @@ from mirrorla_mm.backbones import MirrorLA
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.export import RawOutputs, export, largest_error, prepare
 from mirrorla_mm.registry import MODELS
+from tests.archs import TINY
 
-SMALL = dict(embed_dims=(8, 16, 16, 24), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 3))
-BACKBONE = dict(type='mirrorla_mm.MirrorLA', arch=SMALL, layout='linear')
+BACKBONE = dict(type='mirrorla_mm.MirrorLA', arch=TINY, layout='linear')
+CHANNELS = list(TINY['embed_dims'])
 # Sizes that were not traced: odd, and smaller than the traced one.
 UNSEEN = [(97, 131), (64, 90)]
 
@@ -17,7 +18,7 @@ def segmentor():
     init_default_scope('mmseg')
     head = dict(
         type='mirrorla_mm.EfficientViTHead',
-        in_channels=[16, 16, 24],
+        in_channels=CHANNELS[1:],
         in_index=[1, 2, 3],
         channels=8,
         num_classes=3,
@@ -27,7 +28,7 @@ def segmentor():
 
 def detector():
     init_default_scope('mmdet')
-    neck = dict(type='mmdet.FPN', in_channels=[8, 16, 16, 24], out_channels=8, num_outs=4)
+    neck = dict(type='mmdet.FPN', in_channels=CHANNELS, out_channels=8, num_outs=4)
     head = dict(
         type='mmdet.RetinaHead', num_classes=2, in_channels=8, feat_channels=8, stacked_convs=1
     )
@@ -37,7 +38,7 @@ def detector():
 @pytest.mark.slow
 def test_backbone_to_onnx_at_unseen_sizes(tmp_path):
     layout = ('linear', 'linear', 'softmax', 'linear')
-    model, file = prepare(MirrorLA(SMALL, layout)), tmp_path / 'model.onnx'
+    model, file = prepare(MirrorLA(TINY, layout)), tmp_path / 'model.onnx'
     export(model, file, 'onnx')
     assert largest_error(model, file, 'onnx', UNSEEN) < 1e-4
     assert largest_error(model, file, 'onnx', UNSEEN[:1], batch=3) < 1e-4
@@ -45,7 +46,7 @@ def test_backbone_to_onnx_at_unseen_sizes(tmp_path):
 
 @pytest.mark.slow
 def test_backbone_to_torch_export_at_unseen_sizes_and_a_wrong_graph_is_noticed(tmp_path):
-    model, file = prepare(MirrorLA(SMALL)), tmp_path / 'model.pt2'
+    model, file = prepare(MirrorLA(TINY)), tmp_path / 'model.pt2'
     export(model, file, 'torch')
     assert largest_error(model, file, 'torch', UNSEEN) < 1e-4
     with torch.no_grad():

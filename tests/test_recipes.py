@@ -1,6 +1,8 @@
 """The recipes of docs/adding_an_attention.md, followed to the letter."""
 
+import os
 import re
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 
@@ -12,6 +14,7 @@ from mirrorla_mm.backbones import RAVLT
 from mirrorla_mm.ops import backend as backends
 from mirrorla_mm.ops import mirror_attention, mirror_attention_reference, use_backend
 from mirrorla_mm.registry import MODELS
+from tests.archs import TINY
 from tests.conftest import REPOSITORY
 
 PAGE = (REPOSITORY / 'docs' / 'adding_an_attention.md').read_text()
@@ -53,12 +56,37 @@ def test_a_thirteenth_method_is_its_formula(method, follow):
     follow('3. The test', 'recipe_test').test_is_the_shifted_cosine_kernel()
 
 
+# Registers the method before the suites collect the names of all.
+PLUGIN = """
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location('mirrorla_mm.attention.shifted_cosine', {file!r})
+module = sys.modules[spec.name] = module_from_spec(spec)
+spec.loader.exec_module(module)
+"""
+
+
+@pytest.mark.slow
+def test_a_thirteenth_method_passes_the_suites_of_all_methods(method, tmp_path):
+    plugin = PLUGIN.format(file=sys.modules[method.__module__].__file__)
+    (tmp_path / 'recipe_plugin.py').write_text(plugin)
+    (command,) = re.findall('^python (-m pytest .*properties.*)$', PAGE, re.M)
+    done = subprocess.run(
+        [sys.executable, *command.split(), '-p', 'recipe_plugin', '-p', 'no:cacheprovider'],
+        env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert int(re.search(r'(\d+) passed', done.stdout)[1]) > 30
+
+
 def test_a_thirteenth_method_works_in_a_host_with_rope_whole_and_by_strips(method, monkeypatch):
     from mirrorla_mm.ops import strips
 
     monkeypatch.setattr(strips, 'STRIP_BYTES', 1 << 13)
-    tiny = dict(embed_dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2))
-    model = RAVLT(tiny, 'linear', attn_cfg=dict(type='ShiftedCosineAttention')).double().eval()
+    model = RAVLT(TINY, 'linear', attn_cfg=dict(type='ShiftedCosineAttention')).double().eval()
     image = torch.rand(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
         by_strips = model(image)

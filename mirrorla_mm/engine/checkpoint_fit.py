@@ -67,12 +67,15 @@ def _load(model: nn.Module, weights: dict, name: str) -> None:
         (re.sub(r'^module\.', '', str(key)), value) for key, value in weights.items()
     )
     renamed._metadata = getattr(weights, '_metadata', OrderedDict())  # type: ignore[attr-defined]
-    for key in model.state_dict().keys() & renamed.keys():
-        if not isinstance(renamed[key], Tensor):
-            raise CheckpointError(
-                f'The checkpoint {name} is of another model: {key} is no tensor there, but of type '
-                f'{type(renamed[key]).__name__}.'
-            )
+    for key, own in model.state_dict().items():
+        value = renamed.get(key, own)
+        if not isinstance(value, Tensor):
+            fault = f'is no tensor there, but of type {type(value).__name__}'
+        elif value.is_complex() and not own.is_complex():
+            fault = 'is complex there, and loading would drop the imaginary part'
+        else:
+            continue
+        raise CheckpointError(f'The checkpoint {name} is of another model: {key} {fault}.')
     try:
         absent, beyond = model.load_state_dict(renamed, strict=False)
     except LOADING_ERRORS as error:

@@ -8,9 +8,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mirrorla_mm.apis import Inferencer
+from tests.archs import TOY
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-ARCH = dict(embed_dims=(16, 32, 32, 64), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4))
 DETECTOR = CONFIGS / 'quickstart/retinanet_mirrorla-xt_fpn_demo.py'
 SEGMENTOR = CONFIGS / 'quickstart/mirrorla-xt_efficientvit-head_demo-160x160.py'
 MASKS = CONFIGS / 'mask_rcnn/mask-rcnn_mirrorla-t_fpn_amp-1x_coco.py'
@@ -18,9 +18,9 @@ MASKS = CONFIGS / 'mask_rcnn/mask-rcnn_mirrorla-t_fpn_amp-1x_coco.py'
 
 def toy(config: Path) -> Config:
     cfg = Config.fromfile(config)
-    cfg.model.backbone.arch = ARCH
+    cfg.model.backbone.arch = TOY
     part = 'decode_head' if cfg.default_scope == 'mmseg' else 'neck'
-    channels = ARCH['embed_dims'][-len(cfg.model[part].in_channels) :]
+    channels = TOY['embed_dims'][-len(cfg.model[part].in_channels) :]
     cfg.model[part].in_channels = list(channels)
     return cfg
 

@@ -36,6 +36,7 @@ def test_masks_have_the_images_size_and_survive_json(inferencer):
     found = inferencer(MASKS)(IMAGE)
     assert found.masks.shape == (len(found.labels), 60, 80) and found.masks.dtype == bool
     coded = found.to_dict()['masks']
+    assert len(coded) == len(found.labels) > 0
     assert all((mask.decode(code) == own).all() for code, own in zip(coded, found.masks))
 
 

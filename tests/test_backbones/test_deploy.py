@@ -5,8 +5,7 @@ from torch import nn
 from mirrorla_mm.backbones import RAVLT, MirrorLA, NaLaFormer
 from mirrorla_mm.backbones.ravlt import ARCHS
 from mirrorla_mm.ops import strips, use_backend
-
-SMALL = dict(embed_dims=(16, 32, 48, 64), depths=(1, 1, 2, 1), num_heads=(1, 2, 3, 4))
+from tests.archs import TOY
 
 
 def as_trained(model):
@@ -47,7 +46,7 @@ def test_outputs_of_every_arch_and_layout_stay(arch, layout):
 @pytest.mark.parametrize('host', [MirrorLA, RAVLT, NaLaFormer])
 def test_folding_and_streaming_are_exact(host, monkeypatch):
     monkeypatch.setattr(strips, 'STRIP_BYTES', 1 << 14)
-    model = as_trained(host(SMALL, layout=('linear', 'linear', 'softmax', 'linear'))).double()
+    model = as_trained(host(TOY, layout=('linear', 'linear', 'softmax', 'linear'))).double()
     images = torch.rand(2, 3, 141, 97, dtype=torch.float64)
     with use_backend('torch'):
         expected = [y.detach() for y in model(images)]
@@ -58,14 +57,14 @@ def test_folding_and_streaming_are_exact(host, monkeypatch):
 
 
 def test_everything_named_is_folded():
-    model = MirrorLA(SMALL, reflection=dict(shared=False)).switch_to_deploy()
+    model = MirrorLA(TOY, reflection=dict(shared=False)).switch_to_deploy()
     left = {name.split('.')[-1] for name, _ in model.named_parameters()}
     assert left == {'weight', 'bias', 'theta', 'theta_k'}
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
 def test_switching_twice_changes_nothing():
-    model = as_trained(MirrorLA(SMALL)).switch_to_deploy()
+    model = as_trained(MirrorLA(TOY)).switch_to_deploy()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     after = model.switch_to_deploy().state_dict()
     assert before.keys() == after.keys()
@@ -73,7 +72,7 @@ def test_switching_twice_changes_nothing():
 
 
 def test_training_is_refused_and_evaluation_is_not():
-    model = MirrorLA(SMALL).switch_to_deploy()
+    model = MirrorLA(TOY).switch_to_deploy()
     assert not model.eval().training
     with pytest.raises(RuntimeError, match='deploy mode, .* cannot be trained'):
         model.train()
@@ -82,7 +81,7 @@ def test_training_is_refused_and_evaluation_is_not():
 
 
 def test_plain_weights_load_before_the_switch_and_are_refused_after():
-    source, model = as_trained(MirrorLA(SMALL)), MirrorLA(SMALL)
+    source, model = as_trained(MirrorLA(TOY)), MirrorLA(TOY)
     weights = {key: value.clone() for key, value in source.state_dict().items()}
     model.load_state_dict(weights)
     model.switch_to_deploy()

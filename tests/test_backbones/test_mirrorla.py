@@ -4,8 +4,7 @@ import torch
 import mirrorla_mm
 from mirrorla_mm.attention import MirrorAttention, SoftmaxAttention
 from mirrorla_mm.backbones import RAVLT, MirrorLA
-
-TOY = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
+from tests.archs import TOY
 
 
 def kinds(model):

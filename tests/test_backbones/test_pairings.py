@@ -9,9 +9,9 @@ from mirrorla_mm import backbones
 from mirrorla_mm.analysis.compare import HOSTS, registered_methods
 from mirrorla_mm.backbones import RAVLT, LinearPVT, LinearSwin, NaLaFormer
 from mirrorla_mm.registry import MODELS, build_attention
+from tests.archs import TINY
 
 METHODS = registered_methods()
-TINY = dict(embed_dims=(8, 8, 16, 16), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2))
 
 
 def ravlt(attn_cfg, cls=RAVLT):

@@ -5,17 +5,16 @@ import torch
 
 from mirrorla_mm.backbones import RAVLT
 from mirrorla_mm.engine import CheckpointError
-
-TOY = dict(embed_dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+from tests.archs import TINY
 
 
 def start_from(file, content) -> None:
     torch.save(content, file)
-    RAVLT(TOY, init_cfg=dict(type='Pretrained', checkpoint=str(file))).init_weights()
+    RAVLT(TINY, init_cfg=dict(type='Pretrained', checkpoint=str(file))).init_weights()
 
 
 def test_missing_statistics_of_a_norm_whose_weight_is_there_are_refused(tmp_path):
-    weights = RAVLT(TOY).state_dict()
+    weights = RAVLT(TINY).state_dict()
     start_from(tmp_path / 'whole.pth', weights)
     lacking = {key: value for key, value in weights.items() if 'running' not in key}
     with pytest.raises(CheckpointError, match=r'it lacks \S+\.running_mean, the statistics of a'):
@@ -30,4 +29,4 @@ def test_files_without_weights_are_refused(tmp_path, content):
 
 def test_entries_that_are_no_tensors_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match='does not fit RAVLT'):
-        start_from(tmp_path / 'text.pth', dict.fromkeys(RAVLT(TOY).state_dict(), 'text'))
+        start_from(tmp_path / 'text.pth', dict.fromkeys(RAVLT(TINY).state_dict(), 'text'))

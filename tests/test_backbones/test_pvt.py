@@ -27,37 +27,37 @@ def test_a_file_that_does_not_fit_is_refused_by_name(oracle):
         convert_swin_pvt({k: v for k, v in state_dict.items() if k != 'block2.0.attn.kv.weight'})
 
 
-def test_without_linear_stages_it_is_the_stock():
+def test_without_linear_stages_it_is_the_upstream_backbone():
     norm_cfg = dict(type='LN', eps=1e-6)
-    stock = PyramidVisionTransformer(**SMALL, norm_cfg=norm_cfg).eval()
+    upstream = PyramidVisionTransformer(**SMALL, norm_cfg=norm_cfg).eval()
     model = LinearPVT(**SMALL, layout=('softmax',) * 4, norm_cfg=norm_cfg).eval()
-    model.load_state_dict(stock.state_dict())
+    model.load_state_dict(upstream.state_dict())
     x = torch.rand(1, 3, 96, 70)
-    for ours, theirs in zip(model(x), stock(x)):
+    for ours, theirs in zip(model(x), upstream(x)):
         assert torch.equal(ours, theirs)
 
 
-def test_a_stock_checkpoint_gives_the_stock_when_the_method_is_softmax():
+def test_an_upstream_checkpoint_gives_the_upstream_outputs_when_the_method_is_softmax():
     """Softmax attention through our own modules, so every renamed parameter has to be right."""
     norm_cfg = dict(type='LN', eps=1e-5)
-    stock = PyramidVisionTransformer(**SMALL, norm_cfg=norm_cfg).eval()
+    upstream = PyramidVisionTransformer(**SMALL, norm_cfg=norm_cfg).eval()
     attn_cfg = dict(type='SoftmaxAttention')
     model = LinearPVT(
         **SMALL, attn_cfg=attn_cfg, linear_sr_ratios=(8, 4, 2, 1), norm_cfg=norm_cfg
     ).eval()
-    model.load_state_dict(stock.state_dict())
+    model.load_state_dict(upstream.state_dict())
     x = torch.rand(1, 3, 96, 70)
-    for ours, theirs in zip(model(x), stock(x)):
+    for ours, theirs in zip(model(x), upstream(x)):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize('type', ['AgentAttention', 'PolaAttention'])
-def test_a_stock_checkpoint_loads_for_all_that_is_common(type):
-    stock = PyramidVisionTransformer(**SMALL)
+def test_an_upstream_checkpoint_loads_for_all_that_is_common(type):
+    upstream = PyramidVisionTransformer(**SMALL)
     model = LinearPVT(**SMALL, attn_cfg=dict(type=type))
-    result = model.load_state_dict(stock.state_dict(), strict=False)
+    result = model.load_state_dict(upstream.state_dict(), strict=False)
     assert not result.unexpected_keys
-    ours, theirs = model.layers[0][1][1].attn.attn, stock.layers[0][1][1].attn.attn
+    ours, theirs = model.layers[0][1][1].attn.attn, upstream.layers[0][1][1].attn.attn
     assert torch.equal(ours.qkv.weight[:48], theirs.in_proj_weight)
     assert torch.equal(ours.proj.weight, theirs.out_proj.weight)
 

@@ -1,13 +1,10 @@
-import re
-
 import pytest
 import torch
 
 from mirrorla_mm.backbones import RAVLT, MirrorLA
 from mirrorla_mm.backbones.ravlt import ARCHS
+from tests.archs import TOY
 
-TOY = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 2, 1), num_heads=(1, 2, 3, 4))
-ORACLE = dict(embed_dims=(16, 32, 48, 64), depths=(1, 1, 2, 1), num_heads=(1, 2, 3, 4))
 HOSTS = [RAVLT, MirrorLA]
 
 
@@ -40,43 +37,6 @@ def test_parameters_are_the_published_ones(arch, with_head):
     assert ravlt == pytest.approx(with_head, rel=1e-3)
     mirror = parameters_in_millions(MirrorLA(arch, out_norm=False)) + head
     assert 0 < mirror - ravlt < 0.01
-
-
-@pytest.mark.parametrize(
-    'name, layout', [('ravlt_det_paper', 'hybrid'), ('ravlt_det_linear', 'linear')]
-)
-def test_outputs_are_those_of_the_authors_model(oracle, name, layout):
-    recorded = oracle(name)
-    model = RAVLT(ORACLE, layout).eval()
-    model.load_state_dict(renamed(recorded['state_dict']))
-    for x, expected in zip(recorded['x'], recorded['y']):
-        with torch.no_grad():
-            torch.testing.assert_close(list(model(x)), list(expected), rtol=1e-4, atol=1e-5)
-
-
-def renamed(state_dict):
-    rules = [
-        (r'patch_embed\.proj', 'stem'),
-        (r'layers\.(\d)\.downsample\.reduction', r'downsamples.\1.0'),
-        (r'layers\.(\d)\.downsample\.norm', r'downsamples.\1.1'),
-        (r'layers\.(\d)\.blocks', r'stages.\1'),
-        (r'extra_norms\.(\d)\.norm', r'norms.\1'),
-        (r'(norm[12])\.norm', r'\1'),
-        (r'gamma_', 'gamma'),
-        (r'qkvo', 'qkv'),
-    ]
-    result = {}
-    for key, value in state_dict.items():
-        if 'RoPE' in key:
-            continue
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        if 'gamma' in key:
-            value = value.flatten()
-        elif re.search(r'(qkv|attn\.proj|fc[12])\.weight', key):
-            value = value.flatten(1)
-        result[key] = value
-    return result
 
 
 @pytest.mark.parametrize('host', HOSTS)
@@ -166,7 +126,7 @@ def test_memory_format_of_the_input_does_not_matter():
     torch.testing.assert_close(model(x), model(x.contiguous(memory_format=torch.channels_last)))
 
 
-def test_weights_of_another_architecture_in_a_stock_config_are_left_out():
+def test_weights_of_another_architecture_in_an_upstream_config_are_left_out():
     assert RAVLT(TOY, pretrained='open-mmlab://resnet50_v1c').init_cfg is None
     own = RAVLT(TOY, pretrained='mirrorla-t.pth').init_cfg
     assert own == dict(type='Pretrained', checkpoint='mirrorla-t.pth')

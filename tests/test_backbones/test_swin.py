@@ -30,29 +30,29 @@ def test_a_file_that_does_not_fit_is_refused_by_name(oracle):
         convert_swin_pvt({'stem.0.weight': torch.zeros(1)})
 
 
-def test_without_linear_stages_it_is_the_stock():
-    stock = SwinTransformer(**SMALL)
-    stock.eval()
+def test_without_linear_stages_it_is_the_upstream_backbone():
+    upstream = SwinTransformer(**SMALL)
+    upstream.eval()
     model = LinearSwin(**SMALL, layout=('softmax',) * 4).eval()
-    model.load_state_dict(stock.state_dict())
-    # Large enough for more than 7x7 tokens in every stage: on fewer, the stock shifts its windows
-    # where the original does not.
+    model.load_state_dict(upstream.state_dict())
+    # Large enough for more than 7x7 tokens in every stage: on fewer, the upstream class shifts its
+    # windows where the original does not.
     x = torch.rand(1, 3, 260, 300)
-    for ours, theirs in zip(model(x), stock(x)):
+    for ours, theirs in zip(model(x), upstream(x)):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('type', ['FLattenAttention', 'PolaAttention'])
-def test_a_stock_checkpoint_loads_for_all_that_is_common(tmp_path, type):
-    stock = SwinTransformer(**SMALL)
+def test_an_upstream_checkpoint_loads_for_all_that_is_common(tmp_path, type):
+    upstream = SwinTransformer(**SMALL)
     file = tmp_path / 'swin.pth'
-    weights = {f'backbone.{key}': value for key, value in stock.state_dict().items()}
+    weights = {f'backbone.{key}': value for key, value in upstream.state_dict().items()}
     torch.save({'state_dict': weights}, file)
     model = LinearSwin(
         **SMALL, attn_cfg=dict(type=type), init_cfg=dict(type='Pretrained', checkpoint=str(file))
     )
     model.init_weights()
-    ours, theirs = model.state_dict(), stock.state_dict()
+    ours, theirs = model.state_dict(), upstream.state_dict()
     projection = 'stages.0.blocks.0.attn.w_msa.qkv.weight'
     assert torch.equal(ours[projection][:48], theirs[projection])
     for key in ours.keys() & theirs.keys() - {projection}:
@@ -61,12 +61,12 @@ def test_a_stock_checkpoint_loads_for_all_that_is_common(tmp_path, type):
 
 
 def test_tables_of_another_window_are_interpolated(tmp_path):
-    stock = SwinTransformer(**SMALL, window_size=4)
-    torch.save(stock.state_dict(), file := tmp_path / 'swin.pth')
+    upstream = SwinTransformer(**SMALL, window_size=4)
+    torch.save(upstream.state_dict(), file := tmp_path / 'swin.pth')
     model = LinearSwin(**SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(file)))
     model.init_weights()
     table = model.stages[3].blocks[0].attn.w_msa.relative_position_bias_table
-    small = stock.stages[3].blocks[0].attn.w_msa.relative_position_bias_table
+    small = upstream.stages[3].blocks[0].attn.w_msa.relative_position_bias_table
     assert table.shape == (169, 8)
     torch.testing.assert_close(table[84], small[24])  # The token itself, in the middle of both.
 
@@ -103,7 +103,7 @@ def test_mistakes_are_explained():
 
 
 @pytest.mark.parametrize('arch', ['t', 's', 'b'])
-def test_arch_is_the_stock_arch(arch):
+def test_arch_is_the_upstream_arch(arch):
     from mirrorla_mm.analysis.flops import empty_parameters
 
     with empty_parameters():

@@ -9,12 +9,10 @@ import os
 import pickle
 import struct
 import tarfile
-import threading
 import zipfile
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
 from datetime import date, datetime, time, timedelta, timezone
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +34,7 @@ from mirrorla_mm.engine.checkpoint import (
     register_safe_loader,
 )
 from mirrorla_mm.engine.reproducible import make_reproducible
+from tests.strangers import Call
 
 from .toy import toy_runner
 
@@ -44,16 +43,6 @@ FORMATS = {
     'legacy': {'_use_new_zipfile_serialization': False},
     'protocol4': {'pickle_protocol': 4},
 }
-
-
-class Call:
-    """Pickles as the call of a function, as every exploit does."""
-
-    def __init__(self, function, *args):
-        self.function, self.args = function, args
-
-    def __reduce__(self):
-        return self.function, self.args
 
 
 class WithState(Call):
@@ -494,21 +483,11 @@ def test_download_that_was_cut_does_not_stay_in_the_cache(tmp_path):
     assert load_url(url, **options)['a'].sum() == 999
 
 
-@pytest.fixture()
-def served(tmp_path):
-    """A folder that a web server gives out, and its address."""
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield tmp_path, f'http://127.0.0.1:{server.server_port}'
-        server.shutdown()
-
-
-def test_run_is_resumed_from_a_url(served, monkeypatch):
-    folder, address = served
+def test_run_is_resumed_from_a_url(served, tmp_path, monkeypatch):
+    folder = tmp_path
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(folder / 'hub'))
     toy_runner(folder, max_iters=2).train()
-    url = f'{address}/iter_2.pth'
+    url = f'{served}/iter_2.pth'
     assert load_checkpoint_file(url)['meta']['iter'] == 2
     cfg = Config({'train_dataloader': {}, 'resume': True, 'load_from': url})
     make_reproducible(cfg)

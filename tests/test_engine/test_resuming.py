@@ -14,6 +14,7 @@ from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
 from tests.noise_segmentation import config
+from tests.strangers import Call
 
 from .toy import Killed, LossRecorder, ToyData, ToyMetric, toy_runner, validation
 
@@ -106,13 +107,8 @@ def test_half_written_checkpoint_of_the_old_format_is_never_picked_up(work_dir, 
         assert latest(work_dir) == 'iter_2.pth'
 
 
-class Hostile:
-    def __reduce__(self):
-        return os.mkdir, ('ran',)
-
-
 def test_hostile_checkpoint_is_not_passed_over(work_dir):
-    torch.save({'state_dict': Hostile()}, work_dir / 'iter_4.pth')
+    torch.save({'state_dict': Call(os.mkdir, 'ran')}, work_dir / 'iter_4.pth')
     with pytest.raises(UnsafeCheckpointError):
         find_latest_checkpoint(work_dir)
 

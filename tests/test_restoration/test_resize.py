@@ -10,7 +10,9 @@ from tests.test_restoration.toy import draw
 
 def test_low_resolution_images_of_set5_are_met_to_the_last_bit(image_root):
     root = image_root('sr') / 'Set5'
-    for path in (root / 'HR').glob('*.png'):
+    paths = list((root / 'HR').glob('*.png'))
+    assert len(paths) == 5
+    for path in paths:
         small = cv2.imread(str(root / 'LR_bicubic/X4' / f'{path.stem}x4.png'))
         assert np.array_equal(downscale(cv2.imread(str(path)), 4), small), path.name
 

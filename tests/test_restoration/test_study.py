@@ -1,6 +1,5 @@
 """The study: what may be concluded, and the command at toy size."""
 
-import json
 import math
 
 import pytest
@@ -40,4 +39,3 @@ def test_the_sentence_says_what_the_numbers_say(tmp_path):
     assert '| ReLU + mirror | 2 | 31.205 | +0.105 |' in table(RESULTS)
     plot(RESULTS, tmp_path / 'x.png')
     assert (tmp_path / 'x.png').stat().st_size > 1000
-    json.dumps(RESULTS)

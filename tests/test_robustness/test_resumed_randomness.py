@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from mirrorla_mm.engine.reproducible import Draw, make_reproducible, seed_everything
 from tests import processes
 from tests.noise_segmentation import config, draw_images
+from tests.test_engine.toy import Killed
 
 pytestmark = pytest.mark.usefixtures('plain_configs')
 
@@ -29,10 +30,6 @@ def losses(work_dir: Path) -> dict[int, float]:
             entry = json.loads(line)
             found[entry.get('iter', entry['step'])] = entry['loss']
     return found
-
-
-class Killed(Exception):
-    """Stands for a signal that no process survives."""
 
 
 def train(cfg: Config, stop_after: int | None = None) -> dict[int, float]:

@@ -19,8 +19,7 @@ from mirrorla_mm.converters import (
     convert_swin_pvt,
 )
 from mirrorla_mm.engine.checkpoint import CheckpointError
-
-from .test_untrusted_files import SITE, Hostile, damaged
+from tests.strangers import CALLS, DAMAGES, Call, damaged, noted
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools' / 'model_converters'
 CONVERTERS = {
@@ -106,7 +105,7 @@ def attempt(convert, content, folder: Path):
         assert not list(folder.glob('out/*'))
         return None
     finally:
-        assert not SITE
+        assert not CALLS
     dst.unlink()
     return converted
 
@@ -150,7 +149,7 @@ def test_entries_that_do_not_belong_are_refused(sound, folder, name, change):
 
 
 @pytest.mark.parametrize('name', ('ravlt_det_linear', 'flatten_pvt'))
-@given(kind=st.sampled_from(['cut', 'flip', 'overwrite', 'insert', 'noise']), seed=seeds)
+@given(kind=st.sampled_from(DAMAGES), seed=seeds)
 def test_damaged_file_is_refused_or_converted_whole(sound, folder, name, kind, seed):
     weights, expected = sound(name)
     torch.save(weights, folder / 'whole.pth')
@@ -167,8 +166,8 @@ def test_damaged_file_is_refused_or_converted_whole(sound, folder, name, kind, s
     [
         b'',
         b'PK\x03\x04',
-        Hostile(),
-        {'state_dict': {'a': torch.ones(1), 'b': Hostile()}},
+        Call(noted, 'executed'),
+        {'state_dict': {'a': torch.ones(1), 'b': Call(noted, 'executed')}},
         {'model': {'layers.0.blocks.0.norm1.norm.weight': torch.ones(())}},
         {'pos_embed1': torch.ones(1)},
         {'layers.0.blocks.0.attn.positional_encoding': torch.ones(1)},

@@ -18,22 +18,9 @@ from torch import nn
 from mirrorla_mm.engine.checkpoint import CheckpointError, load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import check_fit
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+from tests.strangers import CALLS, DAMAGES, Call, damaged, noted
 
 from .hostile_files import FILES
-
-SITE = []
-
-
-def noted(*args):
-    """What a hostile file would call, were it let to."""
-    SITE.append(args)
-
-
-class Hostile:
-    """Pickles to a call of :func:`noted`."""
-
-    def __reduce__(self):
-        return noted, ('executed',)
 
 
 @pytest.fixture(scope='module')
@@ -44,32 +31,12 @@ def checkpoint(tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
-def damaged(content: bytes, kind: str, seed: int) -> bytes:
-    chance = random.Random(seed)
-    data = bytearray(content)
-    if kind == 'cut':
-        return bytes(data[: chance.randrange(len(data))])
-    if kind == 'flip':
-        for _ in range(chance.randint(1, 8)):
-            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-    if kind == 'overwrite':
-        start = chance.randrange(len(data))
-        noise = chance.randbytes(chance.randint(1, 64))
-        data[start : start + len(noise)] = noise
-    if kind == 'insert':
-        start = chance.randrange(len(data))
-        data[start:start] = chance.randbytes(chance.randint(1, 64))
-    if kind == 'noise':
-        return chance.randbytes(chance.randint(0, 500))
-    return bytes(data)
-
-
 def values(checkpoint: dict) -> dict:
     return {name: tensor.tolist() for name, tensor in checkpoint['state_dict'].items()}
 
 
 @given(
-    kind=st.sampled_from(['cut', 'flip', 'overwrite', 'insert', 'noise']),
+    kind=st.sampled_from(DAMAGES),
     seed=st.integers(0, 2**31),
 )
 def test_damaged_file_is_refused_by_name_or_loaded_whole(checkpoint, tmp_path_factory, kind, seed):
@@ -110,7 +77,7 @@ def test_file_saved_without_checksums_is_read(tmp_path):
 @given(depth=st.integers(0, 4), seed=st.integers(0, 2**31), zipped=st.booleans())
 def test_hostile_object_at_any_depth_never_runs(tmp_path_factory, depth, seed, zipped):
     chance = random.Random(seed)
-    content = Hostile()
+    content = Call(noted, 'executed')
     for _ in range(depth):
         content = chance.choice(
             [lambda c: [c], lambda c: {'state_dict': c}, lambda c: (1, c), lambda c: {'meta': [c]}]
@@ -119,7 +86,7 @@ def test_hostile_object_at_any_depth_never_runs(tmp_path_factory, depth, seed, z
     torch.save({'state_dict': {}, 'x': content}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match='hostile.pth'):
         load_checkpoint_file(path)
-    assert not SITE
+    assert not CALLS
 
 
 @given(stream=st.binary(max_size=200))
@@ -133,7 +100,7 @@ def test_any_pickle_stream_in_an_archive_is_refused_or_plain(tmp_path_factory, s
         load_checkpoint_file(path)
     except CheckpointError as error:
         assert 'stream.pth' in str(error)
-    assert not SITE
+    assert not CALLS
 
 
 class Sized:
@@ -196,8 +163,8 @@ def test_content_that_is_not_the_models_leaves_the_model_untouched(state_dict, t
 
 
 def test_what_is_refused_would_have_run():
-    pickle.loads(pickle.dumps(Hostile()))
-    assert SITE.pop() == ('executed',)
+    pickle.loads(pickle.dumps(Call(noted, 'executed')))
+    assert CALLS.pop() == ('executed',)
 
 
 # --- Files that would cost, read or print too much ------------------------------------------------
@@ -246,7 +213,7 @@ def verdicts(tmp_path_factory) -> dict[str, tuple[float, str]]:
 @pytest.mark.parametrize('name', FILES)
 def test_small_file_that_would_cost_or_break_much_is_refused(verdicts, name):
     seconds, message = verdicts[name]
-    assert f'{name}.pth' in message and 'refused' in message or 'cannot be read' in message
+    assert f'{name}.pth' in message and ('refused' in message or 'cannot be read' in message)
     assert message.isprintable()
     assert seconds < 10
 

@@ -1,6 +1,5 @@
 """The two command lines: train, resume, test, and one sentence for each mistake."""
 
-import functools
 import json
 import os
 import pickle
@@ -10,10 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,18 +19,9 @@ from PIL import Image
 
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
 from tests import processes
+from tests.strangers import Call
 
 from .conftest import REPOSITORY, TASKS
-
-
-class Hostile:
-    """Pickles as ``os.mkdir(folder)``."""
-
-    def __init__(self, folder):
-        self.folder = str(folder)
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
 
 
 def metrics(work_dir: Path) -> list[dict]:
@@ -84,16 +71,6 @@ def test_resume_in_a_config_is_the_option(config, run, sentence, tmp_path):
     run('train', path, *asked)
     meta = load_checkpoint_file(folder / 'epoch_2.pth')['meta']
     assert (meta['iter'], meta['seed']) == (4, 5)
-
-
-@pytest.fixture()
-def served(tmp_path) -> Iterator[str]:
-    """The address of a server of the test's folder."""
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
-    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{server.server_port}'
-        server.shutdown()
 
 
 def test_resume_from_an_address(config, run, served, tmp_path, monkeypatch):
@@ -365,7 +342,10 @@ def test_checkpoints_that_cannot_serve(config, run, sentence, tmp_path):
     torch.save({'state_dict': weights}, tmp_path / 'weights.pth')
     run('test', path, 'weights.pth', '--work-dir', 'w')
     assert 'no training state' in sentence('train', path, '--resume', 'weights.pth')
-    torch.save({'state_dict': weights, 'x': Hostile(tmp_path / 'ran')}, tmp_path / 'hostile.pth')
+    torch.save(
+        {'state_dict': weights, 'x': Call(os.mkdir, str(tmp_path / 'ran'))},
+        tmp_path / 'hostile.pth',
+    )
     for command in (('test', path, 'hostile.pth'), ('train', path, '--resume', 'hostile.pth')):
         assert 'hostile.pth was refused' in sentence(*command)
     assert not (tmp_path / 'ran').exists()
@@ -452,7 +432,9 @@ def test_two_processes_without_a_gpu(config, run, tmp_path, monkeypatch):
 def test_tools_of_mmdet_and_mmseg_load_and_refuse(task, config, run, tmp_path):
     path = config(task)
     run('train', path, '--work-dir', 'w', '--cfg-options', 'train_cfg.max_epochs=1')
-    torch.save({'state_dict': {}, 'x': Hostile(tmp_path / 'ran')}, tmp_path / 'hostile.pth')
+    torch.save(
+        {'state_dict': {}, 'x': Call(os.mkdir, str(tmp_path / 'ran'))}, tmp_path / 'hostile.pth'
+    )
     package = {'detection': 'mmdet', 'segmentation': 'mmseg'}[task]
     code = f"""
 import importlib.util, pathlib, runpy, sys
