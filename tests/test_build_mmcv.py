@@ -128,6 +128,7 @@ def test_probe_reports_the_last_line_of_a_failure(tmp_path):
     assert build_mmcv.probe_ops(target_for(executable(tmp_path / 'fine', 'exit 0'))) is None
 
 
+@pytest.mark.slow
 def test_probe_runs_against_the_real_ops(monkeypatch):
     pytest.importorskip('mmcv.ops')
     assert build_mmcv.probe_ops(target_for()) is None

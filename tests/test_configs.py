@@ -1,6 +1,9 @@
 """Every config loads, survives dump and fromfile, builds; every family takes a training step."""
 
+import copy
+from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,9 +53,25 @@ def fast_loading():
         yield
 
 
-def load(name: str) -> Config:
+@cache
+def _load(name: str) -> Config:
     with without_mmpretrain() if WITHOUT_MMPRETRAIN else nullcontext():
         return Config.fromfile(CONFIGS / name)
+
+
+def load(name: str) -> Config:
+    """A config, read once, for the test to change."""
+    return copy.deepcopy(_load(name))
+
+
+def each(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Parametrise by configs; all but the first of each folder make slow tests."""
+    params, folders = [], set()
+    for name in names:
+        folder = name.split('/')[0]
+        params.append(pytest.param(name, marks=[pytest.mark.slow] * (folder in folders)))
+        folders.add(folder)
+    return pytest.mark.parametrize('name', params)
 
 
 def bases(path: Path) -> list[Path]:
@@ -79,7 +98,7 @@ def listed() -> dict[str, dict]:
     return {model['Config'].removeprefix('configs/'): model for model in models}
 
 
-@pytest.mark.parametrize('name', FILES)
+@each(FILES)
 def test_config_survives_dump_and_has_the_parameters_that_its_metafile_states(
     name, listed, tmp_path, plain_configs
 ):
@@ -100,7 +119,7 @@ def test_config_survives_dump_and_has_the_parameters_that_its_metafile_states(
         assert params == stated, 'stale: run tools/analysis_tools/metafiles.py'
 
 
-@pytest.mark.parametrize('name', [name for name in FILES if '-linear_' in name])
+@each(name for name in FILES if '-linear_' in name)
 def test_linear_layout_changes_nothing_else(name):
     linear, hybrid = load(name), load(name.replace('-linear_', '_'))
     assert linear.model.backbone.pop('layout') == 'linear'
@@ -123,7 +142,7 @@ def test_every_family_but_efficientvit_and_light_ham_has_rows_of_the_host():
     }
 
 
-@pytest.mark.parametrize('name', RAVLT_ROWS)
+@each(RAVLT_ROWS)
 def test_ravlt_differs_in_the_feature_map_alone(name):
     ravlt, mirror = load(name), load(name.replace('ravlt-', 'mirrorla-'))
     assert ravlt.model.backbone.type == 'mirrorla_mm.RAVLT'
@@ -132,10 +151,12 @@ def test_ravlt_differs_in_the_feature_map_alone(name):
     assert ravlt.to_dict() == mirror.to_dict()
 
 
-@pytest.mark.parametrize('name', [name for name in FILES if '-swin-' in name or '-pvt-' in name])
+HOSTS_WITH_TABLES = [name for name in FILES if '-swin-' in name or '-pvt-' in name]
+
+
+# Those of the baselines are upstream's own.
+@each(name for name in HOSTS_WITH_TABLES if not name.startswith('baselines/'))
 def test_learned_tables_and_reflections_do_not_decay(name):
-    if name.startswith('baselines/'):
-        pytest.skip("mmdet's own Swin")
     cfg = load(name)
     model = classifier(CONFIGS / name) if name.startswith('imagenet/') else build_empty(cfg)
     keys = cfg.optim_wrapper.paramwise_cfg.custom_keys

@@ -46,6 +46,7 @@ def test_variants_take_turns_and_ratios_refer_to_the_first():
     assert second.ratios == [b / a for a, b in zip(first.latencies, second.latencies)]
 
 
+@pytest.mark.slow
 def test_memory_of_a_training_step_is_at_least_its_gradients_and_activations():
     subject = Subject(arch=SMALL, train=True, threads=1)
     shape = (256, 256)

@@ -112,7 +112,7 @@ DENSE = {
 @pytest.mark.parametrize(
     ('name', 'shape', 'params', 'layers'),
     [
-        (name.format(arch), shape, *expected)
+        pytest.param(name.format(arch), shape, *expected, marks=[pytest.mark.slow] * (arch != 't'))
         for (name, shape), archs in DENSE.items()
         for arch, expected in archs.items()
     ],

@@ -18,6 +18,7 @@ import pytest
 from mirrorla_mm.ops import fused
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(fused.TRITON_REASON is not None, reason=str(fused.TRITON_REASON)),
     pytest.mark.skipif(
         os.environ.get('TRITON_INTERPRET') == '1', reason='interpreted kernels are not launched'
