@@ -21,7 +21,7 @@ OPENMMLAB, ONEDL = STACKS['openmmlab'], STACKS['onedl']
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path, monkeypatch):
-    """What is built lies in ``tmp_path``, and the user asked for nothing."""
+    """Builds lie in ``tmp_path``, and the user asked for nothing."""
     monkeypatch.setattr(build_mmcv, 'CACHE', tmp_path / 'cache')
     for name in ('CXX', 'MMCV_WHEEL', 'MAX_JOBS', 'FORCE_CUDA'):
         monkeypatch.delenv(name, raising=False)

@@ -18,6 +18,10 @@ class AgentAttention(Attention):
     Softmax and Linear Attention", ECCV 2024), plus a 3x3 depth-wise convolution of v,
     whatever the host has. Position enters by the agent biases alone: a host's RoPE is not used.
 
+    It is no :class:`~mirrorla_mm.attention.linear.LinearAttention`: its agents are pooled over the
+    whole grid, and both softmaxes run in torch's fused kernel, which needs all tokens at once. So
+    it does not go through the tokens strip by strip.
+
     Complexity O(N A d) per head with A agents. Shapes are those of
     :class:`~mirrorla_mm.attention.base.Attention`.
 

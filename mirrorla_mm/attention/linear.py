@@ -54,9 +54,9 @@ class LinearAttention(Attention):
 
     A subclass fills in those that differ from ``q (k^T v)`` over ``q . sum(k)``: often
     :meth:`features` alone. All steps take and return float32 or float64, outside autocast. On a
-    CPU without gradients the tokens go through them strip by strip: keys, queries and all that is
-    made of them stay in cache, and the time per token does not grow with the map. Arguments are
-    those of :class:`Attention`.
+    CPU without gradients the tokens go through them strip by strip: keys, queries and what is
+    computed from them stay in cache, and the time per token does not grow with the map. Arguments
+    are those of :class:`Attention`.
     """
 
     # Whether :meth:`survey` has to see all queries before the first key is gathered.

@@ -108,7 +108,7 @@ class CheckedLoading(BaseTransform):
         return None
 
     def _problem_before(self, results: dict, path: str, before: set[str]) -> str | None:
-        """What makes a file dangerous to decode."""
+        """Why a file is dangerous to decode; None if it is not."""
         if 'img' in before and getattr(self.load, 'with_mask', False):
             for instance in results.get('instances', []):
                 problem = segmentation_problem(instance.get('mask'), *results['ori_shape'][:2])
@@ -120,7 +120,7 @@ class CheckedLoading(BaseTransform):
         return opening_problem(path)
 
     def _problem_after(self, results: dict, path: str, before: set[str]) -> str | None:
-        """What is wrong with what was loaded."""
+        """The fault of what was loaded; None if it is sound."""
         if 'img' not in before:
             return cut_short(path) or _other_size(results) or self._unknown_side_up(results, path)
         if 'gt_seg_map' in results and 'gt_seg_map' not in before:

@@ -118,10 +118,10 @@ def forced_backend() -> str | None:
 
 
 def symbolic() -> bool:
-    """Whether a compiler or exporter is looking.
+    """Whether a compiler or exporter records this call.
 
-    It fuses the plain form and plans memory by itself; a loop over strips would tie its graph to
-    one size, and complex numbers are foreign to most of them.
+    It fuses the plain form and plans memory itself. A loop over strips would tie its graph to one
+    size, and most of them do not know complex numbers.
     """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 

@@ -1,8 +1,9 @@
 """Variance-aware reflections folded into the projection before them, exactly.
 
-A reflection is linear, so reflecting the columns of a projection reflects all that it projects, and
-no token pays for it. The angles differ from image to image; they follow from the covariance of the
-projection's input, as the variance of a projected channel is ``w Cov(x) w^T``.
+A reflection is linear: to reflect the columns of a projection is to reflect all that it projects,
+at a cost that does not grow with the tokens. The angles differ from image to image. They follow
+from the covariance of the projection's input, as the variance of a projected channel is ``w Cov(x)
+w^T``.
 """
 
 from __future__ import annotations

@@ -83,8 +83,7 @@ class Rope:
     """The embedding of a grid of tokens, or of some of its rows; call it to turn queries or keys.
 
     A pair of adjacent channels is a complex number, and turning it by an angle multiplies it by
-    ``exp(i angle)``. Compilers and exporters, to which complex numbers are foreign, get the plain
-    form.
+    ``exp(i angle)``. Compilers and exporters do not know complex numbers: they get the plain form.
 
     Args:
         hw_shape (tuple[int, int]): Height and width of the grid, in tokens.

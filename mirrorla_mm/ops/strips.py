@@ -1,9 +1,9 @@
 """Inference on a CPU, strip by strip: no temporaries as large as a map, and strips stay in cache.
 
 A chain of operations over a map of N tokens writes and reads each intermediate result through main
-memory, and on a CPU pays for mapping fresh pages each time. A strip of rows goes through the whole
-chain instead. Convolutions take the rows beside the strip along and sums over the tokens run on, so
-the result is exact.
+memory, and a CPU has to map fresh pages each time. Here a strip of rows goes through the whole
+chain before the next one starts. A convolution also reads the rows beside the strip, and sums over
+the tokens are added up from strip to strip, so the result is exact.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Rows(NamedTuple):
         return slice(self.start * width, self.stop * width)
 
     def read_by(self, kernel: int, stride: int, height: int) -> Rows:
-        """The input rows, of ``height``, from which a convolution makes these rows."""
+        """The rows of an input of ``height`` that a convolution reads to make these rows."""
         start, stop = self._reach(kernel, stride)
         return Rows(max(start, 0), min(stop, height))
 

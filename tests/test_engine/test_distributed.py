@@ -1,4 +1,4 @@
-"""What distributed runs need on a machine without a GPU; whole runs are in ``test_tools``."""
+"""Parts of distributed runs on a machine without a GPU; whole runs are in ``test_tools``."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""What the command lines for training and testing share."""
+"""Code that the command lines for training and testing share."""
 
 import argparse
 

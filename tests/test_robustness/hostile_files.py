@@ -48,7 +48,7 @@ def put(index: int) -> bytes:
 
 
 def get(index: int) -> bytes:
-    """What was remembered."""
+    """Push the remembered object."""
     return b'j' + struct.pack('<I', index)
 
 

@@ -1,4 +1,4 @@
-"""What every registered attention promises, whatever the tokens."""
+"""Properties of every registered attention, for any tokens."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What every operator promises for any shape, layout, magnitude and degenerate content."""
+"""Properties of every operator for any shape, layout, magnitude and degenerate content."""
 
 import math
 

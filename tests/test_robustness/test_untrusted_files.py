@@ -194,7 +194,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 @pytest.fixture(scope='module')
 def verdicts(tmp_path_factory) -> dict[str, tuple[float, str]]:
-    """What a process with little memory says to each of :data:`FILES`: seconds and the message."""
+    """Seconds and message of a process with little memory for each of :data:`FILES`."""
     folder = tmp_path_factory.mktemp('corpus')
     for name, write in FILES.items():
         write(folder / f'{name}.pth')

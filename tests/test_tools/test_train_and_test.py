@@ -188,7 +188,7 @@ train_cfg = dict(max_epochs=1, val_interval=9)
 
 @pytest.fixture()
 def sentence(run, capsys, monkeypatch):
-    """What a command line writes when it fails: the one line that starts with ``error:``."""
+    """Run a command line that fails; return its one line that starts with ``error:``."""
     monkeypatch.delenv('MIRRORLA_DEBUG', raising=False)
 
     def fail(*args) -> str:
