@@ -40,7 +40,13 @@ def inferencer(tmp_path_factory):
         if config not in built:
             cfg = toy(config)
             if config == MASKS:
-                cfg.merge_from_dict({'test_dataloader.dataset.pipeline.1.scale': (96, 96)})
+                cfg.merge_from_dict(
+                    {
+                        'test_dataloader.dataset.pipeline.1.scale': (96, 96),
+                        # Random weights are sure of nothing.
+                        'model.test_cfg.rcnn': dict(score_thr=0.0, max_per_img=5),
+                    }
+                )
             torch.manual_seed(0)
             file = save_weights(cfg, tmp_path_factory.mktemp('weights') / 'weights.pth')
             built[config] = Inferencer(cfg, file, 'cpu')
