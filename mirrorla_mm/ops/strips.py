@@ -78,17 +78,19 @@ class Rows(NamedTuple):
 def row_strips(height: int, row_bytes: int) -> list[Rows]:
     """Cut a map into the fewest strips of nearly equal height that take ``STRIP_BYTES`` at most.
 
+    A row that takes more makes a strip of its own.
+
     Args:
         height (int): Rows of the map.
         row_bytes (int): Size of one row of the widest intermediate result.
     """
-    count = min(height, -(-height * row_bytes // STRIP_BYTES)) or 1
+    count = -(-height // at_once(row_bytes)) or 1
     bounds = [height * i // count for i in range(count + 1)]
     return [Rows(*pair) for pair in zip(bounds, bounds[1:])]
 
 
 def at_once(size: int) -> int:
-    """How many tokens or small maps of ``size`` bytes each make a strip."""
+    """How many rows, tokens or small maps of ``size`` bytes each make a strip: at least one."""
     return max(1, STRIP_BYTES // max(size, 1))
 
 

@@ -64,6 +64,34 @@ def test_unknown_backend_is_named(monkeypatch):
         run(1)
 
 
+def test_an_empty_variable_forces_nothing(fake, monkeypatch):
+    monkeypatch.setenv(backend.ENVIRONMENT_VARIABLE, '')
+    assert (run(1) == 7).all()
+
+
+def test_a_backend_that_is_passed_over_is_logged_once_with_the_reason(fake, monkeypatch):
+    lines = []
+    monkeypatch.setattr(backend.logger, 'debug', lambda text, *words: lines.append(text % words))
+    backend._log_once.cache_clear()
+    for _ in range(2):
+        run(3)
+    assert [line for line in lines if 'fake' in line] == [
+        'Linear attention does not use fake: the batch is too large'
+    ]
+
+
+def test_a_tracer_gets_the_plain_form():
+    seen = []
+
+    def noted(x):
+        seen.append((backend.symbolic(), backend.plain_form()))
+        return x + 1
+
+    torch.jit.trace(noted, torch.zeros(1), check_trace=False)
+    noted(torch.zeros(1))
+    assert seen == [(True, True), (False, False)]
+
+
 def test_a_forced_backend_is_the_threads_own():
     """Blocks of two threads that overlap leave nothing behind, in either."""
     entered, left, seen = threading.Event(), threading.Event(), []

@@ -13,7 +13,8 @@ def randn(*shape):
 @pytest.mark.parametrize('variance_aware', [True, False])
 @pytest.mark.parametrize('with_bias', [True, False])
 @pytest.mark.parametrize('dim', [4, 5])
-def test_folded_projection_reflects(variance_aware, with_bias, dim):
+@pytest.mark.parametrize('modulation', [(), (0.6, 2.0)], ids=['defaults', 'modulation'])
+def test_folded_projection_reflects(variance_aware, with_bias, dim, modulation):
     heads, channels = 3, 10
     x = 3 + randn(2, 50, channels)  # Off centre: a covariance is not a mean of squares.
     weight, theta, u = randn(heads * dim, channels), randn(heads, dim // 2), randn(heads * dim)
@@ -21,13 +22,26 @@ def test_folded_projection_reflects(variance_aware, with_bias, dim):
 
     projected = nn.functional.linear(x, weight, bias)
     split = cross_head_reflection(projected, u).unflatten(-1, (heads, dim)).transpose(1, 2)
-    expected = reflect(split, theta, 0.6, 2.0, variance_aware).transpose(1, 2).flatten(2)
+    expected = reflect(split, theta, *modulation, variance_aware=variance_aware)
+    expected = expected.transpose(1, 2).flatten(2)
 
     weight = cross_head_reflection(weight.t(), u).t()
     bias = None if bias is None else cross_head_reflection(bias, u)
-    angle = projected_angle(weight, x, theta, 0.6, 2.0) if variance_aware else theta
+    angle = projected_angle(weight, x, theta, *modulation) if variance_aware else theta
     folded, shift = fold_block_reflection(weight, bias, angle)
     torch.testing.assert_close(x @ folded + shift, expected)
+
+
+def test_autocast_changes_nothing():
+    x, weight, bias = torch.randn(1, 50, 6), torch.randn(8, 6), torch.randn(8)
+
+    def folded():
+        angle = projected_angle(weight, x, torch.ones(2, 2))
+        return token_covariance(x), angle, *fold_block_reflection(weight, bias, angle)
+
+    expected = folded()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert all(map(torch.equal, folded(), expected))
 
 
 def test_variance_from_covariance_survives_a_constant_image():

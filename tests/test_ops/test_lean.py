@@ -100,6 +100,18 @@ def test_lean_backend_reflects_heads_of_odd_dimension(dim):
     torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-11)
 
 
+def test_lean_backend_leaves_compilers_and_empty_maps_to_the_reference(monkeypatch):
+    q, none = torch.rand(1, 1, 6, 4), torch.rand(1, 1, 0, 4)
+    options = dict(feature_map='relu', rank_augmented=False)
+    for some in ((none, q, q), (q, none, none)):
+        assert mirror_attention(*some, **options).shape == some[0].shape
+        with use_backend('lean'), pytest.raises(RuntimeError, match='there are no tokens'):
+            mirror_attention(*some, **options)
+    monkeypatch.setattr(lean, 'symbolic', lambda: True)
+    with use_backend('lean'), pytest.raises(RuntimeError, match='a compiler or exporter'):
+        mirror_attention(q, q, q, **options)
+
+
 def test_all_zero_queries_give_zero_and_finite_gradients():
     q = torch.zeros(1, 1, 6, 4, requires_grad=True)
     k, v = torch.rand(2, 1, 1, 6, 4)

@@ -8,6 +8,7 @@ from mirrorla_mm.ops import (
     elu_feature_map,
     linear_attention,
     mirror_attention,
+    mirror_attention_reference,
     mirror_feature_map,
     rank_augmented_attention,
     token_weights,
@@ -84,6 +85,27 @@ def test_order_of_keys_does_not_matter_without_position_embedding():
     torch.testing.assert_close(
         linear_attention(q, k[:, :, shuffle], v[:, :, shuffle]), linear_attention(q, k, v)
     )
+
+
+def test_one_token_is_its_own_value_but_for_the_normalisers_epsilon():
+    q, k, v = (t.abs() for t in qkv(tokens=1))
+    similarity = (q * k).sum(-1, keepdim=True)
+    torch.testing.assert_close(
+        linear_attention(q, k, v), v * similarity / (similarity + 1e-6), rtol=1e-12, atol=0
+    )
+
+
+def test_autocast_changes_nothing_in_the_plain_operators():
+    q, k, v = (t.abs() for t in qkv(dtype=torch.float32))
+    theta = torch.randn(2, 4)
+
+    def outputs():
+        reference = mirror_attention_reference(q, k, v, theta)
+        return token_weights(q, k), linear_attention(q, k, v), reference
+
+    expected = outputs()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert all(map(torch.equal, outputs(), expected))
 
 
 def test_output_is_a_convex_combination_of_values():

@@ -70,6 +70,13 @@ def test_cross_head_reflection_ignores_the_length_of_its_vector():
     torch.testing.assert_close(cross_head_reflection(u, u), -u)
 
 
+def test_mirror_vector_may_have_zeros():
+    x = torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(
+        cross_head_reflection(x, torch.tensor([0.0, 1.0, 0.0])), torch.tensor([1.0, -2.0, 3.0])
+    )
+
+
 def test_block_variance_is_the_mean_of_two_biased_channel_variances():
     x = torch.randn(2, 3, 9, 4, dtype=torch.float64)
     expected = x.numpy().var(axis=2).reshape(2, 3, 2, 2).mean(-1)
@@ -92,6 +99,16 @@ def test_angle_lies_between_half_and_the_whole_of_alpha_max():
     assert (angle >= math.pi / 8).all()
     assert (angle <= math.pi / 4 + 1e-6).all()
     torch.testing.assert_close(angle[0], torch.full((2, 3), math.pi / 4))
+
+
+def test_angle_of_unit_variance_and_of_half_precision():
+    theta, variance = torch.ones(1, 1), torch.ones(1, 1, 1)
+    expected = 1 + math.pi / 2 / (1 + math.exp(-1 / (1 + 1e-6)))
+    torch.testing.assert_close(variance_aware_angle(theta, variance), torch.tensor([[[expected]]]))
+    small = torch.tensor([[[1.5]]]).half()
+    assert torch.equal(
+        variance_aware_angle(theta, small), variance_aware_angle(theta, small.float())
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,6 +134,9 @@ def test_variance_and_angle_are_float32_under_autocast(dtype):
     with torch.autocast('cpu', dtype=dtype):
         assert block_variance(x.to(dtype)).dtype == torch.float32
         torch.testing.assert_close(mirror_feature_map(x, theta), expected)
+        tokens, u = torch.randn(5, 8), torch.randn(8)
+        mirrored = cross_head_reflection(tokens, u)
+    assert torch.equal(mirrored, cross_head_reflection(tokens, u))
 
 
 def test_non_contiguous_input_and_empty_batch():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mirrorla_mm.ops import apply_rope, rope_2d
+from mirrorla_mm.ops import apply_rope, rope, rope_2d
 from mirrorla_mm.ops.rope import Rope
 from tests.test_ops.algorithm1 import rope_rotation
 
@@ -41,11 +41,11 @@ def test_rope_of_a_grid_and_of_its_rows(plain, parts):
     x = torch.randn(2, 3, 35, 8 * parts, dtype=torch.float64)
     angle = rope_2d(hw_shape, 8, dtype=x.dtype)
     expected = torch.cat([apply_rope(part, angle) for part in x.chunk(parts, -1)], -1)
-    rope = Rope(hw_shape, 8, x, plain=plain)
-    torch.testing.assert_close(rope(x), expected)
-    torch.testing.assert_close(rope[1:4](x[:, :, 7:28]), expected[:, :, 7:28])
+    turn = Rope(hw_shape, 8, x, plain=plain)
+    torch.testing.assert_close(turn(x), expected)
+    torch.testing.assert_close(turn[1:4](x[:, :, 7:28]), expected[:, :, 7:28])
     strided = torch.stack((x, x), -1).flatten(-2)[..., ::2]
-    torch.testing.assert_close(rope(strided), expected)
+    torch.testing.assert_close(turn(strided), expected)
 
 
 def test_tables_made_in_inference_mode_serve_training():
@@ -56,6 +56,18 @@ def test_tables_made_in_inference_mode_serve_training():
     x = torch.rand(1, 1, 33, 4, requires_grad=True)
     Rope(hw_shape, 4, x)(x).sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_the_latest_tables_are_kept_and_no_more(monkeypatch):
+    monkeypatch.setattr(rope, '_tables', {})
+    monkeypatch.setattr(rope, 'LARGEST_CACHE', 3)
+    like = torch.zeros(1)
+    first = rope.axis_factors(2, 4, like)
+    assert rope.axis_factors(2, 4, like) is first
+    for length in (3, 4, 5, 6):
+        rope.axis_factors(length, 4, like)
+        assert len(rope._tables) <= 3
+    assert [key[0] for key in rope._tables] == [4, 5, 6]
 
 
 def test_a_run_with_fake_tensors_leaves_no_table_behind():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mirrorla_mm.ops import use_backend
-from mirrorla_mm.ops.strips import Rows, by_strips, conv_rows, or_by_strips, row_strips
+from mirrorla_mm.ops import strips, use_backend
+from mirrorla_mm.ops.strips import Rows, at_once, by_strips, conv_rows, or_by_strips, row_strips
 
 
 @pytest.mark.parametrize('kernel, stride', [(3, 1), (3, 2), (5, 1)])
@@ -26,9 +26,21 @@ def test_rows_of_a_convolution(kernel, stride, height):
 
 @pytest.mark.parametrize('height, row_bytes', [(1, 1), (7, 1 << 30), (200, 286720), (5, 0)])
 def test_strips_cover_all_rows_once(height, row_bytes):
-    strips = row_strips(height, row_bytes)
-    assert [row for strip in strips for row in range(*strip)] == list(range(height))
-    assert all(start < stop for start, stop in strips)
+    cut = row_strips(height, row_bytes)
+    assert [row for strip in cut for row in range(*strip)] == list(range(height))
+    assert all(start < stop for start, stop in cut)
+
+
+@pytest.mark.parametrize(
+    'height, row_bytes, limit', list(itertools.product((1, 5, 7, 300), (1, 2, 37), (1, 5, 900)))
+)
+def test_strips_are_the_fewest_that_fit(height, row_bytes, limit, monkeypatch):
+    monkeypatch.setattr(strips, 'STRIP_BYTES', limit)
+    heights = [stop - start for start, stop in row_strips(height, row_bytes)]
+    fit = max(limit // row_bytes, 1)  # A row is not cut.
+    assert at_once(row_bytes) == fit
+    assert max(heights) <= fit and max(heights) - min(heights) <= 1
+    assert (len(heights) - 1) * fit < height == sum(heights)
 
 
 def test_tokens_of_rows_are_row_major():
