@@ -65,7 +65,7 @@ ENDS = (
     End(
         'pillow, oldest',
         pins=('torch==2.13.0', 'pillow==10.1.*'),
-        tests=('test_apis', 'test_demo_pictures.py'),
+        tests=('test_apis', 'test_demo_figures.py'),
     ),
     End('setuptools, newest with onedl', extras='onedl', pins=('torch==2.13.0', 'setuptools>=82')),
     End('setuptools, newest', pins=('torch==2.13.0', 'setuptools>=82'), says=REFUSED),
