@@ -122,7 +122,10 @@ class Linearisation:
         """Fill the new model with the weights that it shares with the old."""
         file = self.file('copied')
         if not file.is_file():
-            teacher, student = self._teacher(), build_backbone(self.student.model.backbone)
+            teacher = self._teacher()
+            with torch.random.fork_rng():
+                torch.manual_seed((self.cfg.get('randomness') or {}).get('seed') or 0)
+                student = build_backbone(self.student.model.backbone)
             copy_weights(teacher, student)
             self._save(student, file)
         return file
@@ -345,18 +348,12 @@ def shorten(cfg: Config, iters: int) -> Config:
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg'):
         cfg.pop(key, None)
     cfg.pop('test_evaluator', None)
-    rise = max(1, iters // 10)
-    cfg.param_scheduler = [
-        ConfigDict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=rise),
-        ConfigDict(
-            type='CosineAnnealingLR',
-            by_epoch=False,
-            begin=rise,
-            end=iters,
-            T_max=max(1, iters - rise),
-            eta_min=0.0,
-        ),
-    ]
+    rise = iters // 10
+    fall = ConfigDict(type='CosineAnnealingLR', by_epoch=False, begin=rise, end=iters, eta_min=0.0)
+    cfg.param_scheduler = [dict(fall, T_max=iters - rise)]
+    if rise:
+        start = ConfigDict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=rise)
+        cfg.param_scheduler = [start, *cfg.param_scheduler]
     cfg.log_processor = ConfigDict(type='LogProcessor', window_size=20, by_epoch=False)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     hooks['logger'] = ConfigDict(
