@@ -115,5 +115,7 @@ def test_mistakes_are_explained():
         ValueError, match='RoPE needs a head dimension that is a multiple of 4, got 6'
     ):
         SoftmaxAttention(12, 2, rope=True)
+    with pytest.raises(ValueError, match='on one grid: it cannot be used with sr_ratio=2'):
+        RALA(16, 2, rope=True, sr_ratio=2)
     with pytest.raises(TypeError, match="attn_cfg needs to be a dict with a 'type'"):
         build_attention('RALA')

@@ -58,6 +58,11 @@ def test_powers_neither_underflow_nor_overflow(magnitude):
     assert features.isfinite().all() and x.grad.isfinite().all()
 
 
+def test_table_is_made_for_14_rows_and_columns_unless_the_host_says_otherwise():
+    assert FLattenAttention(16, 2).position.shape == (16, 14, 14)
+    assert FLattenAttention(16, 2, grid_size=(6, 4), sr_ratio=2).position.shape == (16, 3, 2)
+
+
 def test_rope_takes_the_place_of_the_table():
     assert FLattenAttention(16, 2, rope=True).position is None
 

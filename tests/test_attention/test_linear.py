@@ -77,7 +77,8 @@ def test_small_images_share_a_strip_whatever_their_strides(layout):
     if layout == 'batch inside':
         x = x.transpose(0, 1).contiguous().transpose(0, 1)
     with torch.no_grad():
-        assert attention.plan(x, (2, 3)).images > 40
+        # Queries, keys and values of an image, in float64.
+        assert attention.plan(x, (2, 3)).images == strips.STRIP_BYTES // (3 * 6 * DIMS * 8) > 40
         torch.testing.assert_close(attention(x, (2, 3))[7:8], attention(x[7:8], (2, 3)))
 
 
@@ -111,16 +112,21 @@ def test_heads_of_odd_dimension_leave_their_last_channel_unreflected(odd, short_
 def test_the_operator_gets_what_the_projection_makes_and_the_angles():
     """Any registered backend is asked before a token is projected, and gets raw q, k and v."""
     attention = randomised(MirrorAttention, rope=True)
-    x, calls = tokens(), []
+    x, calls, asked = tokens(), [], []
     q, k, v = attention.project(x, HW)
 
     def run(*arguments):
         calls.append(arguments)
         return backends._backends['torch'].run(*arguments)
 
+    def why_not(*arguments):
+        asked.append(arguments)
+
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setitem(backends._backends, 'own', backends.Backend(run, lambda *_: None))
+        patch.setitem(backends._backends, 'own', backends.Backend(run, why_not))
         out = attention(x, HW)
+    expected = backends.Heads((2, 2, HW[0] * HW[1], DIMS // 2), x.dtype, x.device)
+    assert asked[0][:3] == (expected,) * 3 and asked[0][3:] == calls[0][3:]
     ((ours_q, ours_k, ours_v, theta, theta_k, options),) = calls
     for ours, raw in ((ours_q, q), (ours_k, k), (ours_v, v)):
         torch.testing.assert_close(ours.transpose(1, 2).flatten(2), raw)
@@ -128,6 +134,41 @@ def test_the_operator_gets_what_the_projection_makes_and_the_angles():
     assert options.feature_map == 'mirror' and options.hw_shape == HW
     with torch.no_grad():
         torch.testing.assert_close(out, attention(x, HW))
+
+
+def test_reduced_keys_are_reflected_as_the_reference_reflects_them(monkeypatch):
+    attention, x, seen = randomised(MirrorAttention, sr_ratio=3), tokens(), []
+    select = linear.select_backend
+    monkeypatch.setattr(linear, 'select_backend', lambda *a: seen.append(a) or select(*a))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            out = attention(x, HW)
+            with use_backend('torch'):
+                torch.testing.assert_close(out, attention(x, HW))
+    q, k, v = seen[0][:3]
+    assert q.shape == (2, 2, 17 * 9, 8) and k.shape == v.shape == (2, 2, 5 * 3, 8)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_projections_without_bias(method, short_strips):
+    attention = randomised(MODELS.get(method), qkv_bias=False, grid_size=HW)
+    assert attention.qkv.bias is None
+    x = tokens()
+    with torch.no_grad():
+        out = attention(x, HW)
+    assert short_strips
+    with use_backend('torch'):
+        torch.testing.assert_close(out, attention(x, HW), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(attention(x, HW), out, rtol=1e-9, atol=1e-9)
+
+
+def test_the_backend_is_chosen_for_the_dtype_of_the_projection():
+    x = torch.zeros(1)
+    assert linear.linear_dtype(x) == torch.float32
+    with torch.autocast('cpu', torch.bfloat16):
+        assert linear.linear_dtype(x) == torch.bfloat16
+        assert linear.linear_dtype(x.double()) == torch.float64
+        assert linear.linear_dtype(x.to('meta')) == torch.float32
 
 
 @pytest.mark.parametrize('method', ['MirrorAttention', 'ReLUAttention', 'NaLaAttention'])

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,11 +32,35 @@ def test_fixed_angles_fold_into_the_projection(bias, shared):
     x = torch.randn(2, 5, 12, dtype=torch.float64)
     ours = F.linear(x, *reflection.fold(weight, offset)).chunk(3, dim=-1)
     q, k, v = F.linear(x, weight, offset).chunk(3, dim=-1)
-    q, k = (t.unflatten(-1, (3, -1)).transpose(1, 2) for t in (q, k))
-    q, k = reflection.reflect_all(q), reflection.reflect_all(k, key=True)
+    q = cross_head_reflection(q, reflection.u)
+    k = cross_head_reflection(k, reflection.u if shared else reflection.u_k)
+    q, k = reflection(*(t.unflatten(-1, (3, -1)).transpose(1, 2) for t in (q, k)))
     torch.testing.assert_close(ours[0], q.transpose(1, 2).flatten(2))
     torch.testing.assert_close(ours[1], k.transpose(1, 2).flatten(2))
     torch.testing.assert_close(ours[2], v)
+
+
+@pytest.mark.parametrize('variance_aware', [True, False])
+@pytest.mark.parametrize('cross_head', [True, False])
+def test_all_reflections_are_the_two_one_after_the_other(variance_aware, cross_head):
+    reflection = Reflection(
+        12, 3, shared=False, variance_aware=variance_aware, cross_head=cross_head
+    ).double()
+    q, k = torch.randn(2, 2, 3, 7, 4, dtype=torch.float64).unbind(0)
+    across = q, k
+    if cross_head:
+        flat = (x.transpose(1, 2).flatten(2) for x in (q, k))
+        across = (
+            cross_head_reflection(x, u).unflatten(-1, (3, 4)).transpose(1, 2)
+            for x, u in zip(flat, (reflection.u, reflection.u_k))
+        )
+    expected = reflection(*across)
+    torch.testing.assert_close(reflection.reflect_all(q), expected[0])
+    torch.testing.assert_close(reflection.reflect_all(k, key=True), expected[1])
+
+
+def test_defaults_are_the_papers():
+    assert Reflection(12, 3).options == dict(lam=1.0, alpha_max=math.pi / 2, variance_aware=True)
 
 
 def test_shared_reflection_without_variance_keeps_similarities():
