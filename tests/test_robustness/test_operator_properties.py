@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mirrorla_mm import ops
 from mirrorla_mm.ops import folding
+from mirrorla_mm.ops.still import Windows
 
 from .strategies import (
     contents,
@@ -26,6 +27,10 @@ from .strategies import (
 
 HALVES = (torch.float16, torch.bfloat16)
 FEATURE_MAPS = ('mirror', 'elu', 'relu')
+
+
+def features(*tokens: Tensor) -> tuple[Tensor, ...]:
+    return tuple(map(ops.elu_feature_map, tokens))
 
 
 # What each operator makes of queries, keys and values (B, H, N, d), angles (H, d/2), a mirror
@@ -61,6 +66,23 @@ OPERATORS = {
     'fold_block_reflection': lambda q, k, v, theta, u, grid: torch.cat(
         folding.fold_block_reflection(k[0].transpose(-2, -1).flatten(0, 1), None, theta)
     ),
+    'householder': lambda q, k, v, theta, u, grid: ops.householder(u),
+    'np_map': lambda q, k, v, theta, u, grid: ops.np_map(q, ops.cross_head_reflection(q, u)),
+    'self_saliency': lambda q, k, v, theta, u, grid: ops.self_saliency(
+        0.25 + 0.5 * q.sigmoid()  # At 1 its slope is infinite; nothing is differentiated there.
+    ),
+    'self_saliency_divergence': lambda q, k, v, theta, u, grid: ops.self_saliency_divergence(
+        q, torch.zeros(q.shape[:-1], dtype=torch.long)
+    ),
+    'one_denominator': lambda q, k, v, theta, u, grid: ops.one_denominator(
+        q, k, v, *features(q, k), own := torch.eye(q.shape[2], dtype=torch.bool), ~own
+    ),
+    'still_attention': lambda q, k, v, theta, u, grid: ops.still_attention(
+        q, k, v, *features(q, k), grid, Windows(2, 1)
+    ),
+    'still_causal': lambda q, k, v, theta, u, grid: ops.still_causal(
+        q, k, v, *features(q, k), chunk=2, top_k=1
+    )[0],
 }
 OF_FEATURES = {'linear_attention', 'rank_augmented_attention', 'token_weights'}
 NO_OPERATORS = {'available_backends', 'use_backend', 'rope_2d'}
