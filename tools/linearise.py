@@ -19,14 +19,13 @@ from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.launch import ConfigOptions, add_common_arguments, load_config
 from mirrorla_mm.engine.linearise import swin_warning
-from mirrorla_mm.engine.linearise_model import build_backbone
+from mirrorla_mm.engine.linearise_model import Inputs, build_backbone
 from mirrorla_mm.engine.linearise_stages import Linearisation
 
 import torch
 from mmengine.logging import print_log
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 STEPS = ('attention', 'features', 'fine-tuned')
 
@@ -77,13 +76,13 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def table(run: Linearisation, images: list[Tensor], metrics: bool) -> Table:
+def table(run: Linearisation, inputs: list[Inputs], metrics: bool) -> Table:
     """Error of each layer, metrics, latency and memory, of the old model and of each state."""
     states = list(run.states())
     result = Table(title=f'{run.work_dir}: squared error of the new layers, over their power')
     for name in ('', 'softmax', *states):
         result.add_column(name, justify='right' if name else 'left')
-    errors = [run.errors(state, images) for state in states]
+    errors = [run.errors(state, inputs) for state in states]
     for layer in errors[0]:
         result.add_row(layer, '0', *(f'{error[layer]:.4f}' for error in errors))
     means = [f'{mean(error.values()):.4f}' for error in errors]
@@ -93,9 +92,9 @@ def table(run: Linearisation, images: list[Tensor], metrics: bool) -> Table:
         for name in scores[-1] or scores[0]:
             cells = (f'{score[name]:.4g}' if name in score else '-' for score in scores)
             result.add_row(name, *cells)
-    old, new = costs(run, images[0][:1])
+    old, new = costs(run, tuple(x[:1] for x in inputs[0]))
     empty = [''] * (len(states) - 1)
-    size = 'x'.join(map(str, images[0].shape[-2:]))
+    size = 'x'.join(map(str, inputs[0][0].shape[-2:]))
     result.add_row(
         f'backbone, ms at {size}', f'{1e3 * old.seconds:.1f}', *empty, f'{1e3 * new.seconds:.1f}'
     )
@@ -105,14 +104,16 @@ def table(run: Linearisation, images: list[Tensor], metrics: bool) -> Table:
     return result
 
 
-def costs(run: Linearisation, image: Tensor) -> list[Cost]:
+def costs(run: Linearisation, inputs: Inputs) -> list[Cost]:
     """Latency and memory of the old and of the new backbone."""
     found = []
     for cfg in (run.cfg, run.student):
         backbone = build_backbone(cfg.model.backbone)
         backbone.eval()
         with torch.no_grad():
-            found.append(measure(lambda model=backbone: model(image), image.device, repeats=5))
+            found.append(
+                measure(lambda model=backbone: model(*inputs), inputs[0].device, repeats=5)
+            )
     return found
 
 
@@ -136,7 +137,7 @@ def main() -> None:
         if warning := swin_warning(cfg.model.backbone, args.stages):
             print_log(warning, 'current', logging.WARNING)
         config, checkpoint = run.export(run.run())
-        Console(width=140).print(table(run, run.images(), not args.no_test))
+        Console(width=140).print(table(run, run.inputs(), not args.no_test))
         print(f'The linear model: {config} {checkpoint}')
 
 

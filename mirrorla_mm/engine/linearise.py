@@ -31,13 +31,14 @@ class Host:
     Attributes:
         linear (str): The backbone of this project that takes its place.
         layers (str): Pattern of its attention layers' names; ``{}`` is the stage, from 0.
-        layout (str | tuple[str, ...]): Its layout where the config names none.
+        layout (str | tuple[str, ...], optional): Its layout where the config names none; None for a
+            backbone of one stage, which has no layout.
         attention (Callable): Its attention where the config names none, from the backbone's config.
     """
 
     linear: str
     layers: str
-    layout: str | tuple[str, ...]
+    layout: str | tuple[str, ...] | None
     attention: Callable[[dict], dict] = lambda backbone: MIRROR
 
 
@@ -57,6 +58,7 @@ HOSTS = {
     'SwinTransformer': Host('LinearSwin', _SWIN_LAYERS, SOFTMAX),
     'LinearPVT': Host('LinearPVT', _PVT_LAYERS, 'linear'),
     'PyramidVisionTransformer': Host('LinearPVT', _PVT_LAYERS, SOFTMAX),
+    'DiT': Host('DiT', r'blocks\.\d+\.attn', None),
 }
 STAGES = 4
 
@@ -96,11 +98,16 @@ def linear_backbone(backbone: dict, attn: dict, stages: Iterable[int]) -> dict:
     """
     host = host_of(backbone)
     stages = sorted(set(stages))
-    count = _stages(backbone)
+    count = _stages(backbone) if host.layout else 1
     if not stages or not set(stages) <= set(range(1, count + 1)):
-        raise UserError(f'The stages of this backbone are 1 to {count}, not {_listed(stages)}.')
+        raise UserError(f'This backbone has the stages 1 to {count}, not {_listed(stages)}.')
     _check_attention(attn)
     new = copy.deepcopy(dict(backbone))
+    new.pop('init_cfg', None)
+    new.pop('pretrained', None)
+    new['type'] = f'mirrorla_mm.{host.linear}'
+    if host.layout is None:
+        return dict(new, attn_cfg=copy.deepcopy(dict(attn)))
     old = new.pop('attn_cfg', None) or host.attention(new)
     cfgs = list(stage_attentions(old, new.get('layout') or host.layout, count))
     if host.linear == 'LinearPVT':
@@ -112,9 +119,6 @@ def linear_backbone(backbone: dict, attn: dict, stages: Iterable[int]) -> dict:
     for stage in stages:
         cfgs[stage - 1] = copy.deepcopy(dict(attn))
     new.pop('reflection', None)
-    new.pop('init_cfg', None)
-    new.pop('pretrained', None)
-    new['type'] = f'mirrorla_mm.{host.linear}'
     reflection = _common_reflection(cfgs)
     if host.linear == 'RAVLT' and reflection is not None:
         return dict(new, type='mirrorla_mm.MirrorLA', layout='linear', reflection=reflection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ..registry import MODELS, register_model
-from .checkpoint import load_checkpoint_file
+from .checkpoint import CheckpointError, load_checkpoint_file
 from .checkpoint_fit import check_fit
 from .linearise import layers_of
 
@@ -22,7 +22,9 @@ __all__ = ['AttentionTransfer', 'copy_weights', 'layer_errors']
 
 # As STILL scales it, so that learning rates carry over.
 ATTENTION_WEIGHT = 1000
+Inputs = tuple[Tensor, ...]
 TARGETS = ('attention', 'features')
+PREFIX = 'backbone.'
 
 
 @register_model
@@ -36,7 +38,7 @@ class AttentionTransfer(BaseModel):
       parameters of the new layers are trained.
 
     Both run in evaluation mode: batch norms keep their statistics and nothing is dropped. Only
-    images are used, no labels.
+    images are used, no labels; those of a diffusion model are noised as in its training.
 
     Args:
         teacher (dict): Its backbone.
@@ -44,6 +46,7 @@ class AttentionTransfer(BaseModel):
         checkpoints (Sequence[str]): Files of teacher and student, backbones under ``backbone.``.
         stages (Sequence[int]): Stages with new attention, from 1.
         target (str): ``'attention'`` or ``'features'``.
+        process (dict, optional): That of a diffusion model.
         data_preprocessor (dict, optional): That of the config.
 
     Raises:
@@ -57,6 +60,7 @@ class AttentionTransfer(BaseModel):
         checkpoints: Sequence[str],
         stages: Sequence[int],
         target: str = 'attention',
+        process: dict | None = None,
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
@@ -64,6 +68,7 @@ class AttentionTransfer(BaseModel):
             raise ValueError(f"target needs to be one of {', '.join(TARGETS)}, got '{target}'.")
         self.checkpoints = tuple(checkpoints)
         self.target = target
+        self.process = build_process(process)
         self.teacher, self.student = (build_backbone(cfg) for cfg in (teacher, student))
         new = copy_weights(self.teacher, self.student)
         self.layers = layers_of(self.student, stages)
@@ -93,23 +98,59 @@ class AttentionTransfer(BaseModel):
         if mode != 'loss':
             raise NotImplementedError('An attention transfer is trained, not tested.')
         loss = self.attention_loss if self.target == 'attention' else self.feature_loss
-        return dict(loss=loss(inputs))
+        return dict(loss=loss(backbone_inputs(self.process, inputs, data_samples)))
 
-    def attention_loss(self, images: Tensor) -> Tensor:
+    def attention_loss(self, inputs: Inputs) -> Tensor:
         """1000 times the mean over the layers of the squared error of the heads' outputs."""
-        pairs = teacher_forced(self.teacher, self.student, self.layers, images)
+        pairs = teacher_forced(self.teacher, self.student, self.layers, inputs)
         errors = [F.mse_loss(ours, theirs) for _, ours, theirs in pairs]
         return ATTENTION_WEIGHT * torch.stack(errors).mean()
 
-    def feature_loss(self, images: Tensor) -> Tensor:
-        """Mean over the output maps of their squared error, over the teacher's variance."""
+    def feature_loss(self, inputs: Inputs) -> Tensor:
+        """Mean over the outputs of their squared error, over the teacher's variance."""
         with torch.no_grad():
-            targets = self.teacher(images)
+            targets = as_tuple(self.teacher(*inputs))
         errors = [
             F.mse_loss(ours.float(), theirs.float()) / theirs.float().var().clamp(min=1e-6)
-            for ours, theirs in zip(self.student(images), targets)
+            for ours, theirs in zip(as_tuple(self.student(*inputs)), targets)
         ]
         return torch.stack(errors).mean()
+
+
+class _Reached(Exception):
+    """The backbone's inputs are known."""
+
+
+def build_process(cfg: dict | None) -> Any:
+    """The process of a diffusion model; None for all others."""
+    return None if cfg is None else MODELS.build(cfg)
+
+
+def backbone_inputs(process: Any, images: Tensor, data_samples: Any) -> Inputs:
+    """What a backbone gets for preprocessed images: these, or noised ones, their times and classes.
+
+    Args:
+        process (nn.Module, optional): The process of a diffusion model.
+        images (Tensor): Shape (B, C, H, W).
+        data_samples (list): Of a diffusion model, with ``gt_label``.
+    """
+    if process is None:
+        return (images,)
+    labels = torch.tensor([int(sample.gt_label) for sample in data_samples], device=images.device)
+    found: list[Tensor] = []
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        found.extend((x, t))
+        raise _Reached
+
+    with suppress(_Reached):
+        process.loss(network, images)
+    return (*found, labels)
+
+
+def as_tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Outputs of a backbone, of which some have a single one."""
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def build_backbone(cfg: dict) -> nn.Module:
@@ -119,13 +160,27 @@ def build_backbone(cfg: dict) -> nn.Module:
 
 
 def load_backbone(backbone: nn.Module, file: str) -> None:
-    """Fill a backbone from a checkpoint that holds it under ``backbone.``.
+    """Fill a backbone from a checkpoint of it, or of a whole model.
 
     Raises:
         CheckpointError: If a parameter or statistic is missing or has another shape.
     """
+    check_fit(nn.ModuleDict(dict(backbone=backbone)), dict(state_dict=weights_of(file)), file)
+
+
+def weights_of(file: str) -> dict[str, Tensor]:
+    """Weights of a checkpoint, the backbone's under ``backbone.`` even where it is alone.
+
+    Raises:
+        CheckpointError: If the file holds no weights.
+    """
     checkpoint = load_checkpoint_file(file, 'cpu')
-    check_fit(nn.ModuleDict(dict(backbone=backbone)), checkpoint, file)
+    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not weights:
+        raise CheckpointError(f'The checkpoint {file} holds no weights.')
+    if any(key.startswith(PREFIX) for key in weights):
+        return dict(weights)
+    return {f'{PREFIX}{key}': value for key, value in weights.items()}
 
 
 def copy_weights(teacher: nn.Module, student: nn.Module) -> list[str]:
@@ -139,7 +194,7 @@ def copy_weights(teacher: nn.Module, student: nn.Module) -> list[str]:
 
 
 def layer_errors(
-    teacher: nn.Module, student: nn.Module, layers: Sequence[str], images: Tensor
+    teacher: nn.Module, student: nn.Module, layers: Sequence[str], inputs: Inputs
 ) -> dict[str, float]:
     """Squared error of each layer's output, on the teacher's input, over the output's power.
 
@@ -147,12 +202,12 @@ def layer_errors(
         teacher (nn.Module): Backbone in evaluation mode.
         student (nn.Module): Backbone in evaluation mode.
         layers (Sequence[str]): Names of the attention layers, in both.
-        images (Tensor): Shape (B, 3, H, W), normalised.
+        inputs (tuple[Tensor, ...]): From :func:`backbone_inputs`.
 
     Returns:
         dict[str, float]: 0 is a perfect copy; 1 is what an output of zeros has.
     """
-    pairs = teacher_forced(teacher, student, layers, images)
+    pairs = teacher_forced(teacher, student, layers, inputs)
     return {
         name: ((ours - theirs).square().mean() / theirs.square().mean()).item()
         for name, ours, theirs in pairs
@@ -160,34 +215,34 @@ def layer_errors(
 
 
 def teacher_forced(
-    teacher: nn.Module, student: nn.Module, layers: Sequence[str], images: Tensor
+    teacher: nn.Module, student: nn.Module, layers: Sequence[str], inputs: Inputs
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, student's and teacher's output of each layer on the teacher's input.
 
     Outputs are those of the heads, (B, N, C), before their projection.
     """
-    for name, (x, hw_shape) in layer_inputs(teacher, layers, images).items():
+    for name, (x, hw_shape) in layer_inputs(teacher, layers, inputs).items():
         theirs = heads_of(teacher.get_submodule(name), x, hw_shape).detach()
         yield name, heads_of(student.get_submodule(name), x, hw_shape), theirs
 
 
 @torch.no_grad()
 def layer_inputs(
-    backbone: nn.Module, layers: Sequence[str], images: Tensor
+    backbone: nn.Module, layers: Sequence[str], inputs: Inputs
 ) -> dict[str, tuple[Tensor, tuple[int, int]]]:
-    """Tokens (B, N, C) and grid that each layer gets for some images."""
-    inputs: dict[str, tuple[Tensor, tuple[int, int]]] = {}
+    """Tokens (B, N, C) and grid that each layer gets for some inputs of the backbone."""
+    found: dict[str, tuple[Tensor, tuple[int, int]]] = {}
     with ExitStack() as stack:
         for name in layers:
 
             def note(module: nn.Module, args: tuple, kwargs: dict, name: str = name) -> None:
                 hw_shape = args[1] if len(args) > 1 else kwargs['hw_shape']
-                inputs[name] = args[0], tuple(hw_shape)
+                found[name] = args[0], tuple(hw_shape)
 
             hook = backbone.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
             stack.callback(hook.remove)
-        backbone(images)
-    return inputs
+        backbone(*inputs)
+    return found
 
 
 def heads_of(layer: nn.Module, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:

@@ -20,17 +20,22 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .atomic import whole_file
-from .checkpoint import CheckpointError, load_checkpoint_file
+from .checkpoint import load_checkpoint_file
 from .checkpoint_fit import CheckpointFitHook
 from .data import check_data
 from .errors import UserError
 from .launch import build_runner
 from .linearise import layers_of, linear_config
 from .linearise_model import (
+    PREFIX,
+    Inputs,
+    backbone_inputs,
     build_backbone,
+    build_process,
     copy_weights,
     layer_errors,
     load_backbone,
+    weights_of,
 )
 from .prepare import prepare_training
 from .resuming import find_latest_checkpoint
@@ -38,7 +43,6 @@ from .work_dir import hold_work_dir
 
 __all__ = ['Linearisation', 'named', 'shorten']
 
-PREFIX = 'backbone.'
 TRANSFERS = ('attention', 'features')
 FINE_TUNED = 'fine-tuned'
 SETTINGS = 'settings.json'
@@ -171,8 +175,8 @@ class Linearisation:
     # --- Measurements ---------------------------------------------------------------------------
 
     def metrics(self, state: str) -> dict[str, float] | None:
-        """Test scores of a state; None where the weights of the head are not trained."""
-        if state != FINE_TUNED and not self.has_head():
+        """Test scores of a state; None without a test, or while the head has no trained weights."""
+        if not self.cfg.get('test_evaluator') or (state != FINE_TUNED and not self.has_head()):
             return None
         teacher = state == 'teacher'
         file = self.checkpoint if teacher else str(self.file(state))
@@ -188,8 +192,8 @@ class Linearisation:
 
         return self._remembered(f'metrics of {state}', test)
 
-    def errors(self, state: str, images: Sequence[Tensor]) -> dict[str, float]:
-        """Relative squared error of each new layer, averaged over batches of images."""
+    def errors(self, state: str, batches: Sequence[Inputs]) -> dict[str, float]:
+        """Relative squared error of each new layer, averaged over batches of :meth:`inputs`."""
 
         def measure() -> dict[str, float]:
             teacher = self._teacher()
@@ -200,22 +204,32 @@ class Linearisation:
             layers = layers_of(student, self.stages)
             found = [
                 layer_errors(teacher, student.requires_grad_(False), layers, batch)
-                for batch in images
+                for batch in batches
             ]
             return {name: sum(each[name] for each in found) / len(found) for name in layers}
 
         return self._remembered(f'errors of {state}', measure)
 
-    def images(self, batches: int = 4) -> list[Tensor]:
-        """The first batches of the test images, as the backbone gets them."""
-        loader = Runner.build_dataloader(copy.deepcopy(self.cfg.test_dataloader), seed=0)
+    def inputs(self, batches: int = 4) -> list[Inputs]:
+        """What the backbone gets for the first batches of the test data, or else of the training's.
+
+        A diffusion model's noise is the same at each call.
+        """
+        loader = self.cfg.get('test_dataloader') or self.cfg.train_dataloader
+        loader = Runner.build_dataloader(copy.deepcopy(loader), seed=0)
         preprocessor = ROOT_MODELS.build(self._preprocessor())
-        chosen = (data for _, data in zip(range(batches), loader))
-        return [preprocessor(data, False)['inputs'].float() for data in chosen]
+        process = build_process(self.cfg.model.get('process'))
+        chosen = (preprocessor(data, False) for _, data in zip(range(batches), loader))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return [
+                backbone_inputs(process, data['inputs'].float(), data['data_samples'])
+                for data in chosen
+            ]
 
     def has_head(self) -> bool:
         """Whether the checkpoint holds more than a backbone."""
-        return any(not key.startswith(PREFIX) for key in self._weights())
+        return any(not key.startswith(PREFIX) for key in weights_of(self.checkpoint))
 
     # --- Parts ----------------------------------------------------------------------------------
 
@@ -237,6 +251,7 @@ class Linearisation:
                     checkpoints=(self.checkpoint, str(start)),
                     stages=self.stages,
                     target=target,
+                    process=self.cfg.model.get('process'),
                     data_preprocessor=self._preprocessor(),
                 ),
                 train_dataloader=copy.deepcopy(self.cfg.train_dataloader),
@@ -276,18 +291,9 @@ class Linearisation:
     def _new_parameters(self) -> list[str]:
         return copy_weights(self._teacher(), build_backbone(self.student.model.backbone))
 
-    def _weights(self) -> dict[str, Tensor]:
-        checkpoint = load_checkpoint_file(self.checkpoint, 'cpu')
-        weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else {}
-        if not any(key.startswith(PREFIX) for key in weights):
-            raise CheckpointError(
-                f"The checkpoint {self.checkpoint} holds no entry that begins with '{PREFIX}'."
-            )
-        return dict(weights)
-
     def _save(self, backbone: nn.Module, file: Path) -> None:
         """Write the old model with another backbone."""
-        rest = {k: v for k, v in self._weights().items() if not k.startswith(PREFIX)}
+        rest = {k: v for k, v in weights_of(self.checkpoint).items() if not k.startswith(PREFIX)}
         own = {f'{PREFIX}{key}': value for key, value in backbone.state_dict().items()}
         self._write({**own, **rest}, file)
 

@@ -67,7 +67,7 @@ def test_only_the_chosen_stages_change_and_all_that_is_shared_is_copied(name):
 def test_an_attention_that_is_exact_makes_no_error(name):
     """So targets are the heads of the teacher, on the teacher's input, in the teacher's order."""
     teacher, student, _, layers = pair(name, EXACT)
-    errors = layer_errors(teacher, student, layers, IMAGES)
+    errors = layer_errors(teacher, student, layers, (IMAGES,))
     assert list(errors) == layers and max(errors.values()) < 1e-8
     with torch.no_grad():
         for ours, theirs in zip(student(IMAGES), teacher(IMAGES)):
@@ -78,7 +78,7 @@ def test_an_attention_that_is_exact_makes_no_error(name):
 def test_heads_are_what_the_projection_gets(name):
     teacher = built(BACKBONES[name])
     [layer] = layers_of(teacher, [4])
-    x, hw_shape = layer_inputs(teacher, [layer], IMAGES)[layer]
+    x, hw_shape = layer_inputs(teacher, [layer], (IMAGES,))[layer]
     module = teacher.get_submodule(layer)
     heads = heads_of(module, x, hw_shape)
     projection = {'ravlt': 'proj', 'swin': 'w_msa.proj', 'pvt': 'attn.out_proj'}[name]
@@ -126,8 +126,8 @@ def test_the_config_starts_from_nothing_of_the_old_backbone():
     ('backbone', 'attn', 'stages', 'message'),
     [
         (dict(type='mmdet.ResNet'), 'ReLUAttention', [3], "backbone 'ResNet' cannot be linearised"),
-        (BACKBONES['ravlt'], 'ReLUAttention', [0, 3], 'are 1 to 4, not 0, 3'),
-        (BACKBONES['ravlt'], 'ReLUAttention', [], 'are 1 to 4, not none'),
+        (BACKBONES['ravlt'], 'ReLUAttention', [0, 3], 'has the stages 1 to 4, not 0, 3'),
+        (BACKBONES['ravlt'], 'ReLUAttention', [], 'has the stages 1 to 4, not none'),
         (BACKBONES['ravlt'], 'Linformer', [3], "There is no attention 'Linformer'; choose from"),
     ],
 )

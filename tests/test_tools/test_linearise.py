@@ -56,11 +56,11 @@ def test_a_killed_run_goes_on_and_ordinary_tools_take_the_result(
     calls = []
     loss = AttentionTransfer.attention_loss
 
-    def dies(self, images):
+    def dies(self, inputs):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return loss(self, images)
+        return loss(self, inputs)
 
     monkeypatch.setattr(AttentionTransfer, 'attention_loss', dies)
     command += [*STEPS, '--work-dir', tmp_path / 'killed']
@@ -113,7 +113,7 @@ def test_a_converted_hybrid_becomes_strictly_linear_mirrorla_in_one_command(
     ('options', 'message'),
     [
         (['--attn', 'Linformer'], "There is no attention 'Linformer'"),
-        (['--attn', 'ReLUAttention', '--stages', '5'], 'stages of this backbone are 1 to 4, not 5'),
+        (['--attn', 'ReLUAttention', '--stages', '5'], 'has the stages 1 to 4, not 5'),
         (
             ['--attn', 'STILLAttention', '--attn-options', 'feature_map=elu'],
             "Unknown feature_map 'elu'",

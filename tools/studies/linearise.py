@@ -140,13 +140,13 @@ class Study:
         """Copy, transfer, fine-tune; an arm without parameters of its own fine-tunes for both."""
         run = self.linearisation(arm, seed, arm, transfer=True)
         run.run()
-        images = run.images(batches=8)
+        inputs = run.inputs(batches=8)
         shown = dict(copied='copied', attention='transferred')
         shown['fine-tuned'] = 'fine-tuned' if run.new_parameters else 'without transfer'
         states = run.states()
         return dict(
             mIoU={shown[state]: run.metrics(state)['mIoU'] for state in states},
-            errors={shown[state]: run.errors(state, images) for state in states},
+            errors={shown[state]: run.errors(state, inputs) for state in states},
         )
 
     def without_transfer(self, arm: str, seed: int) -> dict:
