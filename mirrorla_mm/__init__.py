@@ -18,7 +18,15 @@ if f'{__name__}.build_mmcv' not in sys.orig_argv:
     if sentence := stack.trouble():
         stack.report(sentence)
     else:
-        from . import attention, backbones, engine, heads, necks, restoration  # noqa: F401
+        from . import (  # noqa: F401
+            attention,
+            backbones,
+            diffusion,
+            engine,
+            heads,
+            necks,
+            restoration,
+        )
 
         stack.mend()
         engine.register_safe_loader()

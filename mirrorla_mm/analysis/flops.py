@@ -124,13 +124,15 @@ def default_shape(cfg: Config) -> tuple[int, int]:
     """Height and width that the tables of the field count a config at.
 
     That is 800x1280 for detection, the training crop for segmentation, what becomes 720x1280 for
-    super-resolution, 224x224 otherwise.
+    super-resolution, the latent for diffusion, 224x224 otherwise.
     """
     if cfg.get('default_scope') == 'mmdet':
         return 800, 1280
     if 'upscale' in cfg.model.backbone:
         scale = cfg.model.backbone.upscale
         return 720 // scale, 1280 // scale
+    if 'input_size' in cfg.model.backbone:
+        return (cfg.model.backbone.input_size,) * 2
     size = cfg.model.get('data_preprocessor', {}).get('size')
     return tuple(size) if size else (224, 224)
 
@@ -152,7 +154,8 @@ def model_complexity(
 
     Args:
         model (nn.Module): A detector of mmdet (one-stage, or two-stage with boxes and masks,
-            cascaded or not), a segmentor of mmseg, a classifier of mmpretrain or a backbone.
+            cascaded or not), a segmentor of mmseg, a classifier of mmpretrain, a diffusion model
+            or a backbone.
         shape (tuple[int, int]): Height and width of the image.
         proposals (int): Boxes that a two-stage detector classifies.
         masks (int): Boxes that it segments.
@@ -175,7 +178,10 @@ def model_complexity(
     if not hasattr(model, 'backbone'):
         run('backbone', model, image)
         return results
-    features = run('backbone', model.backbone, image)
+    # A network of more than an image brings an example of its arguments.
+    example = getattr(model.backbone, 'example', None)
+    inputs = (image,) if example is None else example(shape, device)
+    features = run('backbone', model.backbone, *inputs)
     if getattr(model, 'neck', None) is not None:
         features = run('neck', model.neck, features)
     for name in DENSE_HEADS:

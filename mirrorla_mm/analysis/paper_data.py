@@ -1,7 +1,7 @@
 """The numbers that the paper prints, for the rows that a config here can build.
 
 They are listed by table, as printed; those of NaLaFormer come from its own paper. Left out are rows
-of models that are not here, and Tab. 4 and 5 (super-resolution, diffusion).
+of models that are not here, and Tab. 4 (super-resolution).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BOX = ('AP b', 'AP50 b', 'AP75 b', 'APS b', 'APM b', 'APL b')
+FID = ('FID', 'sFID', 'IS', 'precision', 'recall')
 BOX_AND_MASK = ('AP b', 'AP50 b', 'AP75 b', 'AP m', 'AP50 m', 'AP75 m')
 
 
@@ -72,6 +73,8 @@ class Table:
         metrics (tuple[str, ...]): Names of the figures that need training.
         gpus (int): Devices that the configs are for.
         rows (tuple[Row, ...]): The rows.
+        sizes (bool): Show what the configs count, where the paper prints nothing.
+        then (str): Commands after training.
     """
 
     title: str
@@ -80,6 +83,8 @@ class Table:
     metrics: tuple[str, ...]
     gpus: int
     rows: tuple[Row, ...]
+    sizes: bool = False
+    then: str = ''
 
 
 def _imagenet(method: str, name: str, *cells: float, **more: Any) -> Row:
@@ -89,6 +94,11 @@ def _imagenet(method: str, name: str, *cells: float, **more: Any) -> Row:
 
 def _figures(text: str) -> tuple[str, ...]:
     return tuple(text.split())
+
+
+def _diffusion(method: str, name: str, figures: str = '') -> Row:
+    metrics = _figures(figures) or ('',) * len(FID)
+    return Row(method, f'diffusion/{name}_8xb32-400k_imagenet-256x256.py', metrics=metrics)
 
 
 _REFLECTION = 'model.backbone.reflection'
@@ -158,6 +168,30 @@ TABLES = (
         ('top-1 (Table 8)',),
         8,
         (_imagenet('MirrorLA-XT', 'mirrorla-xt', 6, 0.6, 76.0),),
+    ),
+    Table(
+        'Table 5: diffusion transformers, ImageNet 256x256 without guidance',
+        (32, 32),
+        'total',
+        FID,
+        8,
+        (
+            _diffusion('DiT', 'dit-s-p2', '68.40 - - - -'),
+            _diffusion('MirrorLADiT', 'dit-mirrorla-s-p2', '58.07 11.21 24.70 0.41 0.59'),
+            _diffusion('control: ReLU + gate + lepe', 'dit-relu-s-p2'),
+            _diffusion('PolaFormer++', 'dit-polapp-s-p2'),
+            _diffusion('SiT', 'sit-s-p2', '58.61 9.25 24.31 0.41 0.59'),
+            _diffusion('MirrorLASiT', 'sit-mirrorla-s-p2', '52.29 8.41 28.51 0.43 0.61'),
+            _diffusion('control: ReLU + gate + lepe (SiT)', 'sit-relu-s-p2'),
+        ),
+        sizes=True,
+        then=(
+            'torchrun --nproc_per_node 8 tools/sample.py CONFIG CHECKPOINT --vae VAE_FOLDER '
+            '--number 50000 --out-dir samples\n'
+            '# guided-diffusion/evaluations, with its file of ImageNet 256x256\n'
+            'python evaluator.py VIRTUAL_imagenet256_labeled.npz '
+            'samples/samples_50000x256x256x3.npz'
+        ),
     ),
     Table(
         'Table 7: linear attentions in Swin-T, ImageNet-1K',

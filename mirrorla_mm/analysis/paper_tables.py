@@ -227,6 +227,8 @@ def _cell(row: Row, name: str, ours: dict[str, float], cut: float = 0) -> Cell:
 def render_table(table: Table, configs: Path) -> str:
     """One table as Markdown."""
     lines = [f'## {table.title}', '']
+    if table.sizes:
+        return '\n'.join([*lines, *_sizes(table, configs)])
     if needs_training(table):
         header = ['row', *table.metrics, 'command']
         rows = [[row.method, *_trained(row), _command(row, table)] for row in table.rows]
@@ -250,6 +252,18 @@ def render_table(table: Table, configs: Path) -> str:
     return '\n'.join(lines)
 
 
+def _sizes(table: Table, configs: Path) -> list[str]:
+    """Ours alone, to the digit, of a table that prints none; then the commands."""
+    header = ['row', 'parameters', 'every product (G)', *table.metrics]
+    rows = []
+    for row in table.rows:
+        cost = complexity(configs / row.config, table.shape)
+        rows.append([row.method, f'{cost.params:,}', f'{cost.total / 1e9:.3f}', *_trained(row)])
+    note = 'The paper prints neither parameters nor FLOPs here: both are ours.'
+    commands = [*(_command(row, table) for row in table.rows), table.then]
+    return [note, '', *_markdown(header, rows), '', '```shell', *commands, '```', '']
+
+
 def _text(cell: Cell, notes: list[str]) -> str:
     text = f'{cell.ours:.4g} / {cell.paper:g} {cell.status}'
     if cell.status != 'misprint':
@@ -269,7 +283,7 @@ def _because(cell: Cell) -> str:
 
 
 def _trained(row: Row) -> list[str]:
-    return [f'{figure} needs training' for figure in row.metrics]
+    return [f'{figure} needs training'.strip() for figure in row.metrics]
 
 
 def _giga(cost: Complexity | None) -> str:

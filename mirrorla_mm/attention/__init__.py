@@ -13,6 +13,7 @@ from .lsa import LSA
 from .mirror import MirrorAttention
 from .nalaformer import NaLaAttention
 from .polaformer import PolaAttention
+from .polaformerpp import PolaPPAttention
 from .rala import RALA
 from .reflection import Reflection
 from .relu import ReLUAttention
@@ -34,6 +35,7 @@ __all__ = [
     'MirrorAttention',
     'NaLaAttention',
     'PolaAttention',
+    'PolaPPAttention',
     'ReLUAttention',
     'Reflection',
     'STILLAttention',

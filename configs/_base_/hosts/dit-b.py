@@ -1,0 +1,1 @@
+host = dict(arch='b', attn_cfg=dict(type='SoftmaxAttention'))

@@ -1,0 +1,1 @@
+host = dict(arch='s', attn_cfg=dict(type='SoftmaxAttention'))

@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/protocols/sit_8xb32-400k_imagenet-256x256.py',
+    '../_base_/hosts/dit-b.py',
+]
+
+model = dict(backbone=_base_.host)

@@ -1,0 +1,168 @@
+"""Folders of latents or images by class, and how they are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.dataset import BaseDataset
+from mmengine.structures import BaseDataElement
+from PIL import Image
+
+from ..engine.data import DataError
+from ..registry import DATASETS, TRANSFORMS
+
+LATENTS = ('.npy',)
+IMAGES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
+META_KEYS = ('img_path', 'img_shape')
+
+
+@DATASETS.register_module(force=True)
+class ClassFolders(BaseDataset):
+    """A folder of latents or images for each class; classes are numbered by their sorted names.
+
+    Args:
+        data_root (str): Where the folders are, with files in them or further below.
+        suffixes (tuple[str, ...]): Of the files. Defaults to ``.npy``, latents.
+        **kwargs: Options of :class:`mmengine.dataset.BaseDataset`: ``pipeline``, ``indices``.
+
+    Raises:
+        DataError: If a folder is missing, or has no such files.
+
+    Note:
+        A sample has ``img_path`` and ``gt_label``.
+    """
+
+    def __init__(self, data_root: str, suffixes: tuple[str, ...] = LATENTS, **kwargs) -> None:
+        self.suffixes = tuple(suffixes)
+        super().__init__(data_root=data_root, data_prefix={}, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """One entry for each file, class by class."""
+        return [
+            dict(img_path=str(path), gt_label=label)
+            for label, folder in enumerate(class_folders(Path(self.data_root)))
+            for path in files_of(folder, self.suffixes)
+        ]
+
+
+def class_folders(root: Path) -> list[Path]:
+    """The folders of a data set, sorted.
+
+    Raises:
+        DataError: If there are none.
+    """
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if not folders:
+        raise DataError(f'{root} holds no folders, one for each class.')
+    return folders
+
+
+def files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of a class, sorted.
+
+    Raises:
+        DataError: If there are none.
+    """
+    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in suffixes)
+    if not files:
+        raise DataError(f'The folder {folder} holds no {", ".join(suffixes)}.')
+    return files
+
+
+@TRANSFORMS.register_module(force=True)
+class LoadLatent(BaseTransform):
+    """Load what ``tools/encode_latents.py`` wrote, and draw a latent from it.
+
+    Required key: ``img_path``, an array (C, S, S) that is a latent, or (V, 2, C, S, S) of the mean
+    and the standard deviation of V views (the image and its mirror image), of which one is drawn.
+    Added key: ``img``, (C, S, S), float32.
+
+    Raises:
+        DataError: If the file cannot be read or has another shape.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Load one."""
+        array = read_array(results['img_path'])
+        if array.ndim == 5 and array.shape[1] == 2:
+            mean, std = array[np.random.randint(len(array))].astype(np.float32)
+            array = mean + std * np.random.standard_normal(mean.shape).astype(np.float32)
+        if array.ndim != 3:
+            raise DataError(
+                f'{results["img_path"]} is no latent: its shape is {array.shape}, neither '
+                '(channels, size, size) nor (views, 2, channels, size, size).'
+            )
+        return dict(results, img=array.astype(np.float32))
+
+
+def read_array(path: str) -> np.ndarray:
+    """An array of numbers; nothing in the file is executed.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f'{path} cannot be read: it is damaged or no .npy file.') from error
+
+
+@TRANSFORMS.register_module(force=True)
+class LoadSquareImage(BaseTransform):
+    """Load an image as RGB, shrink it as a whole and cut its centre out, as DiT does.
+
+    Required key: ``img_path``. Added key: ``img``, (3, size, size), uint8, mirrored in half of the
+    cases where ``flip`` is set.
+
+    Args:
+        size (int): Side in pixels.
+        flip (bool): Mirror at random. Defaults to True.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+
+    def __init__(self, size: int, flip: bool = True) -> None:
+        self.size = size
+        self.flip = flip
+
+    def transform(self, results: dict) -> dict:
+        """Load one."""
+        image = read_square(results['img_path'], self.size)
+        if self.flip and np.random.rand() < 0.5:
+            image = image[:, ::-1]
+        return dict(results, img=np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def read_square(path: str, size: int) -> np.ndarray:
+    """The centre of an image whose shorter side has become ``size``: (size, size, 3), uint8.
+
+    It is halved by means while that leaves it large enough, then interpolated bicubically.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        image = Image.open(path).convert('RGB')
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f'{path} cannot be read: {str(error) or "it is damaged"}.') from error
+    halvings = max(int(np.log2(max(min(image.size) / (2 * size), 0.5))) + 1, 0)
+    image = image.reduce(2**halvings) if halvings else image
+    scale = size / min(image.size)
+    image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+    left, top = ((side - size) // 2 for side in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+@TRANSFORMS.register_module(force=True)
+class PackDiffusionInputs(BaseTransform):
+    """``inputs`` (C, S, S) and a data sample with ``gt_label``, from ``img`` and ``gt_label``."""
+
+    def transform(self, results: dict) -> dict:
+        """Pack one."""
+        metainfo = {key: results[key] for key in META_KEYS if key in results}
+        sample = BaseDataElement(metainfo=metainfo, gt_label=results['gt_label'])
+        return dict(inputs=torch.from_numpy(results['img']), data_samples=sample)

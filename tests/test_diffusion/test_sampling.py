@@ -1,0 +1,154 @@
+"""Samples by several processes, and what is left of a run that was stopped."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mirrorla_mm.diffusion import DiffusionModel
+from mirrorla_mm.diffusion.sampling import (
+    Order,
+    draw_share,
+    part_file,
+    save_first,
+    tile,
+)
+from mirrorla_mm.engine.errors import UserError
+from mirrorla_mm.registry import MODELS
+
+from .toy import TOY, toy_host
+
+ORDER = Order(10, 3, 1.0, None, (), 4, 'toy')
+
+
+def pixel_model(**process) -> DiffusionModel:
+    """A model of images of 16x16 pixels."""
+    options = dict(TOY, in_channels=3)
+    model = MODELS.build(
+        dict(
+            type='mirrorla_mm.DiffusionModel',
+            backbone=dict(type='mirrorla_mm.DiT', **options),
+            process=dict(type='mirrorla_mm.Interpolant', sampling_steps=3, **process),
+        )
+    )
+    model.backbone.load_state_dict(toy_host(in_channels=3).state_dict())
+    return model.eval()
+
+
+def test_samples_do_not_depend_on_the_number_of_processes(tmp_path):
+    model = pixel_model()
+    alone = draw_share(model, ORDER, tmp_path / 'alone')
+    results = [draw_share(model, ORDER, tmp_path / 'two', rank=r, world=2) for r in (1, 0)]
+    assert results[0] is None and results[1].name == 'samples_10x16x16x3.npz'
+    with np.load(alone) as a, np.load(results[1]) as b:
+        assert a['arr_0'].shape == (10, 16, 16, 3) and a['arr_0'].dtype == np.uint8
+        assert a['arr_1'].shape == (10,) and len(set(a['arr_1'].tolist())) > 2
+        assert (a['arr_0'] == b['arr_0']).all() and (a['arr_1'] == b['arr_1']).all()
+        assert len({image.tobytes() for image in a['arr_0']}) == 10
+
+
+def test_a_sample_does_not_depend_on_those_beside_it(tmp_path):
+    model = pixel_model()
+    files = [
+        draw_share(model, replace(ORDER, batch_size=size), tmp_path / str(size)) for size in (4, 10)
+    ]
+    a, b = (np.load(file)['arr_0'].astype(int) for file in files)
+    assert abs(a - b).max() <= 1
+
+
+def test_another_seed_draws_others(tmp_path):
+    model = pixel_model()
+    files = [draw_share(model, replace(ORDER, seed=s), tmp_path / str(s)) for s in (0, 1)]
+    assert (np.load(files[0])['arr_0'] != np.load(files[1])['arr_0']).any()
+
+
+def test_a_stopped_run_goes_on_and_redraws_nothing(tmp_path, monkeypatch):
+    model = pixel_model()
+    whole = np.load(draw_share(model, ORDER, tmp_path / 'whole'))['arr_0']
+    assert draw_share(model, ORDER, tmp_path / 'cut', rank=0, world=2) is None
+    (part_file(tmp_path / 'cut', 0).with_suffix('.x.partial')).write_bytes(b'half')
+    calls = []
+    sample = model.sample
+    monkeypatch.setattr(model, 'sample', lambda *args: calls.append(1) or sample(*args))
+    file = draw_share(model, ORDER, tmp_path / 'cut')
+    assert len(calls) == 1  # the batch of the process that never came
+    assert (np.load(file)['arr_0'] == whole).all()
+
+
+def test_classes_are_taken_in_turn_from_the_same_noise(tmp_path):
+    file = draw_share(pixel_model(), replace(ORDER, classes=(7, 2)), tmp_path)
+    assert np.load(file)['arr_1'].tolist() == [7, 2] * 5
+
+
+def test_guidance_changes_the_samples(tmp_path):
+    model = pixel_model()
+    orders = [replace(ORDER, guidance=scale) for scale in (1.0, 4.0)]
+    first, second = (draw_share(model, o, tmp_path / str(o.guidance)) for o in orders)
+    assert (np.load(first)['arr_0'] != np.load(second)['arr_0']).any()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(classes=(3, 10)), 'no class 10: the model has 0 to 9'),
+        (dict(guidance=-2.0), 'a number from 0'),
+        (dict(number=0), '1 at least'),
+        (dict(seed=-1), 'the seed 0'),
+    ],
+)
+def test_an_order_that_makes_no_sense_is_refused(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        draw_share(pixel_model(), replace(ORDER, **change), tmp_path / 'x')
+    assert not (tmp_path / 'x').exists()
+
+
+def test_a_folder_of_another_order_is_refused(tmp_path):
+    draw_share(pixel_model(), ORDER, tmp_path)
+    with pytest.raises(UserError, match='name another folder with --out-dir'):
+        draw_share(pixel_model(), replace(ORDER, seed=4), tmp_path)
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    draw_share(pixel_model(), ORDER, tmp_path)
+    part = part_file(tmp_path, 1)
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match='000001.npz is damaged'):
+        draw_share(pixel_model(), ORDER, tmp_path)
+
+
+class Enlarger(nn.Module):
+    """A VAE whose images are the first channels of the latents, twice as large, in [-1, 1]."""
+
+    def decode(self, latents):
+        images = nn.functional.interpolate(latents[:, :3], scale_factor=2).clamp(-1, 1)
+        return type('Output', (), dict(sample=images))
+
+
+def test_latents_need_a_vae(tmp_path):
+    model = pixel_model()
+    model.backbone = toy_host()
+    with pytest.raises(UserError, match='with --vae'):
+        draw_share(model, ORDER, tmp_path / 'without')
+    file = draw_share(model, ORDER, tmp_path / 'with', Enlarger())
+    assert file.name == 'samples_10x32x32x3.npz'
+
+
+def test_grid_shows_the_first_samples_row_by_row(tmp_path):
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(2, 1).repeat(3, 2).repeat(3, 3)
+    sheet = tile(images, 2)
+    assert sheet.shape == (3 * 3 + 1, 2 * 4 + 1, 3)
+    assert (sheet[4:6, 5:8] == 3).all() and (sheet[7:9, 5:8] == 255).all()
+    draw_share(pixel_model(), ORDER, tmp_path)
+    with Image.open(save_first(ORDER, tmp_path, 3)) as grid:
+        assert grid.size == (3 * 17 + 1, 3 * 17 + 1)
+
+
+def test_every_sampler_is_the_same_twice(tmp_path):
+    for sampler in ('sde', 'heun'):
+        model = pixel_model(sampler=sampler)
+        first, second = (draw_share(model, ORDER, tmp_path / f'{sampler}{i}') for i in range(2))
+        assert (np.load(first)['arr_0'] == np.load(second)['arr_0']).all()
+    assert torch.is_grad_enabled()

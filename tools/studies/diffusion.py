@@ -1,0 +1,238 @@
+"""Train four attentions in one small diffusion transformer on drawn shapes, and compare them.
+
+Every finished run leaves one small file, and one that was stopped goes on at its last checkpoint,
+so that the same command may be given again and again. Nothing is downloaded. Example:
+
+    python tools/studies/diffusion.py --report docs/studies/diffusion
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import MODELS
+from mmengine.runner import Runner, set_random_seed
+from torch import Tensor
+
+from mirrorla_mm.diffusion.model import DiffusionModel
+from mirrorla_mm.diffusion.sampling import NoiseStreams, save_grid, to_uint8
+from mirrorla_mm.diffusion.shapes import CLASSES
+from mirrorla_mm.diffusion.study import (
+    ARMS,
+    REFERENCE,
+    Judge,
+    compare_grids,
+    drawings,
+    frechet_distance,
+    read_results,
+    table,
+    train_judge,
+    verdict,
+)
+from mirrorla_mm.engine.atomic import whole_file
+from mirrorla_mm.engine.checkpoint import load_checkpoint_file
+from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.prepare import prepare_training
+
+CONFIG = 'configs/studies/dit-study_1xb16-400_shapes-32x32.py'
+HELD_OUT = 7  # Seed of the drawings that no training sees.
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--config', default=CONFIG, help='the host and its schedule')
+    parser.add_argument('--work-dir', default='work_dirs/study_diffusion', type=Path)
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), metavar='ARM')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--iters', type=int, help="iterations of a run; the config's by default")
+    parser.add_argument('--samples', type=int, default=120, help='images that each run draws')
+    parser.add_argument(
+        '--report', type=Path, help='folder for results.json, results.md and the grids'
+    )
+    return parser.parse_args()
+
+
+class SameStart(Hook):
+    """Starts every arm of a seed from the same weights wherever arms have them in common.
+
+    Of a projection with a gate those are the rows of q, k and v.
+
+    Args:
+        model (dict): Config of the arm whose weights all arms start from.
+    """
+
+    def __init__(self, model: dict) -> None:
+        self.model = model
+
+    def before_train(self, runner: Runner) -> None:
+        """Copy the weights, unless the run is a resumed one."""
+        if runner.iter > 0:
+            return
+        set_random_seed(runner.seed)
+        own = runner.model.state_dict()
+        for name, value in MODELS.build(self.model).state_dict().items():
+            if name in own:
+                own[name][: len(value)].copy_(value)
+
+
+class Progress(Hook):
+    """Says where the study stands, on one line, and where this part of it began."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.first = 0
+
+    def before_train(self, runner: Runner) -> None:
+        self.first = runner.iter
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        loss = outputs['loss'].item()
+        if not math.isfinite(loss):
+            raise UserError(f'{self.label}: the loss is {loss} after {runner.iter + 1} steps.')
+        if self.every_n_train_iters(runner, 50):
+            print(
+                f'{self.label}: {runner.iter + 1}/{runner.max_iters}, loss {loss:.4f}', flush=True
+            )
+
+
+def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
+    """The study's config with one arm's attention, seed and length."""
+    cfg = Config.fromfile(args.config)
+    cfg.model.backbone.attn_cfg = ARMS[name].attn_cfg
+    cfg.work_dir = str(args.work_dir / name / f'seed-{seed}')
+    cfg.experiment_name = cfg.visualizer.name = f'dit-{name}-seed-{seed}'
+    cfg.randomness = dict(seed=seed)
+    cfg.log_level = 'WARNING'
+    if args.iters:
+        cfg.train_cfg.max_iters = cfg.param_scheduler.T_max = args.iters
+    cfg.resume = True
+    prepare_training(cfg)
+    return cfg
+
+
+def run(args: argparse.Namespace, judge: Judge, name: str, seed: int, label: str) -> dict:
+    """Train and judge one arm with one seed."""
+    runner = Runner.from_cfg(run_config(args, name, seed))
+    progress = Progress(label)
+    runner.register_hook(progress)
+    runner.register_hook(SameStart(run_config(args, REFERENCE, seed).model))
+    start = time.time()
+    runner.train()
+    seconds = time.time() - start
+    ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    model = ema.ema_model.module.eval()
+    images, labels = draw(model, args.samples, seed)
+    grid = args.work_dir / name / f'seed-{seed}.png'
+    save_grid(to_uint8(images), grid, columns=len(images) // len(CLASSES))
+    images = images / 127.5 - 1
+    reference, _ = drawings(1200, HELD_OUT + 1)
+    others, classes = drawings(args.samples, HELD_OUT + 2)
+    features = [judge.features(x) for x in (images, others, reference)]
+    return dict(
+        arm=name,
+        seed=seed,
+        iters=runner.max_iters,
+        parameters=sum(p.numel() for p in model.parameters()),
+        mse=frozen_error(model),
+        accuracy=judge.accuracy(images, labels),
+        accuracy_of_real=judge.accuracy(others, classes),
+        fd=frechet_distance(features[0], features[2]),
+        fd_of_real=frechet_distance(features[1], features[2]),
+        samples=args.samples,
+        seconds_per_step=round(seconds / max(runner.max_iters - progress.first, 1), 3),
+        machine=torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f'{platform.machine()}, {torch.get_num_threads()} thread(s)',
+        torch=torch.__version__,
+        date=date.today().isoformat(),
+    )
+
+
+@torch.no_grad()
+def frozen_error(model: DiffusionModel, number: int = 256) -> float:
+    """Mean square error on images, times and noise that are the same for every arm and seed."""
+    device = next(model.parameters()).device
+    x, labels = drawings(number, HELD_OUT)
+    generator = torch.Generator().manual_seed(HELD_OUT)
+    noise = torch.randn(x.shape, generator=generator)
+    t = (torch.arange(number) + torch.rand(number, generator=generator)) / number
+    errors = [
+        model.process.errors(lambda x, t, y=y: model.backbone(x, t, y), x, t, noise)
+        for x, y, t, noise in zip(*(v.to(device).split(64) for v in (x, labels, t, noise)))
+    ]
+    return torch.cat(errors).mean().item()
+
+
+def draw(model: DiffusionModel, number: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images in 0..255, the classes in order; all arms start from the same noise."""
+    device = next(model.parameters()).device
+    labels = torch.arange(len(CLASSES)).repeat_interleave(number // len(CLASSES))
+    parts = []
+    for first in range(0, len(labels), 64):
+        part = labels[first : first + 64]
+        noise = NoiseStreams(seed, range(first, first + len(part)), model.backbone.in_shape, device)
+        parts.append(model.sample(part.to(device), noise).cpu())
+    return torch.cat(parts).clamp(0, 255).round(), labels
+
+
+def ready_judge(work_dir: Path) -> Judge:
+    """The classifier, taught once for all runs."""
+    file = work_dir / 'judge.pth'
+    if not file.exists():
+        print('Teaching the classifier real drawings ...', flush=True)
+        with whole_file(file) as partial:
+            torch.save(train_judge().state_dict(), partial)
+    judge = Judge().eval()
+    judge.load_state_dict(load_checkpoint_file(file))
+    return judge
+
+
+def run_missing(args: argparse.Namespace) -> None:
+    """Train what has no result yet, one run at a time."""
+    judge = ready_judge(args.work_dir)
+    todo = [(name, seed) for seed in args.seeds for name in args.arms]
+    for number, (name, seed) in enumerate(todo, 1):
+        path = args.work_dir / name / f'seed-{seed}.json'
+        label = f'[{number}/{len(todo)}] {ARMS[name].label}, seed {seed}'
+        if path.exists():
+            print(f'{label}: done before')
+            continue
+        result = run(args, judge, name, seed, label)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(result, indent=1) + '\n')
+        print(f'{label}: MSE {result["mse"]:.4f}, accuracy {result["accuracy"]:.3f}', flush=True)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Table, verdict and, with ``--report``, the files."""
+    results = read_results(args.work_dir)
+    text = f'{table(results)}\n\n{verdict(results)}\n'
+    print(f'\n{text}')
+    if args.report is None:
+        return
+    args.report.mkdir(parents=True, exist_ok=True)
+    (args.report / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    (args.report / 'results.md').write_text(text)
+    compare_grids(args.work_dir, results, args.report / 'samples.png')
+
+
+def main() -> None:
+    args = parse_args()
+    with one_line_errors():
+        run_missing(args)
+        report(args)
+
+
+if __name__ == '__main__':
+    main()
