@@ -73,6 +73,8 @@ def main() -> None:
     with one_line_errors():
         cfg = read_config(args)
         require_file(args.checkpoint)
+        vae = load_vae(args.vae).to(device) if args.vae else None
+        model = load_model(cfg, args.checkpoint, device)
         order = Order(
             args.number,
             args.seed,
@@ -80,10 +82,8 @@ def main() -> None:
             args.guided_channels,
             tuple(args.classes),
             args.batch_size,
-            fingerprint(cfg, args.checkpoint),
+            fingerprint(model, cfg),
         )
-        vae = load_vae(args.vae).to(device) if args.vae else None
-        model = load_model(cfg, args.checkpoint, device)
         file = draw_share(model, order, args.out_dir, vae, rank, world)
         if file is not None:
             print(f'{args.number} samples are in {file}, the first in ', end='')

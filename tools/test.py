@@ -147,6 +147,11 @@ def save_images(cfg: Config, out: str) -> None:
 def build(args: argparse.Namespace) -> Runner:
     """Build the runner that the command line asks for."""
     cfg = load_config(args)
+    if not cfg.get('test_dataloader'):
+        raise UserError(
+            f'{args.config} has no test_dataloader: a diffusion model is judged by its samples, '
+            'which tools/sample.py draws.'
+        )
     detection = task_scope(cfg) not in ('mmseg', SCOPE)
     if args.out and detection and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out of a detector is a .pkl file, not {args.out}.')

@@ -1,4 +1,4 @@
-"""Train a detector, a segmentor or a super-resolution model."""
+"""Train a detector, a segmentor, a super-resolution or a diffusion model."""
 
 import argparse
 

@@ -1,9 +1,9 @@
 """Any attention in diffusers' ``DiTTransformer2DModel``, for those who have a pretrained one.
 
-diffusers is an optional extra. A model of this kind differs from :class:`~mirrorla_mm.diffusion.DiT`:
-every block owns its embedders, and an attention is an ``Attention`` with a processor, which has
-neither a gate nor the size of the grid. So the whole attention is the processor here: its own
-projections take the place of ``to_q``, ``to_k``, ``to_v`` and ``to_out``.
+diffusers is an optional extra. Its model is not :class:`~mirrorla_mm.diffusion.DiT`: every block
+owns its embedders, and an attention is an ``Attention`` with a processor, which has neither a gate
+nor the size of the grid. So the whole attention is the processor here: its own projections take the
+place of ``to_q``, ``to_k``, ``to_v`` and ``to_out``.
 """
 
 from __future__ import annotations

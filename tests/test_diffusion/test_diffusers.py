@@ -31,9 +31,7 @@ def toy():
 def arguments():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, 8, 8, generator=generator)
-    return dict(
-        hidden_states=x, timestep=torch.tensor([3, 700]), class_labels=torch.tensor([1, 9])
-    )
+    return dict(hidden_states=x, timestep=torch.tensor([3, 700]), class_labels=torch.tensor([1, 9]))
 
 
 @torch.no_grad()

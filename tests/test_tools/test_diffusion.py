@@ -111,6 +111,7 @@ def test_mistakes_are_said_in_a_sentence(run, config, capsys):
         ('train', file, '--work-dir', 'w'): 'data/imagenet_latents',
         ('train', file, '--work-dir', 'w', *DATA, 'model.backbone.num_classes=2'): 'of class 2',
         ('train', file, '--work-dir', 'w', *DATA, 'model.backbone.input_size=4'): '3x4x4, got',
+        ('test', file, 'other.pth'): 'which tools/sample.py draws',
         ('encode_latents', 'data/train', 'nowhere', 'out'): 'nowhere is no folder of a VAE',
     }
     for command, message in cases.items():

@@ -1,0 +1,98 @@
+"""Compare latency and memory of a DiT with softmax and with the mirror over the tokens, in one run.
+
+    python tools/analysis_tools/benchmark_dit.py
+    python tools/analysis_tools/benchmark_dit.py --device cuda --batch 8 --amp
+
+Methods take turns at each size, so that whatever else the machine does hits all alike. Weights are
+at their initial values. Memory is what a pass allocates at its peak; what a kernel allocates and
+frees within itself is seen on a GPU alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from datetime import date
+from statistics import median
+
+import torch
+
+from mirrorla_mm.analysis.benchmark import elapsed, machine
+from mirrorla_mm.analysis.compare import keep_freed_memory, peak_memory
+from mirrorla_mm.diffusion import DiT
+from mirrorla_mm.diffusion.study import ARMS
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--arch', default='s')
+    parser.add_argument(
+        '--methods', nargs='+', choices=ARMS, default=['softmax', 'mirror'], metavar='METHOD'
+    )
+    parser.add_argument(
+        '--sides',
+        type=int,
+        nargs='+',
+        default=[16, 32, 64, 128],
+        help='sides of the token grids: 256, 1024, 4096 and 16384 tokens',
+    )
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--rounds', type=int, default=3, help='timed passes; the median counts')
+    parser.add_argument('--amp', action='store_true', help='bfloat16')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    keep_freed_memory()
+    print(f'{date.today()}, {machine()}\n`{shlex.join(["python", *sys.argv])}`\n')
+    head = ['tokens', *(f'{ARMS[name].label}: {unit}' for name in args.methods for unit in UNITS)]
+    head.append('latency over the first')
+    for cells in (head, ['---'] * len(head)):
+        print(f'| {" | ".join(cells)} |')
+    for side in args.sides:
+        costs = measure(args, side)
+        cells = [str(side**2)]
+        for seconds, memory in costs:
+            cells += [f'{1e3 * seconds:.0f}', f'{memory / 2**20:.0f}']
+        cells.append(' '.join(f'{seconds / costs[0][0]:.2f}' for seconds, _ in costs[1:]))
+        print(f'| {" | ".join(cells)} |', flush=True)
+
+
+UNITS = ('ms', 'MiB')
+
+
+@torch.inference_mode()
+def measure(args: argparse.Namespace, side: int) -> list[tuple[float, int]]:
+    """Median seconds and peak bytes of a pass of each method."""
+    device = torch.device(args.device)
+    models = [build(args, name, side) for name in args.methods]
+    x = torch.randn(args.batch, 4, 2 * side, 2 * side, device=device)
+    t = torch.full((args.batch,), 500, device=device)
+    y = torch.zeros(args.batch, dtype=torch.long, device=device)
+    peaks = []
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+        for model in models:  # the first pass, which is not timed
+            with peak_memory(device) as peak:
+                model(x, t, y)
+            peaks.append(peak())
+        rounds = [
+            [elapsed(lambda model=model: model(x, t, y), device) for model in models]
+            for _ in range(args.rounds)
+        ]
+    return list(zip(map(median, zip(*rounds)), peaks))
+
+
+def build(args: argparse.Namespace, name: str, side: int) -> DiT:
+    """The host with a method, for a grid of tokens."""
+    torch.manual_seed(0)
+    model = DiT(args.arch, input_size=2 * side, attn_cfg=ARMS[name].attn_cfg)
+    return model.to(args.device).eval()
+
+
+if __name__ == '__main__':
+    main()
