@@ -15,7 +15,6 @@ from ..engine.data import DataError
 from ..registry import DATASETS, TRANSFORMS
 
 LATENTS = ('.npy',)
-IMAGES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 META_KEYS = ('img_path', 'img_shape')
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..engine.atomic import whole_file
 from ..engine.errors import UserError
-from .datasets import IMAGES, class_folders, files_of, read_square
+from ..restoration.datasets import SUFFIXES
+from .datasets import class_folders, files_of, read_square
 
 
 def load_vae(folder: str | os.PathLike) -> nn.Module:
@@ -78,7 +79,7 @@ def encode_folders(
     Raises:
         DataError: If there are no images, or one cannot be read.
     """
-    images = [path for folder in class_folders(source) for path in files_of(folder, IMAGES)]
+    images = [path for folder in class_folders(source) for path in files_of(folder, SUFFIXES)]
     # The suffix stays, as two images may differ in it alone.
     places = [target / path.relative_to(source).with_name(f'{path.name}.npy') for path in images]
     todo = [pair for pair in zip(images, places) if not pair[1].exists()]
