@@ -9,10 +9,10 @@ goes on where it was.
 import argparse
 from pathlib import Path
 
-import torch
-
 from mirrorla_mm.diffusion.vae import encode_folders, load_vae
 from mirrorla_mm.engine.errors import one_line_errors
+
+import torch
 
 
 def parse_args() -> argparse.Namespace:

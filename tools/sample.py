@@ -13,9 +13,6 @@ import argparse
 import os
 from pathlib import Path
 
-import torch
-from mmengine.config import Config
-
 from mirrorla_mm.diffusion.sampling import (
     Order,
     draw_share,
@@ -27,6 +24,9 @@ from mirrorla_mm.diffusion.vae import load_vae
 from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.launch import ConfigOptions
+
+import torch
+from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:

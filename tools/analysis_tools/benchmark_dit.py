@@ -16,12 +16,12 @@ import sys
 from datetime import date
 from statistics import median
 
-import torch
-
 from mirrorla_mm.analysis.benchmark import elapsed, machine
 from mirrorla_mm.analysis.compare import keep_freed_memory, peak_memory
 from mirrorla_mm.diffusion import DiT
 from mirrorla_mm.diffusion.study import ARMS
+
+import torch
 
 
 def parse_args() -> argparse.Namespace:

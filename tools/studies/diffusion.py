@@ -16,13 +16,6 @@ import time
 from datetime import date
 from pathlib import Path
 
-import torch
-from mmengine.config import Config
-from mmengine.hooks import EMAHook, Hook
-from mmengine.registry import MODELS
-from mmengine.runner import Runner, set_random_seed
-from torch import Tensor
-
 from mirrorla_mm.diffusion.model import DiffusionModel
 from mirrorla_mm.diffusion.sampling import NoiseStreams, save_grid, to_uint8
 from mirrorla_mm.diffusion.shapes import CLASSES
@@ -42,6 +35,13 @@ from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import MODELS
+from mmengine.runner import Runner, set_random_seed
+from torch import Tensor
 
 CONFIG = 'configs/studies/dit-study_1xb16-400_shapes-32x32.py'
 HELD_OUT = 7  # Seed of the drawings that no training sees.
