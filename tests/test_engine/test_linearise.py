@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.structures import BaseDataElement
 
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.linearise import layers_of, linear_backbone, linear_config, swin_warning
@@ -211,3 +212,41 @@ def test_a_transfer_is_not_tested_and_knows_two_targets(transfer):
         transfer('attention')(IMAGES, mode='predict')
     with pytest.raises(ValueError, match="attention, features, got 'maps'"):
         transfer('maps')
+
+
+# --- Diffusion transformers -----------------------------------------------------------------------
+
+DIT = dict(
+    type='mirrorla_mm.DiT',
+    arch=dict(embed_dims=16, depth=2, num_heads=2),
+    input_size=16,
+    num_classes=3,
+)
+
+
+def test_the_blocks_of_a_dit_are_one_stage():
+    new = linear_backbone(DIT, dict(type='ReLUAttention'), [1])
+    assert new == dict(DIT, attn_cfg=dict(type='ReLUAttention'))
+    assert layers_of(built(new), [1]) == ['blocks.0.attn', 'blocks.1.attn']
+    with pytest.raises(UserError, match='has the stages 1 to 1, not 3, 4'):
+        linear_backbone(DIT, dict(type='ReLUAttention'), [3, 4])
+
+
+@pytest.mark.parametrize('process', ['DDPM', 'Interpolant'])
+def test_a_dit_learns_from_latents_noised_as_in_its_training(process, tmp_path):
+    teacher = built(DIT)
+    torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'dit.pth')  # a backbone alone
+    student = linear_backbone(DIT, EXACT, [1])
+    weights = {**built(student).state_dict(), **teacher.state_dict()}
+    torch.save(dict(state_dict=weights), tmp_path / 'student.pth')
+    files = [str(tmp_path / name) for name in ('dit.pth', 'student.pth')]
+    model = AttentionTransfer(DIT, student, files, [1], process=dict(type=f'mirrorla_mm.{process}'))
+    model.init_weights()
+    samples = [BaseDataElement(gt_label=label) for label in (0, 2)]
+    seen = []
+    model.teacher.register_forward_pre_hook(lambda _, args: seen.append(args))
+    latents = torch.randn(2, 4, 16, 16)
+    assert model.train()(latents, samples)['loss'] < 1e-5
+    [(x, t, y)] = seen
+    assert y.tolist() == [0, 2] and t.shape == (2,) and x.shape == latents.shape
+    assert not torch.allclose(x, latents)
