@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast lint
+.PHONY: help setup quickstart test test-fast lint docs
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -33,3 +33,7 @@ test: lint ## check style and types, then run the tests
 
 test-fast: setup ## run the tests without the slow ones (about four minutes on two cores)
 	$(PYTEST) -m 'not slow'
+
+docs: setup ## build the documentation's site; a broken link is an error
+	$(IN_VENV) -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo '[docs] docs/_build/html/index.html'

@@ -62,18 +62,26 @@ def read_curves(work_dir: Path) -> Curves:
     return curves
 
 
-def chosen_metric(runs: list[Curves], metric: str | None) -> str | None:
-    """The metric to draw: the one asked for, else the first that all runs have; None for none.
+def chosen_metrics(runs: list[Curves], metric: str | None) -> list[str]:
+    """The metrics to draw: the one asked for, else each task's own (mAP, mIoU, PSNR).
+
+    Args:
+        runs (list[Curves]): Detectors, segmentors and others, together or not.
+        metric (str, optional): Drawn in place of their own.
 
     Raises:
         UserError: If the one asked for is in no run, naming those there are.
     """
     known = list(dict.fromkeys(key for run in runs for key in run.metrics))
     if metric is None:
-        preferred = [key for key in known if key.endswith(('mIoU', 'mAP', 'bbox_mAP'))]
-        return next(iter(preferred + known), None)
+        return list(dict.fromkeys(_own_metric(run) for run in runs if run.metrics))
     if metric not in known:
         raise UserError(
             f'No run logged the metric {metric!r}; there are {", ".join(known) or "none"}.'
         )
-    return metric
+    return [metric]
+
+
+def _own_metric(run: Curves) -> str:
+    own = (key for key in run.metrics if key.endswith(('mAP', 'mIoU', 'PSNR')))
+    return next(own, next(iter(run.metrics)))

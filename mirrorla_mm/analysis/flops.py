@@ -184,9 +184,12 @@ def model_complexity(
     features = run('backbone', model.backbone, *inputs)
     if getattr(model, 'neck', None) is not None:
         features = run('neck', model.neck, features)
-    for name in DENSE_HEADS:
-        if hasattr(model, name):
-            run(name, getattr(model, name), features)
+    if samples_places(model):
+        run('transformer', Queries(model, shape), features)
+    else:
+        for name in DENSE_HEADS:
+            if hasattr(model, name):
+                run(name, getattr(model, name), features)
     if hasattr(model, 'roi_head'):
         _run_roi_head(run, model.roi_head, dict(bbox=proposals, mask=masks), device)
     if hasattr(model, 'head'):
@@ -200,6 +203,55 @@ def model_complexity(
 def total_complexity(parts: dict[str, Complexity]) -> Complexity:
     """The sum over the components."""
     return sum(parts.values(), Complexity())
+
+
+def samples_places(model: nn.Module) -> bool:
+    """Whether a model is of the DETR family, by its deformable attention.
+
+    Shapes alone do not say what such a head computes: it reads the sizes of its maps from tensors.
+    """
+    return any(hasattr(module, 'sampling_offsets') for module in model.modules())
+
+
+class Queries(nn.Module):
+    """The transformer of Mask2Former (mmdet's or mmseg's) or DINO, as a function of the features.
+
+    It takes memory, unlike the rest of what is counted: weights and features of zeros.
+
+    Args:
+        model (nn.Module): The whole model.
+        shape (tuple[int, int]): Height and width of the image.
+    """
+
+    def __init__(self, model: nn.Module, shape: tuple[int, int]) -> None:
+        super().__init__()
+        head = getattr(model, 'panoptic_head', None) or getattr(model, 'decode_head', None)
+        self.shape = shape
+        self.masks = head is not None
+        before = ('backbone', 'neck')
+        parts = [part for name, part in model.named_children() if name not in before]
+        self.parts = nn.ModuleList([head] if self.masks else parts)
+        if not self.masks:
+            self.level_embed = model.level_embed
+        self.to_empty(device='cpu')
+        for tensor in (*self.parameters(), *self.buffers()):
+            tensor.data.zero_()
+        if not self.masks:
+            model.level_embed = self.level_embed
+            self.forward_transformer = model.forward_transformer
+
+    def forward(self, features: tuple[Tensor, ...]) -> None:
+        """Run on zeros of the features' shapes."""
+        features = [torch.zeros(feature.shape) for feature in features]
+        if self.masks:
+            self.parts[0](features, [])
+            return
+        from mmdet.structures import DetDataSample
+
+        sample = DetDataSample(metainfo=dict(img_shape=self.shape, batch_input_shape=self.shape))
+        found = self.forward_transformer(features, [sample])
+        head = next(part for part in self.parts if hasattr(part, 'cls_branches'))
+        head(**found)
 
 
 def _run_roi_head(run: Any, roi_head: nn.Module, rois: dict[str, int], device: Any) -> None:

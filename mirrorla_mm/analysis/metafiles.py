@@ -1,4 +1,4 @@
-"""Parameters and FLOPs in the metafiles, and the tables of configs in the READMEs beside them."""
+"""Parameters and FLOPs in the metafiles, tables of configs in the READMEs, and the model zoo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mmengine import load
 from mmengine.config import Config
 
 from .flops import Complexity, config_complexity, default_shape, total_complexity
+from .paper_data import TABLES
 from .paper_tables import classifier_complexity, quick_bases
 
 # Backbones that exist in mmpretrain alone.
@@ -20,6 +21,18 @@ MODEL = re.compile(
     r'  - Name: .*\n(?:    In Collection: .*\n)?    Config: (?P<config>.*)\n(?:    .*\n)+'
 )
 COUNTS = re.compile(r'      (?:Parameters|FLOPs): .*\n')
+HEADLINES = ('AP b', 'AP m', 'mIoU', 'top-1')
+"""Figures of the paper that the model zoo shows."""
+ZOO = """\
+# Model zoo
+
+All {count} configs, made by `python tools/analysis_tools/metafiles.py` from the metafiles; a test
+fails when this page is stale. Parameters and FLOPs (multiply-accumulates of every product, at the
+size that each folder's README names) are counted here. **What stands under "the paper's" is the
+paper's and not reproduced here: no config has been trained, so no weights can be downloaded.**
+With RAVLT's ImageNet weights they have [a start](fine_tuning.md); a result of yours is welcome as
+an issue.
+"""
 
 
 def count(config: Path) -> Complexity | None:
@@ -81,9 +94,60 @@ def tabulate(readme: Path, models: list[dict]) -> str:
 
 def _numbers(model: dict) -> list[str]:
     counts = model['Metadata']
-    if 'Parameters' not in counts:
-        return ['', '']
-    return [f'{counts["Parameters"] / 1e6:.1f}', f'{counts["FLOPs"] / 1e9:.1f}']
+    return [
+        f'{counts[name] / unit:.1f}' if name in counts else ''
+        for name, unit in (('Parameters', 1e6), ('FLOPs', 1e9))
+    ]
+
+
+def zoo(root: Path) -> str:
+    """Write the model zoo: a table a family, in the order of the model index.
+
+    Args:
+        root (Path): Of the repository.
+
+    Returns:
+        str: The text of ``docs/model_zoo.md``.
+    """
+    paper, parts, count = _paper_figures(), [], 0
+    for metafile in load(root / 'model-index.yml')['Import']:
+        models = models_of(root / metafile)
+        count += len(models)
+        readme = Path(metafile).with_name('README.md')
+        title = (root / readme).read_text(encoding='utf-8').splitlines()[0].removeprefix('# ')
+        head = ['config', 'task', 'params (M)', 'FLOPs (G)', "the paper's", 'ours']
+        rows = [head, ['---'] * len(head)]
+        for model in sorted(models, key=lambda model: model['Name']):
+            result = model['Results'][0]
+            rows.append(
+                [
+                    f'[{model["Name"]}](../{model["Config"]})',
+                    f'{result["Task"]}, {result["Dataset"]}',
+                    *_numbers(model),
+                    paper.get(model['Config'].removeprefix('configs/'), ''),
+                    'not trained',
+                ]
+            )
+        parts += [
+            f'\n## {title}\n\nCommands and notes: `{readme.as_posix()}`.\n\n',
+            *(f'| {" | ".join(row)} |\n' for row in rows),
+        ]
+    return ZOO.format(count=count) + ''.join(parts)
+
+
+def _paper_figures() -> dict[str, str]:
+    """What the paper prints of each config, ablations apart."""
+    figures = {}
+    for table in TABLES:
+        for row in table.rows:
+            named = [
+                f'{name} {value}'
+                for name, value in zip(table.metrics, row.metrics)
+                if name.startswith(HEADLINES)
+            ]
+            if not row.options:
+                figures.setdefault(row.config, ', '.join(named))
+    return figures
 
 
 def models_of(metafile: Path) -> list[dict]:

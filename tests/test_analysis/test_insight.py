@@ -10,7 +10,7 @@ import torch
 from mirrorla_mm.analysis.attention_maps import attention_rows, token_at
 from mirrorla_mm.analysis.capture import Captured, normalise, read_shrunk
 from mirrorla_mm.analysis.covariance import independent_heads, mixing
-from mirrorla_mm.analysis.curves import chosen_metric, read_curves
+from mirrorla_mm.analysis.curves import chosen_metrics, read_curves
 from mirrorla_mm.analysis.theorem_3_1 import pair_disagreement, random_clusters
 from mirrorla_mm.analysis.topology import (
     effective_rank,
@@ -113,6 +113,20 @@ def write_log(folder, lines):
     (folder / 'vis_data' / 'scalars.json').write_text('\n'.join(lines))
 
 
+def test_each_task_has_a_metric_of_its_own(tmp_path):
+    for name, scores in (
+        ('detector', {'coco/bbox_mAP': 0.3, 'coco/bbox_mAP_50': 0.5}),
+        ('segmentor', {'aAcc': 60.0, 'mIoU': 20.0}),
+        ('another', {'aAcc': 70.0, 'mIoU': 30.0}),
+    ):
+        lines = [{'loss': 3.0, 'iter': 9, 'step': 9, 'epoch': 1}, {**scores, 'step': 1}]
+        write_log(tmp_path / name / '1', map(json.dumps, lines))
+    runs = [read_curves(tmp_path / name) for name in ('detector', 'segmentor', 'another')]
+    assert chosen_metrics(runs, None) == ['coco/bbox_mAP', 'mIoU']
+    assert chosen_metrics(runs, 'aAcc') == ['aAcc']
+    assert runs[0].metrics['coco/bbox_mAP'] == {9: 0.3}  # an epoch's score at its last iteration
+
+
 def test_curves_join_the_starts_of_a_run_and_survive_a_torn_line(tmp_path):
     write_log(
         tmp_path / '1',
@@ -132,7 +146,7 @@ def test_curves_join_the_starts_of_a_run_and_survive_a_torn_line(tmp_path):
     curves = read_curves(tmp_path)
     assert curves.loss == {1: 3.0, 2: 1.5}
     assert curves.metrics == {'mIoU': {2: 20.0}, 'aAcc': {2: 60.0}}
-    assert chosen_metric([curves], None) == 'mIoU'
+    assert chosen_metrics([curves], None) == ['mIoU']
 
 
 def test_missing_logs_and_metrics_are_named(tmp_path):
@@ -140,7 +154,7 @@ def test_missing_logs_and_metrics_are_named(tmp_path):
         read_curves(tmp_path)
     write_log(tmp_path / '1', [json.dumps({'loss': 3.0, 'iter': 1, 'step': 1})])
     with pytest.raises(UserError, match="'mAP'"):
-        chosen_metric([read_curves(tmp_path)], 'mAP')
+        chosen_metrics([read_curves(tmp_path)], 'mAP')
 
 
 def test_images_of_any_depth_become_three_channels(tmp_path):

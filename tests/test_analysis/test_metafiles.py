@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mirrorla_mm.analysis.flops import Complexity
-from mirrorla_mm.analysis.metafiles import fill, models_of, tabulate
+from mirrorla_mm.analysis.metafiles import fill, models_of, tabulate, zoo
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 METAFILE = """\
@@ -84,3 +84,15 @@ def test_table_of_a_readme_is_that_of_its_metafile(folder):
     assert readme.read_text(encoding='utf-8') == expected, (
         'stale: run tools/analysis_tools/metafiles.py'
     )
+
+
+def test_model_zoo_is_that_of_the_metafiles():
+    page = (CONFIGS.parent / 'docs' / 'model_zoo.md').read_text(encoding='utf-8')
+    assert page == zoo(CONFIGS.parent), 'stale: run tools/analysis_tools/metafiles.py'
+
+
+def test_model_zoo_marks_the_papers_figures_as_such():
+    lines = zoo(CONFIGS.parent).splitlines()
+    (row,) = (line for line in lines if '[retinanet_mirrorla-t_fpn_1x_coco]' in line)
+    cells = [cell.strip() for cell in row.strip('|').split('|')]
+    assert cells[1:] == ['Object Detection, COCO', '23.6', '252.9', 'AP b 46.1', 'not trained']

@@ -46,3 +46,5 @@ def test_published_file_loads_on_every_road(task, config, run, tmp_path, capsys)
     model = build(cfg, str(file), device='cpu')
     assert equal(model.state_dict(), trained)
     assert tuple(model.dataset_meta['classes']) == tuple(ours.classes)
+    upstream = apis.DetInferencer if cfg.default_scope == 'mmdet' else apis.MMSegInferencer
+    assert equal(upstream(path, weights=str(file), device='cpu').model.state_dict(), trained)

@@ -1,4 +1,4 @@
-"""Fill Parameters and FLOPs of the metafiles, and the tables of configs in the READMEs.
+"""Fill Parameters and FLOPs of the metafiles, the tables of the READMEs and the model zoo.
 
 python tools/analysis_tools/metafiles.py [--check]
 """
@@ -6,7 +6,7 @@ python tools/analysis_tools/metafiles.py [--check]
 import argparse
 from pathlib import Path
 
-from mirrorla_mm.analysis.metafiles import fill, models_of, tabulate
+from mirrorla_mm.analysis.metafiles import fill, models_of, tabulate, zoo
 
 from rich.progress import track
 
@@ -36,8 +36,9 @@ def main() -> None:
         update(metafile, fill(metafile))
         readme = metafile.with_name('README.md')
         update(readme, tabulate(readme, models_of(metafile)))
+    update(ROOT / 'docs' / 'model_zoo.md', zoo(ROOT))
     if not stale:
-        print('All metafiles and READMEs are up to date.')
+        print('All metafiles, READMEs and the model zoo are up to date.')
     elif args.check:
         raise SystemExit(f'Stale: {", ".join(stale)}. Run this tool without --check.')
     else:

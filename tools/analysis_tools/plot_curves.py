@@ -1,4 +1,4 @@
-"""Overlay the loss and a metric of several runs.
+"""Overlay loss and metrics of several runs, detectors and segmentors alike.
 
 python tools/analysis_tools/plot_curves.py work_dirs/a work_dirs/b --metric mIoU --out curves.png
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mirrorla_mm.analysis.curves import Curves, chosen_metric, read_curves
+from mirrorla_mm.analysis.curves import Curves, chosen_metrics, read_curves
 from mirrorla_mm.engine.errors import one_line_errors
 
 from matplotlib.figure import Figure
@@ -19,24 +19,25 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('work_dirs', nargs='+', type=Path)
-    parser.add_argument('--metric', help='mIoU or mAP by default')
+    parser.add_argument('--metric', help="each task's own by default: box mAP, mIoU, PSNR")
     parser.add_argument('--names', nargs='+', help='of the runs; folder names by default')
     parser.add_argument('--out', type=Path, default=Path('curves.png'))
     return parser.parse_args()
 
 
-def draw(runs: list[Curves], metric: str | None, out: Path) -> None:
-    """Loss on the left, the metric on the right."""
-    figure = Figure(figsize=(10 if metric else 5.5, 3.6), layout='constrained')
-    axes = figure.subplots(1, 2 if metric else 1, squeeze=False)[0]
-    for run in runs:
-        axes[0].plot(*zip(*sorted(run.loss.items())), label=run.name)
-        if metric and run.metrics.get(metric):
-            axes[1].plot(*zip(*sorted(run.metrics[metric].items())), 'o-', label=run.name)
-    axes[0].set(xlabel='iteration', ylabel='loss')
-    if metric:
-        axes[1].set(xlabel='iteration', ylabel=metric)
-    for axis in axes:
+def draw(runs: list[Curves], metrics: list[str], out: Path) -> None:
+    """Loss on the left, then a panel for each metric with the runs that have it."""
+    panels = 1 + len(metrics)
+    figure = Figure(figsize=(0.5 + 5 * panels, 3.6), layout='constrained')
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for i, run in enumerate(runs):
+        axes[0].plot(*zip(*sorted(run.loss.items())), color=f'C{i}', label=run.name)
+        for axis, metric in zip(axes[1:], metrics):
+            if run.metrics.get(metric):
+                points = zip(*sorted(run.metrics[metric].items()))
+                axis.plot(*points, 'o-', color=f'C{i}', label=run.name)
+    for axis, name in zip(axes, ('loss', *metrics)):
+        axis.set(xlabel='iteration', ylabel=name)
         axis.grid(alpha=0.3)
         axis.set_xlim(left=0)
         axis.legend(fontsize='small')
@@ -49,7 +50,7 @@ def main() -> None:
         runs = [read_curves(work_dir) for work_dir in args.work_dirs]
         for run, name in zip(runs, args.names or []):
             run.name = name
-        draw(runs, chosen_metric(runs, args.metric), args.out)
+        draw(runs, chosen_metrics(runs, args.metric), args.out)
         print(f'Wrote {args.out}')
 
 

@@ -45,7 +45,7 @@ ENVIRONMENT = Environment(VENV / 'bin' / 'python')
 STAMPS = VENV / 'setup-stamps'
 
 PYTHONS = ((3, 11), (3, 12), (3, 13))  # the tested one first
-REQUIREMENTS = ('runtime', 'triton', 'export', 'tests')
+REQUIREMENTS = ('runtime', 'triton', 'export', 'tests', 'docs')
 CONSTRAINTS = ROOT / 'requirements' / 'tested.txt'
 
 DISK_GB = 5  # measured: 2.5 for .venv with a CPU torch, and the build and pip's downloads beside it

@@ -25,6 +25,7 @@ from mirrorla_mm.analysis.study import (
     results_table,
     scores_of,
 )
+from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.reproducible import make_reproducible
 
 import torch
@@ -108,6 +109,11 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
         for loader in (cfg.train_dataloader, cfg.val_dataloader):
             loader.dataset.data_root = args.data_root
     if args.iters:
+        warm_up = cfg.param_scheduler[-1].begin
+        if args.iters <= warm_up:
+            raise UserError(
+                f'--iters {args.iters} ends within the warm-up of {warm_up} iterations: take more.'
+            )
         cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = args.iters
         cfg.param_scheduler[-1].end = args.iters
     make_reproducible(cfg)
@@ -172,14 +178,15 @@ def report(args: argparse.Namespace) -> None:
         args.report / 'results.png',
         f'{Path(args.config).stem}, {results[0]["iters"]} iterations',
     )
-    (args.report / 'results.md').write_text(text + '\n')
+    (args.report / 'results.md').write_text(f'# Results of the study\n\n{text}\n')
 
 
 def main() -> int:
     args = parse_args()
-    if not args.report_only:
-        run_missing(args)
-    report(args)
+    with one_line_errors():
+        if not args.report_only:
+            run_missing(args)
+        report(args)
     return 0
 
 

@@ -1,0 +1,38 @@
+"""The drawn figures of the documents, and tools that refuse in one sentence."""
+
+import pytest
+from PIL import Image
+
+from mirrorla_mm.backbones.ravlt import ARCHS
+from tests.conftest import REPOSITORY
+
+CONFIG = REPOSITORY / 'configs/studies/ravlt-study_efficientvit-head_1xb8-200_camvid-96x96.py'
+
+
+def test_architecture_is_drawn_from_the_package_s_own_table(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHS, 't', dict(ARCHS['t'], depths=(2, 2, 77, 2)))
+    texts = []
+    monkeypatch.setattr(
+        'matplotlib.axes.Axes.text', lambda self, x, y, text, **_: texts.append(text)
+    )
+    run('analysis_tools/draw_architecture', '--out', 'drawn.png')
+    assert Image.open(tmp_path / 'drawn.png').width > 1000
+    assert 'T: 256 channels, 77 blocks' in texts
+
+
+def test_curves_of_a_detector_and_a_segmentor_stand_side_by_side(run, tmp_path):
+    for name, score in (('a', '"coco/bbox_mAP": 0.3'), ('b', '"mIoU": 20.0')):
+        folder = tmp_path / name / '1' / 'vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text(
+            f'{{"loss": 2.0, "iter": 5, "step": 5}}\n{{{score}, "step": 1}}\n'
+        )
+    run('analysis_tools/plot_curves', 'a', 'b', '--out', 'both.png')
+    run('analysis_tools/plot_curves', 'a', '--out', 'one.png')
+    assert Image.open('both.png').width > 1.4 * Image.open('one.png').width
+
+
+def test_study_shorter_than_its_warm_up_is_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        run('studies/compare', '--config', CONFIG, '--iters', '4')
+    assert '--iters 4 ends within the warm-up of 20 iterations' in capsys.readouterr().err
