@@ -31,8 +31,8 @@ PYTEST := $(IN_VENV) -m pytest -n auto --dist load --maxschedchunk 1
 test: lint ## check style and types, then run the tests
 	$(PYTEST)
 
-test-fast: setup ## run the tests without the slow ones (about four minutes on two cores)
-	$(PYTEST) -m 'not slow'
+test-fast: setup ## run the tests without the slow ones, and properties with fewer examples
+	HYPOTHESIS_PROFILE=quick $(PYTEST) -m 'not slow'
 
 docs: setup ## build the documentation's site; a broken link is an error
 	$(IN_VENV) -m sphinx -W --keep-going -q docs docs/_build/html

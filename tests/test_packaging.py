@@ -167,6 +167,7 @@ def test_every_range_holds_the_tested_version(unpacked):
         assert requirement.specifier.contains(tested[canonicalize_name(requirement.name)]), line
 
 
+@pytest.mark.slow
 def test_source_distribution_builds_the_same_wheel(tree, wheel, tmp_path):
     sdist = build(tree, 'sdist', tmp_path)
     with tarfile.open(sdist) as archive:
@@ -176,6 +177,7 @@ def test_source_distribution_builds_the_same_wheel(tree, wheel, tmp_path):
     assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.slow
 def test_editable_install_links_into_the_tree_where_openmim_looks(tree, tmp_path):
     pkg_resources = pytest.importorskip('pkg_resources')
     checkout = tmp_path / 'checkout'
@@ -196,6 +198,7 @@ def test_editable_install_links_into_the_tree_where_openmim_looks(tree, tmp_path
     assert (package / '.mim' / 'tools' / 'train.py').samefile(checkout / 'tools' / 'train.py')
 
 
+@pytest.mark.slow
 def test_editable_install_imports_the_tree(tree, tmp_path):
     checkout = tmp_path / 'checkout'
     shutil.copytree(tree, checkout)

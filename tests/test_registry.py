@@ -17,6 +17,7 @@ def run(code):
     return done.stdout.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'package, config',
     [
@@ -82,6 +83,7 @@ print('untouched')
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('order', ['before', 'after'])
 def test_users_own_names_and_functions_stay_in_either_import_order(order):
     ours = 'import mirrorla_mm\n'
@@ -120,6 +122,7 @@ def test_a_package_that_loads_lazily_still_names_what_it_lacks():
         mirrorla_mm.heads.NoSuchHead  # noqa: B018
 
 
+@pytest.mark.slow
 def test_a_second_registration_does_no_harm():
     out = run(
         'import importlib, sys\n'

@@ -46,6 +46,8 @@ def test_rope_of_a_grid_and_of_its_rows(plain, parts):
     torch.testing.assert_close(turn[1:4](x[:, :, 7:28]), expected[:, :, 7:28])
     strided = torch.stack((x, x), -1).flatten(-2)[..., ::2]
     torch.testing.assert_close(turn(strided), expected)
+    odd = torch.cat((x[..., :1], x), -1)[..., 1:]  # no pair begins at an even place
+    torch.testing.assert_close(turn(odd), expected)
 
 
 def test_tables_made_in_inference_mode_serve_training():

@@ -8,6 +8,7 @@ import torch
 from mirrorla_mm.analysis.stability import train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16, torch.float16))
 def test_training_stays_finite_and_learns(dtype):
     result = train(dict(type='MirrorAttention'), dtype, steps=40)

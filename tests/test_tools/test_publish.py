@@ -18,6 +18,7 @@ def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', TASKS)
 def test_published_file_loads_on_every_road(task, config, run, tmp_path, capsys):
     path = config(task)

@@ -49,6 +49,7 @@ def metrics(folder: str) -> dict:
     return json.loads(next(Path(folder).glob('*/*.json')).read_text().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_trains_tests_resumes_and_saves_the_images(run, config, tmp_path):
     run('train', config, '--work-dir', 'work', *options())
     weights = torch.load(tmp_path / 'work/iter_6.pth', weights_only=False)
@@ -100,6 +101,7 @@ def authors(oracle_file, tmp_path_factory) -> str:
 X4 = str(CONFIGS / 'dctlsa_x4_1xb16-1000k_div2k.py')
 
 
+@pytest.mark.slow
 def test_the_authors_weights_give_their_decibels_on_set5(run, authors, image_root):
     root = image_root('sr')
     sets = 'test_dataloader.dataset.sets=Set5'
@@ -109,6 +111,7 @@ def test_the_authors_weights_give_their_decibels_on_set5(run, authors, image_roo
     assert found['SSIM'] == pytest.approx(0.8990, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_the_authors_own_luma_gives_their_own_similarity(run, authors, image_root):
     from mirrorla_mm.restoration.metrics import ssim
 
@@ -124,6 +127,7 @@ def test_the_authors_own_luma_gives_their_own_similarity(run, authors, image_roo
     assert np.mean(figures) == pytest.approx(0.8987, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_images_of_every_kind_are_enlarged_and_the_broken_are_named(run, authors, capsys):
     image = downscale(draw(80, 96), 4)
     grey = image[..., 1]

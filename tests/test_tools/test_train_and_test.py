@@ -58,6 +58,7 @@ def test_train_resume_and_test(task, config, run, tmp_path, capsys):
     assert shared and all(validated[key] == tested[key] for key in shared)
 
 
+@pytest.mark.slow
 def test_resume_in_a_config_is_the_option(config, run, sentence, tmp_path):
     path, folder = config('segmentation'), tmp_path / 'w'
     asked = ('--work-dir', 'w', '--cfg-options', 'resume=True')
@@ -73,6 +74,7 @@ def test_resume_in_a_config_is_the_option(config, run, sentence, tmp_path):
     assert (meta['iter'], meta['seed']) == (4, 5)
 
 
+@pytest.mark.slow
 def test_resume_from_an_address(config, run, served, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     path = config('segmentation')
@@ -81,6 +83,7 @@ def test_resume_from_an_address(config, run, served, tmp_path, monkeypatch):
     assert [file.name for file in (tmp_path / 'again').glob('*.pth')] == ['epoch_2.pth']
 
 
+@pytest.mark.slow
 def test_killed_training_keeps_its_best_and_validates_what_was_lost(config, run, tmp_path, capsys):
     more = """
 default_hooks = dict(checkpoint=dict(save_best='mIoU'))
@@ -139,6 +142,7 @@ def test_label_maps_are_saved_and_drawn(config, run, tmp_path):
     assert drawn_files(tmp_path) == VALIDATED
 
 
+@pytest.mark.slow
 def test_segmentation_is_augmented_as_the_config_says(config, run):
     more = """
 tta_model = dict(type='SegTTAModel')
@@ -171,6 +175,7 @@ def test_amp_and_scaled_learning_rate(config, run, tmp_path):
 RECIPES = re.findall('`(--[^`]+)`', (REPOSITORY / 'docs' / 'at_scale.md').read_text('utf-8'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_recipe_of_the_page_on_scale_trains_as_written(recipe, config, run, tmp_path):
     more = """
@@ -229,6 +234,7 @@ def test_augmented_test_of_masks_is_refused_beforehand(config, sentence):
     assert '--tta merges boxes alone' in line
 
 
+@pytest.mark.slow
 def test_parameters_without_a_part_in_the_loss_are_named(config, sentence, monkeypatch):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -284,6 +290,7 @@ def test_missing_data_are_named_with_the_options_to_change(task, config, sentenc
     assert ('val_evaluator.ann_file=PATH' in line) == (task == 'detection')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', TASKS)
 def test_data_root_moves_all_data(task, config, run, drawn, monkeypatch, tmp_path):
     monkeypatch.setenv('MIRRORLA_DEMO_DATA', 'no/such/data')
