@@ -33,7 +33,7 @@ from .images import cut_short, decoding_problem, opening_problem, orientation
 __all__ = ['BadDataHook', 'CheckedLoading', 'check_loading']
 
 POLICIES = ('refuse', 'skip')
-LOADERS = ('LoadImageFromFile', 'LoadAnnotations')
+LOADERS = ('LoadImageFromFile', 'LoadAnnotations', 'LoadLatent', 'LoadSquareImage')
 PAIR_LOADER = 'mirrorla_mm.LoadImagePair'
 TRANSFORM = 'mirrorla_mm.CheckedLoading'
 HOOK = 'mirrorla_mm.BadDataHook'
@@ -95,6 +95,8 @@ class CheckedLoading(BaseTransform):
             try:
                 loaded = self.load(results)
                 problem = self._problem_after(loaded, path, before)
+            except DataError as error:  # of a loader that knows its format
+                problem = str(error).removeprefix(f'{path} ').rstrip('.')
             except Exception as error:
                 local = None if '://' in path else cut_short(path) or decoding_problem(path)
                 problem = local or f'cannot be loaded ({_first_line(error)})'

@@ -1,5 +1,6 @@
 """The command lines for diffusion models, on a toy of the shipped configs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+
+from mirrorla_mm.diffusion.study import Judge
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'diffusion'
 NAME = '{}-mirrorla-s-p2_8xb32-400k_imagenet-256x256.py'
@@ -118,8 +121,44 @@ def test_mistakes_are_said_in_a_sentence(run, config, capsys):
         assert message in told(capsys, lambda command=command: run(*command)), command
 
 
-def test_damaged_latents_stop_a_training_with_their_name(run, config, capsys):
+def test_damaged_latents_are_named_or_left_out(run, config, capsys):
     file = config('sit')
     for latent in Path('data/train/b').iterdir():
         latent.write_bytes(latent.read_bytes()[:200])
-    assert 'cannot be read' in told(capsys, lambda: run('train', file, '--work-dir', 'w', *DATA))
+    command = ('train', file, '--work-dir', 'w', *DATA)
+    assert 'b/' in (line := told(capsys, lambda: run(*command))) and 'cannot be read' in line
+    run(*command, 'train_cfg.max_iters=12', '--bad-data', 'skip')
+    assert 'cannot be read' in Path('w/bad_data.jsonl').read_text()
+
+
+def test_the_study_starts_all_arms_alike_goes_on_and_shows_what_was_drawn(run, capsys):
+    config = Path('toy.py')
+    config.write_text(
+        f"_base_ = '{CONFIGS.parent / 'studies' / 'dit-study_1xb16-400_shapes-32x32.py'}'\n"
+        'model = dict(backbone=dict(arch=dict(embed_dims=16, depth=1, num_heads=2)),'
+        ' process=dict(sampling_steps=2))\n'
+        'train_dataloader = dict(batch_size=2)\n'
+        # Nothing is learned, so that the checkpoints show where the arms started.
+        'optim_wrapper = dict(optimizer=dict(lr=0.0))\n'
+        'param_scheduler = dict(eta_min=0.0)\n'
+    )
+    Path('work').mkdir()
+    torch.save(Judge().state_dict(), 'work/judge.pth')
+    command = ('studies/diffusion', '--config', config, '--work-dir', 'work', '--iters', 2)
+    command += ('--samples', 12, '--report', 'report', '--seeds', 0, '--arms')
+    run(*command, 'softmax')
+    run(*command, 'softmax', 'mirror')
+    assert 'softmax, seed 0: done before' in capsys.readouterr().out
+    starts = [
+        torch.load(f'work/{arm}/seed-0/iter_2.pth', weights_only=False)['state_dict']
+        for arm in ('softmax', 'mirror')
+    ]
+    for name, value in starts[0].items():
+        assert torch.equal(starts[1][name][: len(value)], value), name
+    results = json.loads(Path('report/results.json').read_text())
+    assert [r['arm'] for r in results] == ['softmax', 'mirror']
+    assert np.isfinite([r[key] for r in results for key in ('mse', 'fd', 'fd_of_real')]).all()
+    for picture in ('work/mirror/seed-0.png', 'report/samples.png'):
+        with Image.open(picture) as image:
+            assert min(image.size) > 60
+    assert 'mirror + gate + lepe' in Path('report/results.md').read_text()

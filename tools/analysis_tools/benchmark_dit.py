@@ -14,6 +14,7 @@ import argparse
 import shlex
 import sys
 from datetime import date
+from functools import partial
 from statistics import median
 
 from mirrorla_mm.analysis.benchmark import elapsed, machine
@@ -40,7 +41,10 @@ def parse_args() -> argparse.Namespace:
         help='sides of the token grids: 256, 1024, 4096 and 16384 tokens',
     )
     parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--rounds', type=int, default=3, help='timed passes; the median counts')
+    parser.add_argument('--rounds', type=int, default=5, help='timed passes; the median counts')
+    parser.add_argument(
+        '--patience', type=float, default=10, help='seconds after which no further round begins'
+    )
     parser.add_argument('--amp', action='store_true', help='bfloat16')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     return parser.parse_args()
@@ -80,10 +84,10 @@ def measure(args: argparse.Namespace, side: int) -> list[tuple[float, int]]:
             with peak_memory(device) as peak:
                 model(x, t, y)
             peaks.append(peak())
-        rounds = [
-            [elapsed(lambda model=model: model(x, t, y), device) for model in models]
-            for _ in range(args.rounds)
-        ]
+        rounds: list[list[float]] = []
+        while len(rounds) < args.rounds and sum(map(sum, rounds)) < args.patience:
+            runs = (partial(model, x, t, y) for model in models)
+            rounds.append([elapsed(run, device) for run in runs])
     return list(zip(map(median, zip(*rounds)), peaks))
 
 

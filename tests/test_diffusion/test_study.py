@@ -1,0 +1,64 @@
+"""The study: its distance, its pairs, and what it may say."""
+
+import pytest
+import torch
+
+from mirrorla_mm.diffusion.study import (
+    Judge,
+    drawings,
+    frechet_distance,
+    ratios,
+    table,
+    verdict,
+)
+
+
+def result(arm, seed, mse, accuracy=0.5):
+    return dict(
+        arm=arm, seed=seed, mse=mse, accuracy=accuracy, fd=2.0, fd_of_real=1.0, parameters=7,
+        accuracy_of_real=1.0, seconds_per_step=0.1,
+    )  # fmt: skip
+
+
+RESULTS = [
+    result('softmax', 0, 0.20),
+    result('softmax', 1, 0.22),
+    result('control', 0, 0.21),
+    result('control', 1, 0.23),
+    result('mirror', 0, 0.205),
+    result('mirror', 1, 0.2233),
+]
+
+
+def test_distance_of_normal_features_is_the_formula():
+    torch.manual_seed(0)
+    x = torch.randn(4000, 3, dtype=torch.float64)
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(x, x + torch.tensor([3.0, 0, 4])) == pytest.approx(25)
+    # Covariances that commute: the sum of (s1 - s2)^2.
+    scales = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
+    assert frechet_distance(x, x * scales) == pytest.approx(1.25)
+
+
+def test_losses_are_paired_by_seed():
+    assert ratios(RESULTS, 'mirror') == pytest.approx([1.025, 1.015])
+    assert ratios([*RESULTS, result('relu', 7, 1.0)], 'relu') == []
+
+
+def test_the_sentence_claims_what_the_numbers_allow():
+    said = verdict(RESULTS)
+    assert 'obeys the class (50%, chance is 17%)' in said and '1.020 times that of softmax' in said
+    assert 'cannot be told from chance' in said  # -2.4 and -2.9 % with two seeds
+    random = [dict(r, accuracy=0.2) for r in RESULTS]
+    assert 'does not obey the class' in verdict(random)
+    assert verdict(RESULTS[:4]) == ''
+    assert '| mirror + gate + lepe | 2 | 7 |' in table(RESULTS)
+
+
+def test_drawings_are_real_images_and_the_judge_has_features():
+    images, labels = drawings(12, 5)
+    assert images.shape == (12, 3, 32, 32) and labels.tolist() == [*range(6), *range(6)]
+    assert images.min() >= -1 and images.max() <= 1
+    assert Judge().features(images).shape == (12, 64)
+    assert 0 <= Judge().accuracy(images, labels) <= 1
