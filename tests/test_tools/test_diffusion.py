@@ -51,6 +51,7 @@ def config(tmp_path):
 DATA = ('--cfg-options', 'data_root=data/')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('process', ['dit', 'sit'])
 def test_trains_resumes_and_draws_the_averaged_weights(run, config, process, tmp_path, capsys):
     file = config(process)
@@ -131,6 +132,7 @@ def test_damaged_latents_are_named_or_left_out(run, config, capsys):
     assert 'cannot be read' in Path('w/bad_data.jsonl').read_text()
 
 
+@pytest.mark.slow
 def test_the_study_starts_all_arms_alike_goes_on_and_shows_what_was_drawn(run, capsys):
     config = Path('toy.py')
     config.write_text(
