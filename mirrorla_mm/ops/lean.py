@@ -106,13 +106,17 @@ def add_relative(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple
 def read(q: Tensor, state: LinearState, rope: Rope | None) -> Tensor:
     """``R(q) S / (q m + 1e-6)`` of features of queries (B, H, n, d): shape (B, H, n, e).
 
-    With m keys in the state, each normalises its share of the e columns.
+    With m keys in the state, each normalises its share of the e columns; where m does not divide e,
+    the last share is the smaller one.
     """
     normaliser = q @ (state.key / state.total).transpose(-2, -1) + NORMALISER_EPS
     turned = q if rope is None else rope(q)
-    shares = (turned @ (state.products / state.total)).unflatten(-1, (normaliser.shape[-1], -1))
+    out = turned @ (state.products / state.total)
+    keys, columns = normaliser.shape[-1], out.shape[-1]
+    if keys > 1:
+        normaliser = normaliser.repeat_interleave(-(-columns // keys), dim=-1)[..., :columns]
     divide = Tensor.div if torch.is_grad_enabled() else Tensor.div_
-    return divide(shares, normaliser.unsqueeze(-1)).flatten(-2)
+    return divide(out, normaliser)
 
 
 @without_autocast

@@ -45,6 +45,17 @@ def test_signs_of_all_queries_swap_the_halves():
     torch.testing.assert_close(out[..., :4], opposite[..., 4:])
 
 
+def test_heads_of_odd_dimension_give_equal_signs_the_larger_half():
+    attention = PolaAttention(6, 2, grid_size=HW).double()
+    q, k = (torch.randn(1, 2, 15, 3, dtype=torch.float64) for _ in range(2))
+    v = torch.randn(1, 2, 15, 1, dtype=torch.float64).expand(-1, -1, -1, 3)
+    out, opposite = attention.attend(q, k, v, HW), attention.attend(-q, k, v, HW)
+    torch.testing.assert_close(out[..., 0], out[..., 1])
+    torch.testing.assert_close(out[..., 2], opposite[..., 0])
+    torch.testing.assert_close(opposite[..., 2], out[..., 0])
+    assert not torch.allclose(out[..., 2], out[..., 0])
+
+
 def test_zero_queries_give_zero():
     attention = randomised(PolaAttention, rope=True)
     q, k, v = (torch.randn(1, 2, 15, 8, dtype=torch.float64) for _ in range(3))

@@ -45,10 +45,11 @@ def test_has_the_parameters_of_the_published_files(scale, count):
     assert len(model.state_dict()) == 546
 
 
+@pytest.mark.parametrize('head_dim', [4, 3])
 @pytest.mark.parametrize('attn_cfg', METHODS, ids=lambda cfg: '-'.join(map(str, cfg.values())))
 @torch.no_grad()
-def test_every_attention_fits_the_slot(attn_cfg):
-    model = toy_host(attn_cfg=attn_cfg)
+def test_every_attention_fits_the_slot(attn_cfg, head_dim):
+    model = toy_host(attn_cfg=attn_cfg, embed_dims=2 * head_dim)
     x = torch.rand(2, 3, 11, 9)
     y = model(x)
     assert y.shape == (2, 3, 22, 18) and y.isfinite().all()
