@@ -89,14 +89,43 @@ class PairedRandomCrop(BaseTransform):
                 f'{results["gt_path"]} has {width}x{height} pixels at low resolution, less than '
                 f'the {self.size}x{self.size} that are cut out for training.'
             )
-        top, left = self._corner(height, width)
-        for key, factor in (('img', 1), ('gt', results['scale'])):
-            rows, columns = (
-                slice(factor * start, factor * (start + self.size)) for start in (top, left)
-            )
-            results[key] = results[key][rows, columns]
-        results['img_shape'] = results['img'].shape[:2]
-        return results
+        return cut(results, self._corner(height, width), (self.size, self.size))
+
+
+@TRANSFORMS.register_module(force=True)
+class PairedCenterCrop(BaseTransform):
+    """Keep the middle of an image and its ground truth; what is smaller stays whole.
+
+    Required keys: ``gt``, ``img``, ``scale``. Modified keys: ``gt``, ``img``, ``img_shape``.
+
+    Args:
+        size (tuple[int, int]): Height and width in pixels of the image; those of the ground truth
+            are ``scale`` times them.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = tuple(size)
+
+    def transform(self, results: dict) -> dict:
+        """Crop both."""
+        size = [min(n, m) for n, m in zip(self.size, results['img'].shape)]
+        corner = [(n - m) // 2 for n, m in zip(results['img'].shape, size)]
+        return cut(results, corner, size)
+
+
+def cut(results: dict, corner: Sequence[int], size: Sequence[int]) -> dict:
+    """Keep a rectangle of the image, and what it shows of the ground truth.
+
+    Args:
+        results (dict): With ``img``, ``gt`` and ``scale``.
+        corner (Sequence[int]): Top and left in pixels of the image.
+        size (Sequence[int]): Height and width, likewise.
+    """
+    for key, factor in (('img', 1), ('gt', results['scale'])):
+        rows, columns = (slice(factor * a, factor * (a + n)) for a, n in zip(corner, size))
+        results[key] = results[key][rows, columns]
+    results['img_shape'] = results['img'].shape[:2]
+    return results
 
 
 @TRANSFORMS.register_module(force=True)

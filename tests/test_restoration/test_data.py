@@ -13,6 +13,7 @@ from mirrorla_mm.restoration.resize import downscale
 from mirrorla_mm.restoration.transforms import (
     LoadImagePair,
     PackRestorationInputs,
+    PairedCenterCrop,
     PairedRandomCrop,
     PairedRandomFlip,
 )
@@ -146,6 +147,13 @@ def test_crops_of_both_show_the_same():
     assert len(seen) > 10
     with pytest.raises(DataError, match='x.png has 26x20 pixels'):
         PairedRandomCrop(21)(pair())
+
+
+def test_the_middle_of_both_is_kept():
+    whole = pair()
+    sample = PairedCenterCrop((8, 40))(dict(whole))
+    assert np.array_equal(sample['img'], whole['img'][6:14]) and sample['img_shape'] == (8, 26)
+    assert np.array_equal(sample['gt'], whole['gt'][12:28])
 
 
 def test_flips_are_the_8_of_a_square_and_the_same_for_both():
