@@ -10,6 +10,7 @@ train_pipeline = [
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
+    persistent_workers=True,
     dataset=dict(
         data_root='data/coco',
         filter_cfg=dict(min_size=192),
@@ -18,12 +19,11 @@ train_dataloader = dict(
         pipeline=train_pipeline,
     ),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-4))
 param_scheduler = dict(
     _delete_=True, type='CosineAnnealingLR', by_epoch=False, eta_min=1e-6, T_max=3000
 )
 train_cfg = dict(max_iters=3000, val_interval=1000000)
 default_hooks = dict(
-    checkpoint=dict(interval=250, max_keep_ckpts=1, save_best=None, rule=None),
+    checkpoint=dict(interval=50, max_keep_ckpts=1, save_best=None, rule=None),
     logger=dict(interval=50),
 )

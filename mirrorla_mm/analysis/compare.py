@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ..attention import Attention
 from ..registry import MODELS, build_attention
 from .benchmark import elapsed
 from .flops import empty_parameters, model_complexity, total_complexity
+from .topology import effective_rank
 
 # Of malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -46,11 +47,13 @@ class MapFacts:
 
     Attributes:
         rank (float): Numerical rank of the map.
+        effective_rank (float): exp of the entropy of its normalised singular values.
         entropy (float): Of the rows, over that of a uniform row: 1 is uniform, 0 one token.
         dead (float): Share of the entries of q and k that the output does not depend on.
     """
 
     rank: float
+    effective_rank: float
     entropy: float
     dead: float
 
@@ -289,6 +292,7 @@ def map_facts(module: Attention, x: Tensor, hw_shape: tuple[int, int], side: int
     uniform = math.log(max(maps.shape[-1], 2))
     return MapFacts(
         torch.linalg.matrix_rank(maps, rtol=1e-5).double().mean().item(),
+        mean(map(effective_rank, maps)),
         torch.special.entr(shares).sum(-1).mean().item() / uniform,
         torch.cat([(grad == 0).flatten() for grad in reached]).double().mean().item(),
     )

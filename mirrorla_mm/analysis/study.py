@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
 
-CONFIDENCE = 0.95
+from .study_runs import half_width, read_runs
 
 
 @dataclass(frozen=True)
@@ -93,21 +92,14 @@ def compare(
     Returns:
         Comparison: First minus second.
     """
-    from scipy.stats import t
-
     seeds = sorted(scores[first].keys() & scores[second].keys())
     differences = [scores[first][seed] - scores[second][seed] for seed in seeds]
-    half_width = math.inf
-    if len(seeds) > 1:
-        quantile = t.ppf(1 - (1 - CONFIDENCE) / 2 / pairs, len(seeds) - 1)
-        half_width = quantile * stdev(differences) / math.sqrt(len(seeds))
-    return Comparison(first, second, mean(differences), half_width)
+    return Comparison(first, second, mean(differences), half_width(differences, pairs))
 
 
 def read_results(work_dir: Path) -> list[dict]:
     """Results of all finished runs under a folder, sorted by row and seed."""
-    results = [json.loads(path.read_text()) for path in sorted(work_dir.glob('*/seed-*.json'))]
-    return sorted(results, key=lambda r: (list(ROWS).index(r['row']), r['seed']))
+    return read_runs(work_dir.glob('*/seed-*.json'), list(ROWS))
 
 
 def scores_of(results: Iterable[dict], metric: str = 'mIoU') -> dict[str, dict[int, float]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-CONFIDENCE = 0.95
+import torch
+from torch import Tensor, nn
+
+from ..analysis.compare import map_facts
+from ..analysis.study_runs import half_width, read_runs
+from ..attention import Attention
 
 
 @dataclass(frozen=True)
@@ -33,20 +37,21 @@ def _mirror(**options) -> dict:
     return dict(type='ReLUAttention', reflection=options)
 
 
-# In the order of interest: a study that is stopped has answered the first questions.
+# In the order of interest, the dearest last: a study that is stopped has answered the first
+# questions.
 ROWS = {
     'relu': Row('ReLU', dict(type='ReLUAttention')),
     'mirror': Row('ReLU + mirror', _mirror()),
     'random-mirror': Row('ReLU + random mirror, not learned', _mirror(), frozen=True),
     'lsa': Row('LSA, the authors’ own', dict(type='LSA')),
-    'softmax-w32': Row(
-        'softmax, windows of 32', dict(type='SoftmaxAttention'), dict(window_size=32)
-    ),
-    'blocks': Row('ReLU + blocks, fixed angles', _mirror(variance_aware=False, cross_head=False)),
     'blocks-variance': Row('ReLU + blocks, variance-aware', _mirror(cross_head=False)),
+    'blocks': Row('ReLU + blocks, fixed angles', _mirror(variance_aware=False, cross_head=False)),
     'elu': Row('ELU + 1', dict(type='ELUAttention')),
     'pola': Row('PolaFormer', dict(type='PolaAttention')),
     'nala': Row('NaLaFormer', dict(type='NaLaAttention')),
+    'softmax-w32': Row(
+        'softmax, windows of 32', dict(type='SoftmaxAttention'), dict(window_size=32)
+    ),
 }
 BASELINE = 'relu'
 
@@ -66,25 +71,21 @@ class Difference:
     by_image: float
 
     @property
-    def resolved(self) -> bool:
-        """Whether both intervals leave out zero."""
-        return abs(self.mean) > max(self.by_seed, self.by_image)
+    def width(self) -> float:
+        """Half of the wider interval there is; that of the images alone where there is one seed."""
+        return max(self.by_seed, self.by_image) if math.isfinite(self.by_seed) else self.by_image
+
+    @property
+    def effect(self) -> str:
+        """What the numbers allow to say of the row."""
+        if abs(self.mean) <= self.width:
+            return 'does nothing that can be told from chance'
+        return 'helps' if self.mean > 0 else 'hurts'
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Of the 95 % interval of a mean, from the t distribution."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return math.inf
-    quantile = t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)
-    return quantile * stdev(values) / math.sqrt(len(values))
-
-
-def read_results(work_dir: Path) -> list[dict]:
-    """Results of all finished runs, sorted by row and seed."""
-    results = [json.loads(path.read_text()) for path in work_dir.glob('*/seed-*.json')]
-    return sorted(results, key=lambda r: (list(ROWS).index(r['row']), r['seed']))
+def read_results(folder: Path) -> list[dict]:
+    """Results of all finished runs, sorted by row and seed; see :func:`~.read_runs`."""
+    return read_runs(folder.glob('*_seed-*.json'), list(ROWS))
 
 
 def difference(row: str, results: Sequence[dict], dataset: str) -> Difference | None:
@@ -112,12 +113,13 @@ def difference(row: str, results: Sequence[dict], dataset: str) -> Difference | 
 
 
 def table(results: Sequence[dict]) -> str:
-    """All rows in Markdown: PSNR on each data set, and against the baseline."""
+    """All rows in Markdown: PSNR on each data set, against the baseline, and the maps' facts."""
     datasets = list(results[0]['PSNR'])
     header = ['row', 'seeds']
     for dataset in datasets:
         header += [f'{dataset}, dB', f'against {ROWS[BASELINE].label}', '± by seed', '± by image']
-    lines = [header, ['---'] * len(header)]
+    lines = [[*header, 'dead entries', 'effective rank']]
+    lines.append(['---'] * len(lines[0]))
     for name, row in ROWS.items():
         runs = [r for r in results if r['row'] == name]
         if not runs:
@@ -126,13 +128,15 @@ def table(results: Sequence[dict]) -> str:
         for dataset in datasets:
             line.append(f'{mean(mean(r["PSNR"][dataset].values()) for r in runs):.3f}')
             found = None if name == BASELINE else difference(name, results, dataset)
-            line += ['', '', ''] if found is None else _numbers(found)
+            line += [''] * 3 if found is None else _numbers(found)
+        line += [f'{mean(r["dead"] for r in runs):.1%}', f'{mean(r["rank"] for r in runs):.2f}']
         lines.append(line)
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def _numbers(found: Difference) -> list[str]:
-    return [f'{found.mean:+.3f}', f'{found.by_seed:.3f}', f'{found.by_image:.3f}']
+    widths = (found.by_seed, found.by_image)
+    return [f'{found.mean:+.3f}', *(f'{w:.3f}' if math.isfinite(w) else '-' for w in widths)]
 
 
 def verdict(results: Sequence[dict], row: str = 'mirror') -> str:
@@ -142,34 +146,66 @@ def verdict(results: Sequence[dict], row: str = 'mirror') -> str:
         found = difference(row, results, dataset)
         if found is None:
             continue
-        effect = 'does nothing that can be told from chance'
-        if found.resolved:
-            effect = 'helps' if found.mean > 0 else 'hurts'
-        width = max(found.by_seed, found.by_image)
+        one = not math.isfinite(found.by_seed)
         sentences.append(
-            f'On {dataset}, {ROWS[row].label} against {ROWS[BASELINE].label} {effect} here: '
-            f'{found.mean:+.3f} ± {width:.3f} dB (95 %).'
+            f'On {dataset}, {ROWS[row].label} against {ROWS[BASELINE].label} {found.effect} here: '
+            f'{found.mean:+.3f} ± {found.width:.3f} dB '
+            + ('(95 %, over the images of a single seed).' if one else '(95 %).')
         )
     return '\n'.join(sentences)
 
 
 def plot(results: Sequence[dict], path: Path) -> None:
-    """Draw each row's difference to the baseline with the wider of its two intervals."""
+    """Draw each row's difference to the baseline with its interval, and each seed as a dot."""
     from matplotlib.figure import Figure
 
     datasets = list(results[0]['PSNR'])
     figure = Figure(figsize=(4.2 * len(datasets) + 1, 4), layout='constrained')
     axes = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
+    seeds = sorted({r['seed'] for r in results})
     for axis, dataset in zip(axes, datasets):
         found = {n: difference(n, results, dataset) for n in reversed(ROWS) if n != BASELINE}
         found = {name: value for name, value in found.items() if value is not None}
-        for height, value in enumerate(found.values()):
-            width = max(value.by_seed, value.by_image)
+        for height, (name, value) in enumerate(found.items()):
             axis.errorbar(
-                value.mean, height, xerr=width if math.isfinite(width) else 0, fmt='o', capsize=3
+                value.mean, height, xerr=value.width, fmt='o', color='black', capsize=3, zorder=2
             )
+            for number, seed in enumerate(seeds):
+                own = difference(name, [r for r in results if r['seed'] == seed], dataset)
+                if own is not None and len(seeds) > 1:
+                    axis.plot(own.mean, height + 0.25, '.', color=f'C{number}')
         axis.set_yticks(range(len(found)), [ROWS[name].label for name in found])
         axis.axvline(0, color='black', lw=0.8)
-        axis.set_xlabel(f'dB against {ROWS[BASELINE].label}')
+        axis.set_xlabel(f'dB against {ROWS[BASELINE].label}, 95 %')
         axis.set_title(dataset)
+        axis.grid(axis='x', alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def slot_facts(model: nn.Module, images: Iterable[Tensor]) -> dict[str, float]:
+    """Dead entries and effective rank of the attention maps, averaged over all modules.
+
+    Of each image the window in the middle is looked at, in every attention.
+
+    Args:
+        model (nn.Module): A host, in evaluation mode.
+        images (Iterable[Tensor]): Its inputs, shape (1, 3, h, w) each.
+
+    Returns:
+        dict[str, float]: ``dead`` and ``rank``, see :class:`~..analysis.compare.MapFacts`.
+    """
+    seen: list[tuple] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, args: seen.append((module, *args)))
+        for module in model.modules()
+        if isinstance(module, Attention)
+    ]
+    try:
+        with torch.no_grad():
+            for image in images:
+                model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    facts = [map_facts(m, x[len(x) // 2, None], shape, side=8) for m, x, shape in seen]
+    return dict(dead=mean(f.dead for f in facts), rank=mean(f.effective_rank for f in facts))

@@ -1,15 +1,27 @@
-"""The study: what may be concluded, and the command at toy size."""
+"""What may be concluded from the study's results."""
 
 import math
 
 import pytest
+import torch
 
-from mirrorla_mm.restoration.study import difference, half_width, plot, table, verdict
+from mirrorla_mm.analysis.study_runs import half_width, read_runs
+from mirrorla_mm.engine.data import DataError
+from mirrorla_mm.restoration.study import (
+    ROWS,
+    difference,
+    plot,
+    read_results,
+    slot_facts,
+    table,
+    verdict,
+)
+from tests.test_restoration.toy import toy_host
 
 
 def result(row, seed, *figures):
     images = {str(number): figure for number, figure in enumerate(figures)}
-    return dict(row=row, seed=seed, PSNR={'Set5': images})
+    return dict(row=row, seed=seed, PSNR={'Set5': images}, dead=0.25, rank=3.5)
 
 
 RESULTS = [
@@ -18,6 +30,7 @@ RESULTS = [
     result('mirror', 0, 30.1, 31.1, 32.1),
     result('mirror', 1, 30.31, 31.31, 32.31),
     result('lsa', 0, 29.0, 33.0, 30.0),
+    result('elu', 0, 29.5, 30.4, 31.3),
 ]
 
 
@@ -26,16 +39,41 @@ def test_differences_are_paired_by_seed_and_by_image():
     assert found.mean == pytest.approx(0.105)
     # Two seeds: t(0.975, 1) = 12.706, standard deviation 0.01 / sqrt(2).
     assert found.by_seed == pytest.approx(12.706 * 0.005, rel=1e-3)
-    assert found.by_image == pytest.approx(0, abs=1e-9) and found.resolved
+    assert found.by_image == pytest.approx(0, abs=1e-9) and found.effect == 'helps'
     lonely = difference('lsa', RESULTS, 'Set5')
-    assert lonely.by_seed == math.inf and not lonely.resolved
-    assert difference('elu', RESULTS, 'Set5') is None
+    assert lonely.by_seed == math.inf and lonely.width == lonely.by_image
+    assert difference('nala', RESULTS, 'Set5') is None
     assert half_width([1.0]) == math.inf
 
 
 def test_the_sentence_says_what_the_numbers_say(tmp_path):
-    assert 'helps here: +0.105' in verdict(RESULTS)
+    assert 'helps here: +0.105 ± 0.064 dB (95 %).' in verdict(RESULTS)
     assert 'nothing that can be told from chance' in verdict(RESULTS, 'lsa')
-    assert '| ReLU + mirror | 2 | 31.205 | +0.105 |' in table(RESULTS)
+    assert 'hurts here: -0.600 ± 0.248 dB (95 %, over the images of a single seed).' in verdict(
+        RESULTS, 'elu'
+    )
+    text = table(RESULTS)
+    assert '| ReLU + mirror | 2 | 31.205 | +0.105 | 0.064 | 0.000 | 25.0% | 3.50 |' in text
+    assert 'inf' not in text + verdict(RESULTS, 'lsa')
     plot(RESULTS, tmp_path / 'x.png')
     assert (tmp_path / 'x.png').stat().st_size > 1000
+
+
+@pytest.mark.parametrize('text', ['{"row": "relu", ', '[]', '{"row": "x", "seed": 0}', '{}'])
+def test_files_that_hold_no_result_are_named(tmp_path, text):
+    file = tmp_path / 'relu_seed-0.json'
+    file.write_text(text)
+    with pytest.raises(DataError, match='relu_seed-0.json holds no result'):
+        read_results(tmp_path)
+    assert read_runs([], list(ROWS)) == []
+
+
+def test_facts_tell_clipping_from_the_rest():
+    x = [torch.rand(1, 3, 12, 9)]
+    relu, elu, softmax = (
+        slot_facts(toy_host(attn_cfg=ROWS[name].attn_cfg), x)
+        for name in ('relu', 'elu', 'softmax-w32')
+    )
+    assert relu['dead'] > 0.2 and elu['dead'] == softmax['dead'] == 0
+    # Heads of 4 channels.
+    assert 1 <= relu['rank'] <= 4 and 1 <= elu['rank'] <= 4

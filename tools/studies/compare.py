@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from datetime import date
@@ -25,14 +24,13 @@ from mirrorla_mm.analysis.study import (
     results_table,
     scores_of,
 )
+from mirrorla_mm.analysis.study_runs import Progress, SameHost, machine, run_missing
 from mirrorla_mm.engine.errors import UserError, one_line_errors
-from mirrorla_mm.engine.reproducible import make_reproducible
+from mirrorla_mm.engine.prepare import prepare_training
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import Runner
 
 CONFIG = 'configs/studies/ravlt-study_efficientvit-head_1xb8-200_camvid-96x96.py'
 REFERENCE = 'relu'
@@ -56,46 +54,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class SameHost(Hook):
-    """Starts every row of a seed from the same weights wherever rows have them in common.
-
-    Attentions draw parameters of their own in between, and so would give the host others.
-
-    Args:
-        model (dict): Config of the row whose weights all rows start from.
-    """
-
-    def __init__(self, model: dict) -> None:
-        self.model = model
-
-    def before_train(self, runner: Runner) -> None:
-        """Copy the weights, unless the run is a resumed one."""
-        if runner.iter > 0:
-            return
-        set_random_seed(runner.seed)
-        with DefaultScope.overwrite_default_scope('mmseg'):
-            reference = MODELS.build(self.model)
-        reference.init_weights()
-        own = runner.model.state_dict()
-        for name, value in reference.state_dict().items():
-            if name in own and own[name].shape == value.shape:
-                own[name].copy_(value)
-
-
-class Progress(Hook):
-    """Says where the study stands, on one line."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self.every_n_train_iters(runner, 25):
-            loss = outputs['loss'].item()
-            print(
-                f'{self.label}: {runner.iter + 1}/{runner.max_iters}, loss {loss:.3f}', flush=True
-            )
-
-
 def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
     """The study's config with one row's attention, seed, data and length."""
     cfg = Config.fromfile(args.config)
@@ -116,14 +74,16 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
             )
         cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = args.iters
         cfg.param_scheduler[-1].end = args.iters
-    make_reproducible(cfg)
+    prepare_training(cfg)
     return cfg
 
 
 def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
     """Train and evaluate one row with one seed."""
     runner = Runner.from_cfg(run_config(args, name, seed))
-    runner.register_hook(SameHost(run_config(args, REFERENCE, seed).model))
+    reference = Config.fromfile(args.config).model
+    reference.backbone.attn_cfg = ROWS[REFERENCE].attn_cfg
+    runner.register_hook(SameHost(reference))
     runner.register_hook(Progress(label))
     start = time.time()
     runner.train()
@@ -136,28 +96,10 @@ def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
         aAcc=float(scores['val/aAcc'].current()),
         parameters=sum(p.numel() for p in runner.model.parameters()),
         seconds=round(time.time() - start),
-        machine=f'{platform.machine()}, {torch.get_num_threads()} threads'
-        if not torch.cuda.is_available()
-        else torch.cuda.get_device_name(),
+        machine=machine(),
         torch=torch.__version__,
         date=date.today().isoformat(),
     )
-
-
-def run_missing(args: argparse.Namespace) -> None:
-    """Train what has no result yet, one row at a time."""
-    todo = [(name, seed) for name in args.rows for seed in args.seeds]
-    for number, (name, seed) in enumerate(todo, 1):
-        path = args.work_dir / name / f'seed-{seed}.json'
-        label = f'[{number}/{len(todo)}] {ROWS[name].label}, seed {seed}'
-        if path.exists():
-            print(f'{label}: done before')
-            continue
-        result = run(args, name, seed, label)
-        partial = path.with_suffix('.partial')
-        partial.write_text(json.dumps(result, indent=1) + '\n')
-        partial.rename(path)
-        print(f'{label}: mIoU {result["mIoU"]:.2f} in {result["seconds"]} s', flush=True)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -185,7 +127,12 @@ def main() -> int:
     args = parse_args()
     with one_line_errors():
         if not args.report_only:
-            run_missing(args)
+            run_missing(
+                [(name, seed) for name in args.rows for seed in args.seeds],
+                lambda name, seed: args.work_dir / name / f'seed-{seed}.json',
+                lambda name: ROWS[name].label,
+                lambda name, seed, label: run(args, name, seed, label),
+            )
         report(args)
     return 0
 

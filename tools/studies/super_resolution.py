@@ -1,33 +1,44 @@
-"""Fine-tune every attention from DCTLSA's x4 weights and compare them in decibels.
+"""Train every attention in DCTLSA alike, and compare them in decibels.
 
-Every finished run leaves one small file, and one that was stopped goes on at its last checkpoint,
-so that the same command may be given again and again. Example:
+With the authors' x4 weights every row starts from them, what is a row's own is drawn by the seed;
+without them all rows of a seed start from the same random host. Every finished run leaves a small
+file in the report's folder, and one that was stopped goes on at its last checkpoint, so that the
+same command may be given again and again, with more seeds too. Example:
 
-    python tools/studies/super_resolution.py X4.pt --train data/coco/train2017 \\
-        --test Set5=data/sr/Set5/HR CamVid=data/ade/images/validation \\
+    python tools/studies/super_resolution.py X4.pt \\
+        --train data/coco/train2017 data/coco/val2017 \\
+        --test Set5=data/sr/Set5/HR CamVid=data/ade/images/validation:128x256 \\
         --report docs/studies/super_resolution
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import time
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
+from mirrorla_mm.analysis.study_runs import Progress, SameHost, machine, run_missing
 from mirrorla_mm.converters import convert_dctlsa, read_state_dict, write_checkpoint
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
-from mirrorla_mm.engine.resuming import find_latest_checkpoint
 from mirrorla_mm.restoration.datasets import SuperResolutionDataset
 from mirrorla_mm.restoration.metrics import PSNR, to_uint8
-from mirrorla_mm.restoration.study import ROWS, plot, read_results, table, verdict
+from mirrorla_mm.restoration.study import (
+    BASELINE,
+    ROWS,
+    plot,
+    read_results,
+    slot_facts,
+    table,
+    verdict,
+)
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, set_random_seed
 from rich.progress import track
@@ -39,17 +50,36 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('weights', help="the authors' file that every row starts from")
-    parser.add_argument('--config', default=CONFIG, help='the host and its schedule')
-    parser.add_argument('--train', required=True, type=Path, help='folder of images to train on')
     parser.add_argument(
-        '--test', nargs='+', required=True, metavar='NAME=FOLDER', help='images to test on'
+        'weights',
+        nargs='?',
+        help="the authors' file that every row starts from; without it, random weights",
     )
-    parser.add_argument('--work-dir', default='work_dirs/study_sr', type=Path)
+    parser.add_argument('--config', default=CONFIG, help='the host and its schedule')
+    parser.add_argument('--train', nargs='+', type=Path, help='folders of images to train on')
+    parser.add_argument(
+        '--test',
+        nargs='+',
+        metavar='NAME=FOLDER[:HxW]',
+        help='images to test on, or of each the middle of H x W pixels',
+    )
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--iters', type=int, help="iterations of a run; the config's by default")
-    parser.add_argument('--report', type=Path, help='folder for results.json, .md and .png')
+    parser.add_argument(
+        '--bf16', action='store_true', help='train with products in bfloat16, sums in float32'
+    )
+    parser.add_argument('--work-dir', default='work_dirs/study_sr', type=Path, help='checkpoints')
+    parser.add_argument(
+        '--report',
+        type=Path,
+        default=Path('work_dirs/study_sr/report'),
+        help='folder for runs/, results.md and results.png; runs that lie there are not repeated',
+    )
+    parser.add_argument('--report-only', action='store_true', help='train nothing')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='further settings of the config'
+    )
     return parser.parse_args()
 
 
@@ -62,44 +92,50 @@ class FreezeReflections(Hook):
                 parameter.requires_grad_(False)
 
 
-class Progress(Hook):
-    """Says where the study stands, on one line, and where this part of it began."""
+def study_config(args: argparse.Namespace) -> Config:
+    """What all runs have in common."""
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    cfg.train_dataloader.dataset.update(
+        data_root='', gt_dir='.', sets=[str(folder.resolve()) for folder in args.train]
+    )
+    for kind in ('val', 'test'):
+        for part in ('dataloader', 'evaluator', 'cfg'):
+            cfg[f'{kind}_{part}'] = None
+    cfg.train_cfg.pop('val_interval', None)
+    cfg.log_level = 'WARNING'
+    if args.iters:
+        cfg.train_cfg.max_iters = cfg.param_scheduler.T_max = args.iters
+    return cfg
 
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.first = 0
 
-    def before_train(self, runner: Runner) -> None:
-        self.first = runner.iter
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self.every_n_train_iters(runner, 50):
-            loss = outputs['loss'].item()
-            print(
-                f'{self.label}: {runner.iter + 1}/{runner.max_iters}, loss {loss:.4f}', flush=True
-            )
+def settings(args: argparse.Namespace, cfg: Config) -> dict:
+    """What runs need to have in common to be compared."""
+    loader = cfg.train_dataloader
+    crops = [t['size'] for t in loader.dataset.pipeline if t['type'].endswith('PairedRandomCrop')]
+    return dict(
+        start='authors' if args.weights else 'random',
+        iters=cfg.train_cfg.max_iters,
+        batch=loader.batch_size,
+        crop=crops[0] if crops else None,
+        lr=cfg.optim_wrapper.optimizer.lr,
+        products='bfloat16' if args.bf16 else 'float32',
+        train=[folder.name for folder in args.train],
+        test={name: crop for name, (_, crop) in tests(args).items()},
+    )
 
 
 def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
-    """The study's config with one row's attention, seed, data and length."""
-    cfg = Config.fromfile(args.config)
+    """The study's config with one row's attention and seed, ready to begin or to go on."""
+    cfg = study_config(args)
     cfg.model.backbone.update(attn_cfg=ROWS[name].attn_cfg, **ROWS[name].host)
     cfg.work_dir = str(args.work_dir / name / f'seed-{seed}')
     cfg.experiment_name = cfg.visualizer.name = f'sr-{name}-seed-{seed}'
     cfg.randomness = dict(seed=seed)
-    cfg.log_level = 'WARNING'
-    cfg.train_dataloader.dataset.update(data_root=str(args.train.parent), gt_dir=args.train.name)
-    for key in ('val_dataloader', 'val_evaluator', 'val_cfg'):
-        cfg[key] = None
-    for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
-        cfg[key] = None
-    if args.iters:
-        cfg.train_cfg.max_iters = cfg.param_scheduler.T_max = args.iters
-    cfg.train_cfg.pop('val_interval', None)
-    checkpoint = find_latest_checkpoint(cfg.work_dir)
-    cfg.resume = checkpoint is not None
-    cfg.load_from = checkpoint or warm_start(args.weights, cfg, seed)
+    cfg.resume = True
     prepare_training(cfg)
+    if args.weights and not cfg.resume:
+        cfg.load_from = warm_start(args.weights, cfg, seed)
     return cfg
 
 
@@ -111,91 +147,142 @@ def warm_start(weights: str, cfg: Config, seed: int) -> str:
     return str(file)
 
 
+@contextmanager
+def bfloat16_products(wanted: bool) -> Iterator[None]:
+    """Let a processor round the factors of float32 products; on a GPU mmengine's AMP does that."""
+    backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = 'bf16' if wanted else 'ieee'
+        yield
+    finally:
+        for backend, precision in zip(backends, before):
+            backend.fp32_precision = precision
+
+
 def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
     """Train and test one row with one seed."""
     runner = Runner.from_cfg(run_config(args, name, seed))
     progress = Progress(label)
     runner.register_hook(progress)
+    if not args.weights:
+        reference = study_config(args).model
+        reference.backbone.attn_cfg = ROWS[BASELINE].attn_cfg
+        runner.register_hook(SameHost(reference))
     if ROWS[name].frozen:
         runner.register_hook(FreezeReflections())
-    start = time.time()
-    runner.train()
-    seconds = time.time() - start
-    scale = runner.cfg.model.backbone.upscale
+    with bfloat16_products(args.bf16):
+        runner.train()
+    model = runner.model.eval()
+    scale = model.backbone.upscale
+    sets = {key: load_tests(*test, scale) for key, test in tests(args).items()}
     return dict(
         row=name,
         seed=seed,
-        iters=runner.max_iters,
-        parameters=sum(p.numel() for p in runner.model.parameters()),
-        PSNR={key: decibels(runner.model, folder, scale) for key, folder in tests(args).items()},
-        seconds_per_iteration=round(seconds / max(runner.max_iters - progress.first, 1), 3),
-        machine=torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f'{platform.machine()}, {torch.get_num_threads()} threads',
+        settings=settings(args, study_config(args)),
+        parameters=sum(p.numel() for p in model.parameters()),
+        PSNR={key: decibels(model, data, key, scale) for key, data in sets.items()},
+        **slot_facts(model.backbone, inputs_of(next(iter(sets.values())))),
+        seconds_per_iteration=progress.seconds and round(progress.seconds, 3),
+        machine=machine(),
         torch=torch.__version__,
         date=date.today().isoformat(),
     )
 
 
-def tests(args: argparse.Namespace) -> dict[str, Path]:
-    """Folders of images to test on, by name."""
-    if not all('=' in test for test in args.test):
-        raise UserError('--test takes NAME=FOLDER, such as Set5=data/sr/Set5/HR.')
-    return {name: Path(folder) for name, folder in (test.split('=', 1) for test in args.test)}
+def tests(args: argparse.Namespace) -> dict[str, tuple[Path, list[int] | None]]:
+    """Folders of images to test on, and what size of each, by name."""
+    found = {}
+    for test in args.test:
+        match = re.fullmatch(r'([^=]+)=(.+?)(?::(\d+)x(\d+))?', test)
+        if not match:
+            raise UserError(
+                f'--test takes NAME=FOLDER or NAME=FOLDER:HxW, such as Set5=data/sr/Set5/HR, '
+                f'not {test}.'
+            )
+        found[match[1]] = Path(match[2]), match[3] and [int(match[3]), int(match[4])]
+    return found
 
 
-@torch.no_grad()
-def decibels(model: torch.nn.Module, folder: Path, scale: int) -> dict[str, float]:
-    """PSNR of each image of a folder, shrunk and enlarged again."""
+def load_tests(folder: Path, crop: list[int] | None, scale: int) -> SuperResolutionDataset:
+    """Each image of a folder, shrunk, or the middle of both."""
     pipeline = [
         dict(type='mirrorla_mm.LoadImagePair'),
         dict(type='mirrorla_mm.PackRestorationInputs'),
     ]
-    data = SuperResolutionDataset(scale, str(folder.parent), gt_dir=folder.name, pipeline=pipeline)
+    if crop:
+        size = [n // scale for n in crop]
+        pipeline.insert(1, dict(type='mirrorla_mm.PairedCenterCrop', size=size))
+    return SuperResolutionDataset(
+        scale, str(folder.resolve().parent), gt_dir=folder.resolve().name, pipeline=pipeline
+    )
+
+
+@torch.no_grad()
+def decibels(
+    model: torch.nn.Module, data: SuperResolutionDataset, name: str, scale: int
+) -> dict[str, float]:
+    """PSNR of each image, enlarged again."""
     metric, found = PSNR(), {}
-    model.eval()
-    for sample in track(data, f'Testing on {folder}', total=len(data)):
+    for sample in track(data, f'Testing on {name}', total=len(data)):
         batch = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
         result = model.test_step(batch)[0]
         images = (to_uint8(result.pred_img), to_uint8(result.gt_img))
-        found[Path(result.gt_path).stem] = metric.measure(*images, dict(scale=scale))
+        figure = metric.measure(*images, dict(scale=scale))
+        found[Path(result.gt_path).stem] = round(figure, 5)
     return found
 
 
-def run_missing(args: argparse.Namespace) -> None:
-    """Train what has no result yet, one run at a time."""
-    todo = [(name, seed) for seed in args.seeds for name in args.rows]
-    for number, (name, seed) in enumerate(todo, 1):
-        path = args.work_dir / name / f'seed-{seed}.json'
-        label = f'[{number}/{len(todo)}] {ROWS[name].label}, seed {seed}'
-        if path.exists():
-            print(f'{label}: done before')
-            continue
-        result = run(args, name, seed, label)
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(result, indent=1) + '\n')
-        print(f'{label}: {result["seconds_per_iteration"]} s an iteration', flush=True)
+def inputs_of(data: SuperResolutionDataset, count: int = 2) -> list[torch.Tensor]:
+    """The first images of a data set, as the host takes them."""
+    return [data[i]['inputs'][None] / 255 for i in range(min(count, len(data)))]
+
+
+def file_of(args: argparse.Namespace, name: str, seed: int) -> Path:
+    return args.report / 'runs' / f'{name}_seed-{seed}.json'
+
+
+def check_settings(args: argparse.Namespace) -> None:
+    """Refuse to set runs beside others that were made otherwise."""
+    wanted = settings(args, study_config(args))
+    for result in read_results(args.report / 'runs'):
+        found = result['settings']
+        for key in wanted.keys() | found.keys():
+            if wanted.get(key) != found.get(key):
+                raise UserError(
+                    f'{file_of(args, result["row"], result["seed"])} was made with {key} '
+                    f'{found.get(key)}, not {wanted.get(key)}: choose another --report and '
+                    '--work-dir.'
+                )
 
 
 def report(args: argparse.Namespace) -> None:
-    """Table, verdict and, with ``--report``, the files."""
-    results = read_results(args.work_dir)
+    """Table, verdict and plot of the runs there are."""
+    results = read_results(args.report / 'runs')
+    if not results:
+        raise UserError(f'No finished run is in {args.report / "runs"}.')
     text = f'{table(results)}\n\n{verdict(results)}\n'
     print(f'\n{text}')
-    if args.report is None:
-        return
-    args.report.mkdir(parents=True, exist_ok=True)
-    (args.report / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
-    (args.report / 'results.md').write_text(text)
+    with whole_file(args.report / 'results.md') as partial:
+        partial.write_text(text, encoding='utf-8')
     plot(results, args.report / 'results.png')
 
 
+@one_line_errors()
 def main() -> None:
     args = parse_args()
-    with one_line_errors():
-        tests(args)
-        run_missing(args)
-        report(args)
+    if not args.report_only:
+        if not args.train or not args.test:
+            raise UserError('--train and --test are needed, or --report-only.')
+        check_settings(args)
+        run_missing(
+            [(name, seed) for seed in args.seeds for name in args.rows],
+            lambda name, seed: file_of(args, name, seed),
+            lambda name: ROWS[name].label,
+            lambda name, seed, label: run(args, name, seed, label),
+        )
+    report(args)
 
 
 if __name__ == '__main__':

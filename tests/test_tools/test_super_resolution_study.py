@@ -1,0 +1,104 @@
+"""The command of the super-resolution study, at toy size."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mirrorla_mm.converters import official_dctlsa
+from tests.test_restoration.toy import TOY, toy_host, write_benchmark
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = 'studies/super_resolution'
+STILL = ('optim_wrapper.optimizer.lr=0', 'param_scheduler.eta_min=0')
+
+
+@pytest.fixture
+def arguments(tmp_path) -> list[str]:
+    """A toy host at x2, four iterations, drawn images."""
+    write_benchmark(tmp_path / 'first', [(32, 40), (12, 12)])
+    write_benchmark(tmp_path / 'second', [(33, 47)])
+    cfg = Config.fromfile(ROOT / 'configs/studies/dctlsa-study_x4_1xb4-3k_coco.py')
+    cfg.model.backbone.update(TOY, upscale=2)
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False, batch_size=2)
+    cfg.train_dataloader.dataset.update(scale=2, filter_cfg=dict(min_size=16))
+    cfg.train_dataloader.dataset.pipeline[1].size = 8
+    cfg.default_hooks.checkpoint.update(interval=2, max_keep_ckpts=2)
+    cfg.optim_wrapper.optimizer.lr = 1e-2
+    cfg.dump(tmp_path / 'toy.py')
+    torch.save(official_dctlsa(toy_host(num_groups=2).state_dict()), tmp_path / 'x2.pt')
+    return [
+        *('--config', 'toy.py', '--train', 'first/HR', 'second/HR', '--iters', '4'),
+        *('--test', 'Whole=first/HR', 'Middle=second/HR:16x32'),
+        *('--work-dir', 'work', '--report', 'report'),
+    ]
+
+
+def results() -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in Path('report/runs').iterdir()}
+
+
+def weights(row: str, name: str = 'iter_4.pth') -> dict:
+    return torch.load(f'work/{row}/seed-0/{name}', weights_only=False)['state_dict']
+
+
+def test_rows_are_trained_tested_resumed_and_compared(run, arguments, capsys):
+    rows = ['--rows', 'relu', 'mirror', 'random-mirror']
+    run(STUDY, 'x2.pt', *arguments, *rows, '--seeds', '0', '--bf16')
+    before = results()
+    assert sorted(before) == [f'{row}_seed-0' for row in ('mirror', 'random-mirror', 'relu')]
+    assert {len(r['PSNR']['Whole']) for r in before.values()} == {2}
+    assert before['relu_seed-0']['settings']['test'] == {'Whole': None, 'Middle': [16, 32]}
+    angles = 'backbone.groups.0.0.blocks.0.attn.reflection.theta'
+    moved = {
+        row: not torch.equal(weights(row)[angles], weights(row, 'start.pth')[angles])
+        for row in ('mirror', 'random-mirror')
+    }
+    assert moved == {'mirror': True, 'random-mirror': False}
+    stem = 'backbone.stem.weight'
+    starts = [weights(row, 'start.pth')[stem] for row in ('relu', 'mirror')]
+    assert torch.equal(*starts) and not torch.equal(starts[0], weights('relu')[stem])
+    # A run that was stopped half-way gives what an undisturbed one gives.
+    Path('report/runs/mirror_seed-0.json').unlink()
+    Path('work/mirror/seed-0/iter_4.pth').unlink()
+    Path('work/mirror/seed-0/last_checkpoint').unlink()
+    capsys.readouterr()
+    run(STUDY, 'x2.pt', *arguments, *rows, '--seeds', '0', '--bf16')
+    said = capsys.readouterr().out
+    assert said.count('done before') == 2 and '| ReLU + mirror | 1 |' in said
+    again = results()
+    for key in ('PSNR', 'dead', 'rank', 'settings'):
+        assert again['mirror_seed-0'][key] == before['mirror_seed-0'][key]
+    assert Path('report/results.md').read_text() in said
+    assert Path('report/results.png').stat().st_size > 1000
+
+
+def test_without_weights_all_rows_of_a_seed_start_from_one_host(run, arguments):
+    more = ['--rows', 'relu', 'nala', '--seeds', '0']
+    run(STUDY, *arguments, *more, '--cfg-options', *STILL)
+    first, second = map(weights, ('relu', 'nala'))
+    assert 'backbone.groups.0.0.blocks.0.attn.lepe.weight' in second.keys() - first.keys()
+    shared = [
+        key
+        for key in first.keys() & second.keys()
+        if 'running_' not in key and first[key].shape == second[key].shape
+    ]
+    assert len(shared) > 50 and all(torch.equal(first[key], second[key]) for key in shared)
+    assert results()['relu_seed-0']['settings']['start'] == 'random'
+
+
+def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
+    few = ['--rows', 'relu', '--seeds', '0']
+    run(STUDY, 'x2.pt', *arguments, *few)
+    for more, message in (
+        ([*arguments, *few, '--iters', '5'], 'was made with iters 4, not 5'),
+        ([*arguments, *few, '--test', 'Set5'], 'NAME=FOLDER'),
+        ([*few], '--train and --test are needed'),
+        (['--report-only', '--report', 'empty'], 'No finished run'),
+        ([*arguments, '--rows', 'elu', '--train', 'nowhere'], 'was made with train'),
+    ):
+        with pytest.raises(SystemExit):
+            run(STUDY, 'x2.pt', *more)
+        assert message in capsys.readouterr().err
