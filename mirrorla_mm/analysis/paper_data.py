@@ -1,7 +1,7 @@
 """The numbers that the paper prints, for the rows that a config here can build.
 
 They are listed by table, as printed; those of NaLaFormer come from its own paper. Left out are rows
-of models that are not here, and Tab. 4 (super-resolution).
+of models that are not here; Tab. 4 (super-resolution) stands in :mod:`.table_4`.
 """
 
 from __future__ import annotations

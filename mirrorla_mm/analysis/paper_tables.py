@@ -15,6 +15,7 @@ from mmengine.config import Config
 from torch import nn
 
 from ..registry import MODELS
+from . import table_4
 from .flops import (
     Complexity,
     config_complexity,
@@ -201,7 +202,8 @@ def quick_bases() -> Iterator[None]:
 def render(configs: Path) -> str:
     """All tables as Markdown."""
     with quick_bases():
-        return '\n'.join([HEADER, *(render_table(table, configs) for table in TABLES)])
+        tables = [render_table(table, configs) for table in TABLES]
+        return '\n'.join([HEADER, *tables, table_4.render(configs)])
 
 
 def _cell(row: Row, name: str, ours: dict[str, float], cut: float = 0) -> Cell:

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mirrorla_mm.backbones.deploy import deploy
 from mirrorla_mm.converters import convert_dctlsa, read_state_dict
 from mirrorla_mm.restoration import DCTLSA
-from mirrorla_mm.restoration.dctlsa import Local, pad_by_reflection
+from mirrorla_mm.restoration.dctlsa import pad_by_reflection
 from tests.test_restoration.toy import TOY, toy_host
 
 MIRROR = dict(type='ReLUAttention', reflection={})
@@ -112,17 +113,16 @@ def test_padding_is_by_reflection_as_often_as_it_takes():
     assert pad_by_reflection(expected, 16) is expected
 
 
+@pytest.mark.parametrize('attn_cfg', [dict(type='LSA'), MIRROR], ids=['lsa', 'mirror'])
 @torch.no_grad()
-def test_deploy_mode_folds_the_batch_norms_and_changes_nothing():
-    model = toy_host(attn_cfg=dict(type='ReLUAttention')).double()
+def test_deploy_mode_folds_the_batch_norms_and_changes_nothing(attn_cfg):
+    model = toy_host(attn_cfg=attn_cfg).double()
     x = torch.rand(1, 3, 9, 13, dtype=torch.float64)
     expected = model(x)
     for _ in range(2):
-        for module in model.modules():
-            if isinstance(module, Local):
-                module.fold_for_inference()
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
-    torch.testing.assert_close(model(x), expected)
+        deploy(model)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+        torch.testing.assert_close(model(x), expected)
 
 
 @pytest.mark.parametrize('options', [dict(upscale=0), dict(window_size=1), dict(num_heads=3)])
