@@ -160,6 +160,7 @@ def run(data, work_dir, policy: str) -> Runner:
     return runner
 
 
+@pytest.mark.slow
 def test_skipping_trains_on_and_reports_how_many_and_which(tmp_path):
     draw_images(tmp_path / 'data')
     damage(tmp_path / 'data')
