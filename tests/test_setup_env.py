@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -224,3 +225,17 @@ def test_ops_are_tried_again_after_torch_or_mmcv_changed(env, monkeypatch):
     env.mmcv_stamp(env.OPENMMLAB).set()
     (site / 'torch-2.13.0.dist-info').rename(site / 'torch-2.14.0.dist-info')
     assert not env.mmcv_stamp(env.OPENMMLAB).is_set()
+
+
+# --- The ends of the ranges ----------------------------------------------------------------------
+
+
+def test_tests_of_every_end_of_a_range_exist():
+    code = (
+        'import prove_ranges as ranges\n'
+        'names = {name for end in ranges.ENDS for name in end.tests}\n'
+        'print(*(name for name in names if not (ranges.ROOT / "tests" / name).exists()))'
+    )
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ''), done.stderr
