@@ -14,7 +14,8 @@ from .conftest import REPOSITORY
 def benchmark(monkeypatch):
     """The program, with the reference in the place of the kernels."""
     pytest.importorskip('triton')
-    from mirrorla_mm.ops import backend
+    from mirrorla_mm.analysis import plain_triton
+    from mirrorla_mm.ops import backend, linear_attention
     from mirrorla_mm.ops.fused import passes  # noqa: F401  before --toy asks for the interpreter
 
     path = REPOSITORY / 'tools/analysis_tools/benchmark_ops.py'
@@ -23,6 +24,7 @@ def benchmark(monkeypatch):
     monkeypatch.setitem(sys.modules, 'benchmark_ops', module)
     spec.loader.exec_module(module)
     monkeypatch.setitem(backend._backends, 'triton', backend._backends['torch'])
+    monkeypatch.setattr(plain_triton, 'plain_linear_attention', linear_attention)
     monkeypatch.setenv('TRITON_INTERPRET', '0')  # set by --toy, and put back afterwards
     return module
 
@@ -42,20 +44,162 @@ def test_every_method_and_mode_gets_a_row_and_a_cut_run_goes_on(benchmark, tmp_p
     page = (tmp_path / 'ops.md').read_text()
     assert page.count('forward + backward |') == len(rows) // 2
     assert 'mirror in the' in page and not list(tmp_path.glob('*.part'))
+    assert found['failures'] == [] and '## Failed' not in page
+    assert page.count('| not measured |') == len(benchmark.bars([], []))  # of its sizes, none
 
     monkeypatch.setattr(benchmark, 'measure', None)  # nothing is left to measure
     benchmark.main()
     assert json.loads((tmp_path / 'ops.json').read_text())['rows'] == found['rows']
 
 
-def test_models_take_turns(benchmark, monkeypatch):
+def test_models_take_turns_and_one_that_fails_is_noted(benchmark, monkeypatch):
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise ValueError('no such layer\nand more')
+
+    def missing():
+        raise ImportError('mmdet is not installed')
+
     made = {name: lambda: torch.nn.Conv2d(3, 2, 3) for name in ('a', 'b')}
+    made |= {'broken': Broken, 'missing': missing}
     monkeypatch.setattr(benchmark, 'models', lambda: made)
-    rows = benchmark.measure_models(benchmark.ToyClock(), 2, (8, 8), rounds=2)
+    failures = []
+    rows = benchmark.measure_models(benchmark.ToyClock(), 2, (8, 8), 2, failures)
     assert [(row.model, row.training) for row in rows] == [
         *(('a', True), ('b', True), ('a', False), ('b', False)),
     ]
     assert 'images/s' in benchmark.model_table(rows)
+    assert failures == [
+        'missing: ImportError: mmdet is not installed',
+        'broken, training=True: ValueError: no such layer',
+        'broken, training=False: ValueError: no such layer',
+    ]
+
+
+def test_the_models_are_those_of_the_bars(benchmark):
+    models = benchmark.models()
+    assert {benchmark.MIRRORLA, benchmark.SWIN} <= models.keys()
+    for name, make in models.items():
+        assert 5e6 < sum(p.numel() for p in make().parameters()) < 4e7, name
+
+
+def test_a_method_that_fails_is_noted_and_the_others_go_on(benchmark, monkeypatch):
+    def broken(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory.\nTried to')
+
+    monkeypatch.setattr(
+        benchmark, 'methods', lambda case: {'SDPA': broken, 'eager': lambda q, k, v, theta: q * v}
+    )
+    monkeypatch.setattr(benchmark, 'layers', lambda case: {})
+    case, failures = benchmark.Case(1, 6, 16, torch.float32), []
+    rows = list(benchmark.measure(case, 1.0, benchmark.ToyClock(), failures))
+    assert [(row.method, row.mode, row.backward) for row in rows] == [
+        *(('eager', mode, backward) for backward in (False, True) for mode in benchmark.MODES)
+    ]
+    assert len(failures) == 2 and failures[0].endswith('OutOfMemoryError: CUDA out of memory.')
+
+
+def test_bars_are_judged_by_the_worst_size(benchmark):
+    def row(method, mode, backward, milliseconds, head_dim=64, tokens=2**16, batch=4, share=None):
+        start = (tokens, batch, head_dim, 'bfloat16')
+        return benchmark.Row(
+            *start, method, mode, backward, milliseconds, 100.0 * milliseconds, None, share
+        )
+
+    rows = [
+        row('fused', 'eager', False, 1.0, share=0.8),
+        row('eager', 'eager', False, 6.0),
+        row('compiled', 'eager', False, 1.2),
+        row('SDPA', 'eager', False, 25.0),
+        row('fused', 'eager', False, 1.0, head_dim=32, share=0.6),
+        row('eager', 'eager', False, 5.5, head_dim=32),
+        row('fused', 'eager', True, 1.0, share=0.6),
+        row('eager', 'eager', True, 3.9),
+        row('fused', 'graph', False, 0.9, share=0.9),
+        row('fused', 'graph', False, 0.02, tokens=2**12, batch=2, share=0.1),
+        row('eager', 'eager', False, 0.3, tokens=2**12, batch=2),
+        row('eager', 'graph', False, 0.03, tokens=2**12, batch=2),
+    ]
+    models = [
+        benchmark.ModelRow(name, training, speed, 1.0)
+        for name, training, speed in (
+            *((benchmark.MIRRORLA, True, 11.0), (benchmark.SWIN, True, 10.0)),
+            (benchmark.MIRRORLA, False, 9.0),
+        )
+    ]
+    cells = {bar.text: bar.cells[2:] for bar in benchmark.bars(rows, models)}
+    assert cells == {
+        'forward, B·H·N >= 2^20, times the eager reference': (
+            '5.50 (N 65536, batch 4, d 32)', 'PASS',
+        ),
+        'forward, B·H·N >= 2^20, times the compiled one': ('1.20 (N 65536, batch 4, d 64)', 'FAIL'),
+        'forward, B·H·N >= 2^20, share of the copy': ('0.60 (N 65536, batch 4, d 32)', 'FAIL'),
+        'forward, 64 k tokens, times SDPA': ('25.00 (N 65536, batch 4, d 64)', 'PASS'),
+        'forward + backward, B·H·N >= 2^20, times the eager reference': (
+            '3.90 (N 65536, batch 4, d 64)', 'PASS',
+        ),
+        'forward + backward, B·H·N >= 2^20, times the compiled one': ('', 'not measured'),
+        'forward + backward, B·H·N >= 2^20, share of the copy': (
+            '0.60 (N 65536, batch 4, d 64)', 'PASS',
+        ),
+        'forward + backward, 64 k tokens, times SDPA': ('', 'not measured'),
+        'forward as a graph, B·H·N >= 2^18, share of the copy': (
+            '0.90 (N 65536, batch 4, d 64)', 'PASS',
+        ),
+        'forward as a graph, B·H·N = 2^15, times the eager calls': (
+            '15.00 (N 4096, batch 2, d 64)', 'PASS',
+        ),
+        'peak memory of training, B·H·N >= 2^20, eager by ours': (
+            '3.90 (N 65536, batch 4, d 64)', 'FAIL',
+        ),
+        'training, images per second, times Swin-T': ('1.10 (800 x 1280, batch 16)', 'PASS'),
+        'inference, images per second, times Swin-T': ('', 'not measured'),
+    }  # fmt: skip
+
+
+def test_the_default_sizes_are_those_of_the_bars(benchmark, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['benchmark_ops.py'])
+    cases = benchmark.cases(benchmark.parse_args())
+    sizes = {case.batch * benchmark.HEADS * case.side**2 for case in cases}
+    assert {2**15, 2**18, 2**20} <= sizes
+    assert {case.head_dim for case in cases if case.compiles} == {32, 48, 64, 96}
+    assert any(case.compiles and case.shape[0] * case.shape[1] * 2**16 >= 2**20 for case in cases)
+
+
+def test_nothing_begins_after_its_minutes(benchmark, tmp_path, monkeypatch, capsys):
+    command = ['benchmark_ops.py', '--toy', '--minutes', '0', '--out', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', command)
+    benchmark.main()
+    assert '0 minutes are over; --resume goes on at Case(batch=1, side=6' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'ops.json').read_text())['rows'] == []
+
+
+def test_the_clock_of_a_gpu(benchmark, monkeypatch):
+    """On a torch that only pretends: every name that it uses is there, and calls are counted."""
+    from unittest.mock import MagicMock
+
+    event = MagicMock()
+    event.elapsed_time.return_value = 8.0
+    graph, calls = MagicMock(), []
+    for name, value in {
+        'Event': lambda enable_timing: event,
+        'CUDAGraph': lambda: graph,
+        'synchronize': lambda: None,
+        'Stream': MagicMock,
+        'stream': MagicMock(),
+        'graph': MagicMock(),
+        'memory_allocated': lambda: 2**20,
+        'max_memory_allocated': lambda: 3 * 2**20,
+        'reset_peak_memory_stats': lambda: None,
+        'get_device_name': lambda: 'a GPU',
+    }.items():
+        assert hasattr(torch.cuda, name)
+        monkeypatch.setattr(torch.cuda, name, value)
+    clock = benchmark.CudaClock()
+    assert clock.eager(lambda: calls.append(0)) == 8.0 / 2  # 20 ms hold two calls of 8
+    assert len(calls) == 1 + 2 * clock.rounds
+    assert clock.graph(lambda: calls.append(0)) == 4.0 and graph.replay.call_count == 2 + 14
+    assert clock.peak(lambda: calls.append(0)) == 2.0 and clock.name() == 'a GPU'
 
 
 def test_numbers_of_another_device_are_not_mixed_in(benchmark, tmp_path, monkeypatch):

@@ -9,10 +9,11 @@ a CUDA graph (``graph``: the GPU alone). The two entries, the mirror in the oper
 the projection before it, are timed from the layer's input on, and the faster is named for every
 size.
 
-Writes a table, JSON and a plot into ``docs/benchmarks``. The JSON is written after every size, and
-a run that was cut short goes on from it with ``--resume``.
-Without a GPU, ``--toy`` goes through the whole program on tiny tensors under triton's interpreter;
-its times mean nothing.
+Writes a table, the bars that were set beforehand with what was measured beside each, JSON and a
+plot into ``docs/benchmarks``. What fails is printed and noted, and the run goes on. The JSON is
+written after every size, and a run that was cut short goes on from it with ``--resume``;
+``--minutes`` ends it in time. Without a GPU, ``--toy`` goes through the whole program on tiny
+tensors under triton's interpreter; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -39,13 +41,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3}
 ENTRY_TOLERANCE = 1e-3
 COMPILER = 'inductor'
 SLOW_SDPA_TOKENS = 2**17
+MIRRORLA, SWIN = 'MirrorLA-T, linear', 'Swin-T'
+MODES = ('eager', 'graph')
 IN_OPERATOR, IN_PROJECTION = 'layer, mirror in the operator', 'layer, mirror in the projection'
-BARS = (
-    'Bars, bf16, on an H200-class card. Eager, B·H·N >= 2^20: forward >= 5x eager and >= 1.5x '
-    'compiled, >= 70 % of the copy; forward + backward >= 3x and >= 1.3x, >= 55 %. Graph: B·H·N >= '
-    '2^18 forward >= 60 %; 2^15 >= 8x eager. Peak memory of training <= 1/4 of eager; >= 20x SDPA '
-    'at 64 k tokens. MirrorLA-T ahead of Swin-T in training and inference.'
-)
 
 
 class Case(NamedTuple):
@@ -59,6 +57,12 @@ class Case(NamedTuple):
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return self.batch, HEADS, self.side**2, self.head_dim
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the compiled reference runs, for which every size takes a minute."""
+        tokens = self.side**2
+        return tokens < 2**10 or (tokens == 2**16 and self.dtype != torch.float32)
 
     @property
     def name(self) -> list:
@@ -96,7 +100,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--tokens', nargs='+', type=int, default=[2**n for n in range(10, 19, 2)])
-    parser.add_argument('--head-dims', nargs='+', type=int, default=[32, 48, 64, 96])
+    parser.add_argument('--head-dims', nargs='+', type=int, default=[64, 32, 96, 48])
     parser.add_argument('--dtypes', nargs='+', default=['bfloat16', 'float32'])
     parser.add_argument(
         '--total-tokens', nargs='+', type=int, default=[2**18, 2**16, 2**13], help='batch x tokens'
@@ -104,6 +108,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--models', action='store_true', help='whole backbones, too')
     parser.add_argument('--out', type=Path, default=REPOSITORY / 'docs' / 'benchmarks')
     parser.add_argument('--resume', action='store_true', help='go on with the JSON that is there')
+    parser.add_argument('--minutes', type=float, default=math.inf, help='begin nothing after these')
     parser.add_argument('--toy', action='store_true', help='tiny tensors, without a GPU')
     return parser.parse_args()
 
@@ -112,11 +117,11 @@ class CudaClock:
     """Times and memory of a GPU."""
 
     device = 'cuda'
-    calls, rounds = 20, 7
+    calls, rounds, round_milliseconds = 20, 7, 20.0
 
     def eager(self, function: Callable[[], object]) -> float:
         """Milliseconds of a call among others, queued one after the other: the median of rounds."""
-        return median(self._round(function) for _ in range(self.rounds))
+        return self._median(function)
 
     def graph(self, function: Callable[[], object]) -> float:
         """Milliseconds of a replay, the launches of a call as one graph."""
@@ -128,17 +133,23 @@ class CudaClock:
         with torch.cuda.graph(graph):
             function()
         graph.replay()
-        return median(self._round(graph.replay) for _ in range(self.rounds))
+        return self._median(graph.replay)
 
-    def _round(self, function: Callable[[], object]) -> float:
+    def _round(self, function: Callable[[], object], calls: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
-        for _ in range(self.calls):
+        for _ in range(calls):
             function()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / self.calls
+        return start.elapsed_time(end) / calls
+
+    def _median(self, function: Callable[[], object]) -> float:
+        """Of rounds, each of as many calls as a slow function leaves time for."""
+        once = self._round(function, 1)
+        calls = max(1, min(self.calls, int(self.round_milliseconds / max(once, 1e-3))))
+        return median(self._round(function, calls) for _ in range(self.rounds))
 
     def peak(self, function: Callable[[], object]) -> float:
         """Mebibytes that a call adds, after calls that tune and compile."""
@@ -165,7 +176,8 @@ class ToyClock:
         function()
         return (time.perf_counter() - start) * 1e3
 
-    graph = eager
+    def graph(self, function: Callable[[], object]) -> float:
+        return 1.0
 
     def peak(self, function: Callable[[], object]) -> float:
         return 1.0
@@ -191,6 +203,7 @@ def inputs(case: Case, device: str) -> tuple[list[Tensor], Tensor, Tensor]:
 
 def methods(case: Case) -> dict[str, Callable[..., Tensor]]:
     """Operators to compare; every function takes q, k, v and theta."""
+    from mirrorla_mm.analysis import plain_triton
     from mirrorla_mm.ops import mirror_attention, mirror_attention_reference, use_backend
 
     hw_shape = (case.side, case.side)
@@ -214,9 +227,13 @@ def methods(case: Case) -> dict[str, Callable[..., Tensor]]:
             q, k, v, None, feature_map='relu', rank_augmented=False
         ),
         'eager': eager,
-        'compiled': torch.compile(eager, dynamic=False, backend=COMPILER),
+        'plain linear attention, Triton': lambda q, k, v, theta: (
+            plain_triton.plain_linear_attention(q.relu(), k.relu(), v)
+        ),
         'plain linear attention, library products': linear,
     }
+    if case.compiles:
+        found['compiled'] = torch.compile(eager, dynamic=False, backend=COMPILER)
     if case.shape[2] <= SLOW_SDPA_TOKENS and case.dtype != torch.float32:
         found['SDPA'] = lambda q, k, v, theta: F.scaled_dot_product_attention(q, k, v)
     return found
@@ -256,11 +273,25 @@ def layers(case: Case) -> dict[str, Callable[..., Tensor]]:
     return {IN_OPERATOR: in_operator, IN_PROJECTION: in_projection}
 
 
+@contextmanager
+def going_on(part: str, failures: list[str]) -> Iterator[None]:
+    """Print and note an error in a part of the run, instead of ending it."""
+    try:
+        yield
+    except Exception as error:
+        first_line, *_ = f'{type(error).__name__}: {error}'.splitlines()
+        failures.append(f'{part}: {first_line}')
+        print(f'FAILED {failures[-1]}', file=sys.stderr, flush=True)
+        if torch.cuda.is_available():
+            with suppress(RuntimeError):  # a GPU that has lost its context
+                torch.cuda.empty_cache()
+
+
 def check(case: Case, device: str) -> None:
     """Compare output and gradients of the fused operator with the float64 reference.
 
     Raises:
-        SystemExit: If one is off by more than the tolerance of its dtype.
+        ArithmeticError: If one is off by more than the tolerance of its dtype.
     """
     qkv, theta, grad = inputs(case, device)
     functions = methods(case)
@@ -283,7 +314,7 @@ def check(case: Case, device: str) -> None:
 def _compare(name: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
     error = ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
     if not error <= tolerance:
-        sys.exit(f'{name} is off by {error:.1e}, more than {tolerance}.')
+        raise ArithmeticError(f'{name} is off by {error:.1e}, more than {tolerance}.')
 
 
 def copy_bandwidth(clock: Clock, size: int = 2**30) -> float:
@@ -293,7 +324,7 @@ def copy_bandwidth(clock: Clock, size: int = 2**30) -> float:
     return 2 * source.nbytes / clock.eager(lambda: target.copy_(source)) / 1e6
 
 
-def measure(case: Case, copy: float, clock: Clock) -> Iterator[Row]:
+def measure(case: Case, copy: float, clock: Clock, failures: list[str]) -> Iterator[Row]:
     """Time every method forwards, then forwards and backwards, eager and as a graph."""
     from mirrorla_mm.analysis.traffic import floor_bytes
     from mirrorla_mm.ops.options import Options
@@ -323,41 +354,48 @@ def measure(case: Case, copy: float, clock: Clock) -> Iterator[Row]:
                     floor_bytes(case.shape, case.dtype, floors[name], backward=b)
                     for b in (False, True)[: 1 + backward]
                 )
-            try:
+            with going_on(f'{case.name}, {name}, backward={backward}', failures):
                 peak = clock.peak(run)
-                times = {'eager': clock.eager(run), 'graph': clock.graph(run)}
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                print(f'{case}: {name} runs out of memory.', file=sys.stderr)
-                continue
-            for mode, milliseconds in times.items():
-                speed = moved and moved / milliseconds / 1e6
-                yield Row(
-                    *case.name, name, mode, backward, milliseconds, peak, speed,
-                    speed and speed / copy,
-                )  # fmt: skip
+                for mode in MODES:
+                    milliseconds = getattr(clock, mode)(run)
+                    speed = moved and moved / milliseconds / 1e6
+                    yield Row(
+                        *case.name, name, mode, backward, milliseconds, peak, speed,
+                        speed and speed / copy,
+                    )  # fmt: skip
 
 
 def models() -> dict[str, Callable[[], torch.nn.Module]]:
     """Backbones, by name; they need the OpenMMLab packages."""
-    from mirrorla_mm.backbones import MirrorLA
 
-    from mmdet.models.backbones import PyramidVisionTransformerV2, ResNet, SwinTransformer
+    def mirrorla() -> torch.nn.Module:
+        from mirrorla_mm.backbones import MirrorLA
 
+        return MirrorLA('t', layout='linear')
+
+    def upstream(name: str, **arguments: object) -> torch.nn.Module:
+        import mmdet.models.backbones
+
+        return getattr(mmdet.models.backbones, name)(**arguments)
+
+    pvt = dict(embed_dims=64, num_layers=[2, 2, 2, 2], num_heads=[1, 2, 5, 8])
     return {
-        'MirrorLA-T, linear': lambda: MirrorLA('t', layout='linear'),
-        'Swin-T': SwinTransformer,
-        'ResNet-50': lambda: ResNet(50),
-        'PVTv2-B1': lambda: PyramidVisionTransformerV2(
-            embed_dims=64, num_layers=[2, 2, 2, 2], num_heads=[1, 2, 5, 8]
-        ),
+        MIRRORLA: mirrorla,
+        SWIN: lambda: upstream('SwinTransformer'),
+        'ResNet-50': lambda: upstream('ResNet', depth=50),
+        'PVTv2-B1': lambda: upstream('PyramidVisionTransformerV2', **pvt),
     }
 
 
-def measure_models(clock: Clock, batch: int, size: tuple[int, int], rounds: int) -> list[ModelRow]:
+def measure_models(
+    clock: Clock, batch: int, size: tuple[int, int], rounds: int, failures: list[str]
+) -> list[ModelRow]:
     """Training steps and inference in bfloat16; the models take turns, medians of the rounds."""
     image = torch.randn(batch, 3, *size, device=clock.device)
-    built = {name: make().to(clock.device) for name, make in models().items()}
+    built = {}
+    for name, make in models().items():
+        with going_on(name, failures):
+            built[name] = make().to(clock.device)
     rows = []
     for training in (True, False):
 
@@ -368,15 +406,19 @@ def measure_models(clock: Clock, batch: int, size: tuple[int, int], rounds: int)
                     sum(out.float().square().mean() for out in outs).backward()
             model.zero_grad(set_to_none=True)
 
-        peaks = {name: clock.peak(lambda m=m: step(m)) for name, m in built.items()}
-        times: dict[str, list[float]] = {name: [] for name in built}
-        for _ in range(rounds):
-            for name, model in built.items():
+        peaks: dict[str, float] = {}
+        for name, model in built.items():
+            with going_on(f'{name}, training={training}', failures):
                 model.train(training)
-                times[name].append(clock.eager(lambda m=model: step(m)))
+                step(model)
+                peaks[name] = clock.peak(lambda m=model: step(m))
+        times: dict[str, list[float]] = {name: [] for name in peaks}
+        for _ in range(rounds):
+            for name in peaks:
+                times[name].append(clock.eager(lambda m=built[name]: step(m)))
         rows += [
-            ModelRow(name, training, batch / median(times[name]) * 1e3, peaks[name])
-            for name in built
+            ModelRow(name, training, batch / median(times[name]) * 1e3, peak)
+            for name, peak in peaks.items()
         ]
     return rows
 
@@ -415,6 +457,97 @@ def table(rows: list[Row]) -> str:
         )
         lines.append('| ' + ' | '.join(map(str, cells)) + ' |')
     return '\n'.join(lines)
+
+
+class Bar(NamedTuple):
+    """A bar set before anything was measured.
+
+    Attributes:
+        text (str): Of which figure.
+        wanted (float): What it has to reach everywhere.
+        found (dict[str, float]): The figure at every size.
+    """
+
+    text: str
+    wanted: float
+    found: dict[str, float]
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        if not self.found:
+            return self.text, f'{self.wanted:.2f}', '', 'not measured'
+        where, worst = min(self.found.items(), key=lambda item: item[1])
+        outcome = 'PASS' if worst >= self.wanted else 'FAIL'
+        return self.text, f'{self.wanted:.2f}', f'{worst:.2f} ({where})', outcome
+
+
+def bars(rows: list[Row], model_rows: list[ModelRow]) -> list[Bar]:
+    """The bars for bfloat16 on an H200-class card; ratios are of the other's figure to ours."""
+    others = {(row[:4], row.method, row.mode, row.backward): row for row in rows}
+
+    def ours(mode: str, backward: bool, where: Callable[[Row], bool]) -> dict[str, Row]:
+        return {
+            f'N {row.tokens}, batch {row.batch}, d {row.head_dim}': row
+            for row in rows
+            if (row.method, row.mode, row.backward) == ('fused', mode, backward)
+            and row.dtype == 'bfloat16'
+            and where(row)
+        }
+
+    def ratio(
+        method: str, own: dict[str, Row], field: str = 'milliseconds', mode: str = 'eager'
+    ) -> dict[str, float]:
+        pairs = {
+            size: (others.get((row[:4], method, mode, row.backward)), row)
+            for size, row in own.items()
+        }
+        return {
+            size: getattr(other, field) / getattr(row, field)
+            for size, (other, row) in pairs.items()
+            if other
+        }
+
+    def share(own: dict[str, Row]) -> dict[str, float]:
+        return {size: row.share for size, row in own.items() if row.share}
+
+    def all_tokens(row: Row) -> int:
+        return row.tokens * row.batch * HEADS
+
+    def large(row: Row) -> bool:
+        return all_tokens(row) >= 2**20
+
+    found = []
+    for backward, *wanted in ((False, 5, 1.5, 0.70, 20), (True, 3, 1.3, 0.55, 20)):
+        kind = 'forward + backward' if backward else 'forward'
+        own = ours('eager', backward, large)
+        long_ones = ours('eager', backward, lambda row: row.tokens == 2**16)
+        figures = (
+            (f'{kind}, B·H·N >= 2^20, times the eager reference', ratio('eager', own)),
+            (f'{kind}, B·H·N >= 2^20, times the compiled one', ratio('compiled', own)),
+            (f'{kind}, B·H·N >= 2^20, share of the copy', share(own)),
+            (f'{kind}, 64 k tokens, times SDPA', ratio('SDPA', long_ones)),
+        )
+        found += [Bar(text, goal, x) for (text, x), goal in zip(figures, wanted)]
+    replayed = ours('graph', False, lambda row: all_tokens(row) >= 2**18)
+    small = ours('graph', False, lambda row: all_tokens(row) == 2**15)
+    memory = ratio('eager', ours('eager', True, large), 'peak_mebibytes')
+    found += [
+        Bar('forward as a graph, B·H·N >= 2^18, share of the copy', 0.6, share(replayed)),
+        Bar('forward as a graph, B·H·N = 2^15, times the eager calls', 8, ratio('eager', small)),
+        Bar('peak memory of training, B·H·N >= 2^20, eager by ours', 4, memory),
+    ]
+    speed = {(row.model, row.training): row.images_per_second for row in model_rows}
+    for training in (True, False):
+        pair = [speed.get((name, training)) for name in (MIRRORLA, SWIN)]
+        kind = 'training' if training else 'inference'
+        ahead = {'800 x 1280, batch 16': pair[0] / pair[1]} if all(pair) else {}
+        found.append(Bar(f'{kind}, images per second, times Swin-T', 1, ahead))
+    return found
+
+
+def bar_table(found: list[Bar]) -> str:
+    lines = ['| bar | at least | worst | outcome |', '| --- | --- | --- | --- |']
+    return '\n'.join([*lines, *('| ' + ' | '.join(bar.cells) + ' |' for bar in found)])
 
 
 def recommendations(rows: list[Row]) -> str:
@@ -482,7 +615,11 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 
 def write(
-    args: argparse.Namespace, about: dict, rows: list[Row], model_rows: list[ModelRow]
+    args: argparse.Namespace,
+    about: dict,
+    rows: list[Row],
+    model_rows: list[ModelRow],
+    failures: list[str],
 ) -> None:
     """The JSON, which ``--resume`` reads, the page and the plot."""
     args.out.mkdir(parents=True, exist_ok=True)
@@ -490,19 +627,24 @@ def write(
         **about,
         'rows': [row._asdict() for row in rows],
         'models': [row._asdict() for row in model_rows],
+        'failures': failures,
     }
     unfinished = args.out / 'ops.json.part'
     unfinished.write_text(json.dumps(found, indent=1))
     unfinished.replace(args.out / 'ops.json')
     text = '\n'.join(f'- {name}: {value}' for name, value in about.items())
-    parts = [f'# Operators\n\n{text}\n\n{BARS}', table(rows)]
+    parts = [f'# Operators\n\n{text}', '## Bars, bfloat16', bar_table(bars(rows, model_rows))]
+    if failures:
+        parts += ['## Failed', '\n'.join(f'- {failure}' for failure in failures)]
+    parts += ['## Every size', table(rows)]
     parts += [f'## Where the mirror belongs\n\n{recommendations(rows)}']
     if model_rows:
         parts += [
             f'## Whole backbones, 800 x 1280, batch 16, bfloat16\n\n{model_table(model_rows)}'
         ]
     (args.out / 'ops.md').write_text('\n\n'.join(parts) + '\n')
-    plot(rows, args.out / 'ops.png', f'{about["device"]}, {about["date"]}')
+    if rows:
+        plot(rows, args.out / 'ops.png', f'{about["device"]}, {about["date"]}')
 
 
 def earlier(args: argparse.Namespace, device: str) -> tuple[list[Row], list[ModelRow]]:
@@ -537,10 +679,13 @@ def main() -> None:
     elif not torch.cuda.is_available():
         sys.exit('There is no GPU to measure on; --toy goes through it all on tiny tensors.')
     torch.backends.cuda.matmul.allow_tf32 = False
+    start, failures = time.monotonic(), []
     for dtype in args.dtypes:
         for head_dim in args.head_dims:
-            check(Case(2, 6 if args.toy else 64, head_dim, getattr(torch, dtype)), clock.device)
-    print('Output and gradients agree with the float64 reference.')
+            with going_on(f'check of {dtype}, d {head_dim}', failures):
+                check(Case(2, 6 if args.toy else 64, head_dim, getattr(torch, dtype)), clock.device)
+    if not failures:
+        print('Output and gradients agree with the float64 reference.')
     import triton
 
     copy = copy_bandwidth(clock, 2**20 if args.toy else 2**30)
@@ -555,17 +700,20 @@ def main() -> None:
     rows, model_rows = earlier(args, about['device'])
     done = {row[:4] for row in rows}
     wanted = [case for case in cases(args) if tuple(case.name) not in done]
-    for number, case in enumerate(wanted, 1):
-        found = list(measure(case, copy, clock))
-        print(f'[{number}/{len(wanted)}]', table(found), sep='\n', flush=True)
-        rows += found
-        write(args, about, rows, model_rows)
     if args.models and not model_rows:
         size = (1, (64, 64), 1) if args.toy else (16, (800, 1280), 5)
-        model_rows = measure_models(clock, *size)
-        print(model_table(model_rows))
-    write(args, about, rows, model_rows)
-    print(recommendations(rows))
+        model_rows = measure_models(clock, *size, failures)
+        print(model_table(model_rows), flush=True)
+    for number, case in enumerate(wanted, 1):
+        if time.monotonic() - start > 60 * args.minutes:
+            print(f'{args.minutes:g} minutes are over; --resume goes on at {case}.')
+            break
+        found = list(measure(case, copy, clock, failures))
+        print(f'[{number}/{len(wanted)}]', table(found), sep='\n', flush=True)
+        rows += found
+        write(args, about, rows, model_rows, failures)
+    write(args, about, rows, model_rows, failures)
+    print(recommendations(rows), bar_table(bars(rows, model_rows)), *failures, sep='\n')
 
 
 if __name__ == '__main__':
