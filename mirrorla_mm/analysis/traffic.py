@@ -66,6 +66,7 @@ def dry_run(
     v: Tensor,
     options: Options,
     needs: Sequence[bool] | None = None,
+    more: bool = False,
 ) -> list[Launch]:
     """Launches of a forward, and with ``needs`` those of the backward instead, none of them run.
 
@@ -75,6 +76,7 @@ def dry_run(
         v (Tensor): Values, likewise.
         options (Options): What to compute.
         needs (Sequence[bool], optional): Which of q, k, v, theta and theta_k want a gradient.
+        more (bool): Whether v has a further use, whose gradient is added. Defaults to False.
     """
     theta = q.new_empty(q.shape[1], q.shape[3] // 2, dtype=torch.float32)
     with record_launches() as forward:
@@ -82,20 +84,42 @@ def dry_run(
     if needs is None:
         return forward
     with record_launches() as backward:
-        passes.backward(out, q, k, v, statistics, needs, options)
+        passes.backward(
+            out, q, k, v, statistics,
+            [passes.empty_out(x) if need else None for x, need in zip((q, k, v), needs)],
+            options,
+            needs_angles=needs[3:],
+            out=out if out.dtype == torch.float16 else None,
+            v_more=passes.empty_out(v) if more else None,
+        )  # fmt: skip
     return backward
 
 
-def floor_tensors(options: Options, *, backward: bool = False) -> int:
-    """Tensors of B x H x N x d numbers that a forward, or a backward of all inputs, has to move."""
+def floor_tensors(
+    options: Options, *, backward: bool = False, saturates: bool = False, more: bool = False
+) -> int:
+    """Tensors of B x H x N x d numbers that a forward, or a backward of all inputs, has to move.
+
+    An output that ``saturates`` is read again by every backward pass over the queries, the gradient
+    of ``more`` uses of v by the one that writes v's.
+    """
     by_variance, by_mean = options.reflects_by_variance, options.rank_augmented
     if not backward:
         return 4 + by_mean + 2 * by_variance
-    return 7 + 2 * (by_mean or by_variance) + 2 * by_variance
+    two_over_queries = by_mean or by_variance
+    rest = saturates * (1 + two_over_queries) + more
+    return 7 + 2 * two_over_queries + 2 * by_variance + rest
 
 
 def floor_bytes(
-    shape: Sequence[int], dtype: torch.dtype, options: Options, *, backward: bool = False
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    options: Options,
+    *,
+    backward: bool = False,
+    more: bool = False,
 ) -> int:
     """Bytes that a forward or a backward has to move for q, k, v of one shape (B, H, N, d)."""
-    return floor_tensors(options, backward=backward) * math.prod(shape) * dtype.itemsize
+    saturates = dtype == torch.float16
+    tensors = floor_tensors(options, backward=backward, saturates=saturates, more=more)
+    return tensors * math.prod(shape) * dtype.itemsize

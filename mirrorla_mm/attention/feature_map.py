@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import lean
@@ -77,13 +78,28 @@ class FeatureMapAttention(LinearAttention):
             layers[:2] = self.split_layers(*self.reflection.fold_angles(weight, bias, x))
         return layers
 
+    def _attend_projected(
+        self, x: Tensor, hw_shape: tuple[int, int], plan: Plan
+    ) -> tuple[Tensor, ...]:
+        theta, theta_k, options = self.operator(hw_shape, plan.folds)
+        whole = plan.backend.packed is not None and self.sr is None
+        if not whole or self._reflects_first(plan, options):
+            return super()._attend_projected(x, hw_shape, plan)
+        packed = F.linear(x, *self.projection())
+        packed = packed.unflatten(-1, (-1, self.num_heads, self.head_dim))
+        return plan.backend.packed(packed, theta, theta_k, options)
+
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int], plan: Plan
     ) -> Tensor:
         theta, theta_k, options = self.operator(hw_shape, plan.folds)
-        if self._varies and not plan.folds and not options.mirrors:
+        if self._reflects_first(plan, options):
             q, k = self.reflection(q, k)
         return plan.backend.run(q, k, v, theta, theta_k, options)
+
+    def _reflects_first(self, plan: Plan, options: Options) -> bool:
+        """Whether neither the projection nor the operator reflects q and k."""
+        return self._varies and not plan.folds and not options.mirrors
 
     def operator(
         self, hw_shape: tuple[int, int], folds: bool = False

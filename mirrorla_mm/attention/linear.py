@@ -68,11 +68,7 @@ class LinearAttention(Attention):
         plan = self.plan(x, hw_shape)
         if plan.strips is not None:
             return self._by_strips(x, hw_shape, plan)
-        if plan.folds:
-            q, k, v, *gate = (linear_of_images(x, *layer) for layer in self.layers(x, folds=True))
-        else:
-            q, k, v, *gate = self.project(x, hw_shape)
-        out = self._attend(*map(self.split_heads, (q, k, v)), hw_shape, plan)
+        out, v, *gate = self._attend_projected(x, hw_shape, plan)
         return self.finish(out, self.local(x, v, hw_shape), *gate)
 
     def plan(self, x: Tensor, hw_shape: tuple[int, int]) -> Plan:
@@ -99,6 +95,16 @@ class LinearAttention(Attention):
         """
         backend = select_backend(q, k, v, *self.operator(hw_shape))
         return self._attend(q, k, v, hw_shape, Plan(backend))
+
+    def _attend_projected(
+        self, x: Tensor, hw_shape: tuple[int, int], plan: Plan
+    ) -> tuple[Tensor, ...]:
+        """Project x (B, N, C) and attend: the output (B, H, N, d), v and, if any, the gate."""
+        if plan.folds:
+            q, k, v, *gate = (linear_of_images(x, *layer) for layer in self.layers(x, folds=True))
+        else:
+            q, k, v, *gate = self.project(x, hw_shape)
+        return self._attend(*map(self.split_heads, (q, k, v)), hw_shape, plan), v, *gate
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int], plan: Plan

@@ -54,12 +54,15 @@ class Backend(NamedTuple):
             run, else the reason in a few words.
         stepwise: Whether methods beyond the operator run under it as well, by their own steps.
         strips: Whether steps may go strip by strip, and in fewer passes than the plain form.
+        packed: The same of a projection (B, N, 3 or 4, H, d), theta, theta_k and options: the
+            output, v and maybe the gate; None where a backend gains nothing from it.
     """
 
     run: Callable[..., Tensor]
     why_not: Callable[..., str | None]
     stepwise: bool = False
     strips: bool = False
+    packed: Callable[..., tuple[Tensor, ...]] | None = None
 
 
 _backends: dict[str, Backend] = {}

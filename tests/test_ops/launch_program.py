@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from mirrorla_mm.analysis import plain_triton
 from mirrorla_mm.analysis.fake_gpu import fake_gpu
 from mirrorla_mm.ops.fused import backward, forward, operator
 from mirrorla_mm.ops.options import Options
@@ -20,20 +21,24 @@ from mirrorla_mm.ops.options import Options
 
 def two_choices_each() -> None:
     """Enough for the tuner to have a choice."""
-    for module in (forward, backward):
+    for module in (forward, backward, plain_triton):
         for kernel in vars(module).values():
             if hasattr(kernel, 'configs'):
                 kernel.configs = kernel.configs[:2]
 
 
-def inputs(channels: int, dtype: str, layout: str, tokens: int) -> list[torch.Tensor]:
-    """q, k, v as views of one projection, and theta."""
-    if layout == 'packed':
-        x = torch.zeros(1, tokens, 4, 2, channels).permute(2, 0, 3, 1, 4)
-    else:
-        x = torch.zeros(4, 1, 2, channels, tokens).transpose(3, 4)
+def entry(channels, dtype, layout, options, tokens):
+    """A function and the tensors to call it with."""
+    packed = torch.zeros(1, tokens, 4, 2, channels).to(getattr(torch, dtype))
+    q, k, v, _ = packed.permute(2, 0, 3, 1, 4).unbind(0)
     theta = torch.zeros(2, channels // 2)
-    return [*x.to(getattr(torch, dtype)).unbind(0)[:3], theta]
+    if layout == 'one tensor':
+        return lambda *x: operator.mirror_attention_packed(*x, None, options), [packed, theta]
+    if layout == 'plain peer':
+        return plain_triton.plain_linear_attention, [q, k, v]
+    if layout == 'channels first':
+        q, k, v = (x.transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v))
+    return lambda *x: operator.mirror_attention_fused(*x, None, options), [q, k, v, theta]
 
 
 def call(channels, dtype, layout, capability=90, grid=(30, 20), rope=True, calls=1, threads=1):
@@ -41,9 +46,10 @@ def call(channels, dtype, layout, capability=90, grid=(30, 20), rope=True, calls
     options = Options(hw_shape=tuple(grid) if rope else None)
 
     def both_ways(_) -> None:
-        leaves = [x.requires_grad_() for x in inputs(channels, dtype, layout, grid[0] * grid[1])]
-        out = operator.mirror_attention_fused(*leaves, None, options)
-        torch.autograd.grad(out, leaves, out)
+        attend, tensors = entry(channels, dtype, layout, options, grid[0] * grid[1])
+        leaves = [x.requires_grad_() for x in tensors]
+        results = attend(*leaves)
+        torch.autograd.grad(results, leaves, results)
 
     for _ in range(calls):
         with fake_gpu(capability) as gpu, warnings.catch_warnings(record=True) as warned:
@@ -53,6 +59,7 @@ def call(channels, dtype, layout, capability=90, grid=(30, 20), rope=True, calls
         yield dict(
             kernels=[x.kernel for x in gpu.launched],
             timed=gpu.timed,
+            shared=max((x.shared for x in gpu.launched), default=0),
             warnings=[str(x.message) for x in warned if x.category is RuntimeWarning],
         )
 

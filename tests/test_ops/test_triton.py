@@ -200,6 +200,42 @@ def test_forcing_the_impossible_says_why(change, reason, monkeypatch):
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    'major, shared, dtype, channels, reason',
+    [
+        (9, 232_448, torch.float32, 96, None),
+        (8, 166_912, torch.float32, 128, None),
+        (8, 101_376, torch.float32, 64, None),
+        (8, 101_376, torch.bfloat16, 128, None),
+        (8, 101_376, torch.float32, 96, 'need 163840 bytes of shared memory, the GPU has 101376'),
+        (7, 98_304, torch.float16, 32, 'needs compute capability 8.0 or newer, got 7.5'),
+    ],
+)
+@pytest.mark.filterwarnings('ignore:The fused mirror attention does not run')
+def test_a_gpu_too_small_is_known_before_the_call(
+    major, shared, dtype, channels, reason, monkeypatch
+):
+    """A compiled graph, which holds the operator, could not turn back."""
+    from mirrorla_mm.ops.backend import Heads, select_backend
+    from mirrorla_mm.ops.options import Options
+
+    gpu = SimpleNamespace(major=major, minor=5, shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: gpu)
+    monkeypatch.setattr(torch.version, 'hip', None)
+    heads = Heads((1, 2, 9, channels), dtype, torch.device('cuda'))
+    arguments = (heads, heads, heads, None, None, Options('relu'))
+    fused._warn_once.cache_clear()
+    with use_backend('triton'):
+        if reason is None:
+            assert select_backend(*arguments).run is fused._run
+            return
+        with pytest.raises(RuntimeError, match=f"'triton' is forced but cannot run: .*{reason}"):
+            select_backend(*arguments)
+    with use_backend(None):
+        assert select_backend(*arguments).run is not fused._run
+
+
+@needs_triton
 def test_a_table_of_half_precision_adds_less_than_the_inputs_have():
     from mirrorla_mm.ops.fused.passes import make_rope_table
 
@@ -227,11 +263,22 @@ def test_work_is_dealt_out_in_whole_waves():
     if INTERPRETED:
         pytest.skip('the interpreter splits the tokens finely')
     for rows, tokens in ((1, 1), (2, 262_144), (48, 16_384), (48, 65_536), (5000, 196)):
-        chunk, count = split_tokens(tokens, rows, torch.device('cpu'), 2, 64)
+        chunk, count = split_tokens(tokens, rows, torch.device('cpu'), 2, 64, smallest=256)
         assert chunk % 128 == 0 and (count - 1) * chunk < tokens <= count * chunk
         waves = -(-rows * count // 264)
         busy = rows * tokens / (waves * 264 * chunk)
         assert busy > 0.85 or chunk == 256 or rows > 264, (rows, tokens, busy)
+    # A grid that leaves places idle is cut finer, but for passes that leave a matrix.
+    assert split_tokens(16_000, 2, torch.device('cpu'), 4, 32) == (128, 125)
+
+
+@needs_triton
+def test_the_tuners_key_knows_layout_alignment_and_length():
+    """None of them is a constant of the kernels, but each may want another choice."""
+    from mirrorla_mm.ops.fused import tuning
+
+    kinds = itertools.product((256, 1024, 4096), tuning.LAYOUTS, (False, True))
+    assert len({tuning.regime(*kind) for kind in kinds}) == 18
 
 
 @needs_triton
@@ -294,6 +341,44 @@ def test_a_backward_pass_that_does_not_fit_is_the_references_and_so_is_what_foll
         pytest.raises(RuntimeError, match='differentiated once only'),
     ):
         torch.autograd.grad(out, wanted, expected, create_graph=True)
+
+
+@needs_triton
+@pytest.mark.parametrize('parts', [3, 4])
+def test_the_references_gradients_of_a_packed_projection_are_joined(parts, monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    from mirrorla_mm.ops.fused import operator, passes
+    from mirrorla_mm.ops.options import Options
+
+    packed, theta = torch.randn(1, 9, parts, 2, 8), torch.rand(2, 4)
+    leaves = [x.requires_grad_() for x in (packed, theta)]
+
+    def plain(packed, theta):
+        q, k, v, *gate = packed.unbind(2)
+        out = mirror_attention_reference(*(x.transpose(1, 2) for x in (q, k, v)), theta)
+        return out, *(x.flatten(2) for x in (v, *gate))
+
+    def gradients(out, v, gate=1.0):
+        out = (out.transpose(1, 2).flatten(2) + v.roll(1, 1)) * gate
+        return torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+    def forward(q, k, v, theta, *_):
+        out = mirror_attention_reference(q, k, v, theta)
+        return passes.empty_out(q).copy_(out), passes.empty_statistics(q, Options())
+
+    def backward(*_, **__):
+        raise OutOfResources(200_000, 100_000, 'shared memory')
+
+    monkeypatch.setattr(passes, 'forward', forward)
+    monkeypatch.setattr(passes, 'backward', backward)
+    monkeypatch.setattr(operator, '_too_large', set())
+    expected = gradients(*plain(*leaves))
+    results = operator.mirror_attention_packed(*leaves, None, Options())
+    with pytest.warns(RuntimeWarning, match='does not fit .* the reference runs instead'):
+        torch.testing.assert_close(gradients(*results), expected)
+    again = operator.mirror_attention_packed(*leaves, None, Options())
+    torch.testing.assert_close(gradients(*again), expected)
 
 
 @needs_triton

@@ -55,11 +55,21 @@ def test_tuned_once_in_this_process_and_never_in_the_next(tmp_path):
 def test_every_kind_of_input_is_launched(tmp_path):
     cases = [
         dict(channels=11, dtype='float16', layout='channels first', capability=89, rope=False),
+        dict(channels=16, dtype='bfloat16', layout='one tensor', rope=False),
         dict(channels=96, dtype='float32', layout='packed', capability=80, rope=False),
     ]
-    for call, again in run(tmp_path, *(case | dict(calls=2) for case in cases)):
-        assert not call['warnings'] and not again['timed']
+    limits = fused.ANY_SHARED_MEMORY, fused.ANY_SHARED_MEMORY, fused.WIDE_SHARED_MEMORY
+    found = run(tmp_path, *(case | dict(calls=2) for case in cases))
+    for (call, again), limit in zip(found, limits, strict=True):
+        assert not call['warnings'] and not again['timed'] and again['shared'] <= limit
         assert KERNELS <= len(again['kernels']) <= KERNELS + 1  # wide float32 heads take one more
+
+
+def test_the_plain_peer_of_the_benchmark_is_launched(tmp_path):
+    case = dict(channels=32, dtype='bfloat16', layout='plain peer', calls=2)
+    ((first, again),) = run(tmp_path, case)
+    assert first['timed'] > 0 and not again['timed'] and len(again['kernels']) == 4
+    assert again['shared'] <= fused.ANY_SHARED_MEMORY
 
 
 def test_first_calls_of_several_threads_at_once(tmp_path):

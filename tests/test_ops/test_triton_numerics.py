@@ -274,9 +274,30 @@ def test_no_weight_exceeds_one_in_the_backward_pass():
     qkv, theta = packed(1, 1, 40, 16, torch.float32), angles(1, 16)[0]
     out, statistics = passes.forward(*qkv, theta, None, Options())
     statistics = statistics._replace(log_sum=statistics.log_sum - 1000)
-    needs = (True, True, True, True, False)
-    gradients = passes.backward(out, *qkv, statistics, needs, Options(), shared=True)
+    gradients = [torch.empty_like(x) for x in qkv]
+    gradients += passes.backward(
+        out, *qkv, statistics, gradients, Options(), needs_angles=(True, False), shared=True
+    )
     assert all(x.isfinite().all() for x in gradients[:4])
+
+
+def test_saturated_float16_outputs_have_no_gradient():
+    """As in the reference; theirs would be millions of times those of the others."""
+    torch.manual_seed(0)
+    q, k, v = packed(1, 1, 40, 16, torch.float16)
+    v += 20_000
+    k[..., ::2] = -1
+    q[:, :, ::2, 1::2] = -1  # no feature in common with any key, until RoPE turns them
+    options = dict(feature_map='relu', rank_augmented=False, hw_shape=(8, 5))
+    inputs, grad = dict(q=q, k=k, v=v), 1e-3 * torch.randn_like(v)
+    actual, expected = (
+        run(function, inputs, ('q', 'k', 'v'), grad, **options)
+        for function in (fused, mirror_attention_reference)
+    )
+    assert (actual['out'][:, :, ::2].abs() == 65504).all()
+    for name, value in expected.items():
+        assert value.isfinite().all()
+        assert relative_error(actual[name], value.double()) <= 5e-3, name
 
 
 def test_float16_products_do_not_overflow():
@@ -332,6 +353,103 @@ def operator_arguments(requires_grad=True):
     qkv = packed(1, 1, 17, 16, torch.float32)
     inputs = [x.clone().requires_grad_(requires_grad) for x in (*qkv, *angles(1, 16))]
     return (*inputs, None, 'mirror', True, True, 1.0, 1.5, [1, 17])
+
+
+def modulated(out, v, gate=None):
+    """What a layer does: an enhancement of v by its neighbours joins in, and a gate, if any."""
+    out = out.transpose(1, 2).flatten(2) + 0.5 * v.roll(1, dims=1)
+    return out if gate is None else out * gate
+
+
+@pytest.mark.parametrize(
+    'parts, use, dtype',
+    [
+        (4, modulated, torch.float32),
+        (4, modulated, torch.bfloat16),
+        (3, modulated, torch.float32),
+        (4, lambda out, v, gate: out.transpose(1, 2).flatten(2), torch.float32),
+        (4, lambda out, v, gate: v * gate, torch.float32),
+        (3, lambda out, v: v, torch.float32),
+    ],
+)
+def test_gradient_of_a_packed_projection(parts, use, dtype):
+    from mirrorla_mm.ops.fused.operator import mirror_attention_packed
+    from mirrorla_mm.ops.options import Options
+
+    grid = (5, 7)
+    options = Options(hw_shape=grid)
+    packed = torch.randn(2, 35, parts, 2, 16, device=DEVICE).to(dtype)
+    (theta,) = angles(2, 16)
+
+    def plain(packed, theta):
+        q, k, v, *gate = packed.unbind(2)
+        heads = (x.transpose(1, 2) for x in (q, k, v))
+        out = mirror_attention_reference(*heads, theta, hw_shape=grid)
+        return out, *(x.flatten(2) for x in (v, *gate))
+
+    def gradients(attend, *inputs):
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out = use(*attend(*leaves))
+        grad = torch.linspace(-1, 1, out.numel(), device=DEVICE).view_as(out)
+        found = torch.autograd.grad(out, leaves, grad.to(out.dtype), materialize_grads=True)
+        return out.detach(), *found
+
+    actual = gradients(lambda x, t: mirror_attention_packed(x, t, None, options), packed, theta)
+    expected = gradients(plain, packed.double(), theta.double())
+    for name, a, b in zip(('out', 'packed', 'theta'), actual, expected):
+        assert relative_error(a, b, 1e-3) <= TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_layers_gradient_is_neither_joined_nor_added_up(compiled):
+    """Every gradient of the projection is written once, where its products read it."""
+    pytest.importorskip('mmengine')
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from mirrorla_mm.attention import MirrorAttention
+
+    long_ones = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            first = result[0] if isinstance(result, tuple) else result
+            if first is not None and first.numel() >= grad.numel():
+                long_ones.add(function.overloadpacket.__name__)
+            return result
+
+    layer = MirrorAttention(32, 2, gate=True, lepe_kernel=3, rope=True).to(DEVICE)
+    x = torch.randn(2, 77, 32, device=DEVICE)
+    grad = torch.randn_like(x)
+    with use_backend('torch'):
+        expected = layer.double()(x.double(), HW)
+        wanted = torch.autograd.grad(expected, [*layer.parameters()], grad.double())
+    layer.float()
+    run = torch.compile(layer, fullgraph=True, backend='aot_eager') if compiled else layer
+    with use_backend('triton'):
+        out = run(x, HW)
+    assert relative_error(out, expected) <= 1e-5
+    with Seen():
+        found = torch.autograd.grad(out, [*layer.parameters()], grad)
+    for (name, _), a, b in zip(layer.named_parameters(), found, wanted):
+        assert relative_error(a, b, 1e-3) <= 1e-5, name
+    assert 'mirror_attention_backward' in long_ones
+    assert not long_ones & {'cat', 'stack', 'add', 'add_', 'slice_backward', 'select_backward'}
+
+
+@pytest.mark.parametrize('layout, channels', [(packed, 20), (channels_first, 16)])
+def test_the_plain_peer_of_the_benchmark(layout, channels):
+    from mirrorla_mm.analysis.plain_triton import plain_linear_attention
+
+    q, k, v = layout(2, 2, 77, channels, torch.float32)
+    leaves = [x.detach().requires_grad_() for x in (q.relu(), k.relu(), v)]
+    double = [x.detach().double().requires_grad_() for x in leaves]
+    out, expected = plain_linear_attention(*leaves), linear_attention(*double)
+    assert relative_error(out, expected) <= 1e-5
+    grad = torch.randn_like(out)
+    found = torch.autograd.grad(out, leaves, grad)
+    for a, b in zip(found, torch.autograd.grad(expected, double, grad.double())):
+        assert relative_error(a, b) <= 1e-5
 
 
 def test_registration():
@@ -476,7 +594,11 @@ def test_traffic_model_counts_what_is_moved(rank_augmented, monkeypatch):
 
     monkeypatch.setattr(launching.Step, '__call__', recording)
     out, statistics = passes.forward(q, k, v, *angles(2, 16), None, options)
-    passes.backward(out, q, k, v, statistics, (True,) * 5, options)
+    gradients = [passes.empty_out(x) for x in (q, k, v)]
+    passes.backward(
+        out, q, k, v, statistics, gradients, options,
+        needs_angles=(True, True), v_more=passes.empty_out(v).zero_(),
+    )  # fmt: skip
     for actual, expected in zip(moved, map(traffic.traffic, launched), strict=True):
         assert expected.tokens <= actual <= expected.tokens + expected.rest, expected.kernel
 

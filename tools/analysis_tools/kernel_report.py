@@ -9,8 +9,11 @@ loop over tiles, and what its warps issue for a token of a head. A multiprocesso
 them a cycle at most: a pass is bound by memory only where that takes less than moving its bytes.
 
 With ``--launch`` the operator is called instead, twice forwards and backwards, on a driver that
-stands for the GPU: through the tuner, the binder, the compiler and the limits of shared memory, in
-both layouts. One line for every head dimension, dtype, capability and layout.
+stands for the GPU: through the tuner, the binder, the compiler and the limits of shared memory, for
+q, k and v of both layouts and for a whole projection. One line for every capability, head
+dimension, dtype and layout. ``--choices 1`` leaves the tuner the first configuration of each
+kernel, which takes a fifth of the time. What is compiled stays on disk, so a run that was cut short
+is soon there again.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import itertools
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +31,9 @@ from typing import NamedTuple
 from mirrorla_mm.analysis.ahead_of_time import SHARED_MEMORY, Resources, resources
 from mirrorla_mm.analysis.fake_gpu import fake_gpu
 from mirrorla_mm.analysis.traffic import dry_run, traffic
+from mirrorla_mm.ops.fused import backward, forward
 from mirrorla_mm.ops.fused.launching import Launch
-from mirrorla_mm.ops.fused.operator import mirror_attention_fused
+from mirrorla_mm.ops.fused.operator import mirror_attention_fused, mirror_attention_packed
 from mirrorla_mm.ops.options import Options
 
 import torch
@@ -37,6 +41,7 @@ import triton
 
 HW_SHAPE = (200, 320)
 HEADS = 2
+LAYOUTS = ('packed', 'channels first', 'one tensor')
 HEADER = (
     'kernel',
     'd',
@@ -67,6 +72,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--kernels', default='', help='only those with this in their name')
     parser.add_argument('--channels-first', action='store_true', help='tokens are contiguous')
     parser.add_argument('--launch', action='store_true', help='call the operator on fake GPUs')
+    parser.add_argument('--choices', type=int, help='with --launch: tune among so many, not all')
     parser.add_argument('--markdown', type=Path, help='write a summary here')
     return parser.parse_args()
 
@@ -81,11 +87,29 @@ def empty_qkv(
     return torch.empty(shape, dtype=dtype, device=device).permute(order).unbind(0)
 
 
-def call(head_dim: int, dtype: torch.dtype, channels_first: bool, capability: int) -> str:
+def restrict(choices: int) -> None:
+    """Leave the tuners the first configurations of each kernel."""
+    for module in (forward, backward):
+        for kernel in vars(module).values():
+            if hasattr(kernel, 'configs'):
+                kernel.configs = kernel.configs[:choices]
+
+
+def inputs(head_dim: int, dtype: torch.dtype, layout: str) -> tuple[Callable, list[torch.Tensor]]:
+    """An entry of the operator, and its tensors up to theta."""
+    theta = torch.zeros(HEADS, head_dim // 2)
+    if layout == 'one tensor':
+        shape = (1, HW_SHAPE[0] * HW_SHAPE[1], 4, HEADS, head_dim)
+        return mirror_attention_packed, [torch.empty(shape, dtype=dtype), theta]
+    qkv = empty_qkv(head_dim, dtype, layout == 'channels first', 'cpu')
+    return mirror_attention_fused, [*qkv, theta]
+
+
+def call(head_dim: int, dtype: torch.dtype, layout: str, capability: int) -> str:
     """Outcome of two calls, in a few words."""
-    hw_shape = HW_SHAPE if head_dim % 4 == 0 else None
-    leaves = [x.requires_grad_() for x in empty_qkv(head_dim, dtype, channels_first, 'cpu')]
-    leaves.append(torch.zeros(HEADS, head_dim // 2, requires_grad=True))
+    options = Options(hw_shape=HW_SHAPE if head_dim % 4 == 0 else None)
+    attend, tensors = inputs(head_dim, dtype, layout)
+    leaves = [x.requires_grad_() for x in tensors]
     seen = []
     with fake_gpu(capability) as gpu, warnings.catch_warnings():
         warnings.simplefilter('error', RuntimeWarning)
@@ -93,7 +117,7 @@ def call(head_dim: int, dtype: torch.dtype, channels_first: bool, capability: in
             gpu.launched.clear()
             gpu.timed = 0
             try:
-                out = mirror_attention_fused(*leaves, None, Options(hw_shape=hw_shape))
+                out = attend(*leaves, None, options)
                 torch.autograd.grad(out, leaves, out)
             except RuntimeWarning as warning:
                 return f'refused: {warning}'
@@ -189,10 +213,11 @@ def summary(compiled: list[Compiled]) -> str:
 def main() -> None:
     args = parse_args()
     if args.launch:
-        kinds = (args.head_dims, args.dtypes, (False, True), args.capabilities)
-        for head_dim, dtype, channels_first, capability in itertools.product(*kinds):
-            layout = 'channels first' if channels_first else 'packed'
-            found = call(head_dim, getattr(torch, dtype), channels_first, capability)
+        if args.choices:
+            restrict(args.choices)
+        kinds = (args.capabilities, args.head_dims, args.dtypes, LAYOUTS)
+        for capability, head_dim, dtype, layout in itertools.product(*kinds):
+            found = call(head_dim, getattr(torch, dtype), layout, capability)
             print(line((head_dim, dtype, layout, capability, found)), flush=True)
         return
     print(line(HEADER), line(['---'] * len(HEADER)), sep='\n')

@@ -27,7 +27,10 @@ plain                                  4         7
 ===============================  =======  ========
 
 Heads with more than 64 channels write dv in a pass of its own, but for bfloat16: k and v are read
-once more, 2 on top.
+once more, 2 on top. In float16 every backward pass over the queries reads the output, too.
+
+A layer hands over its projection whole (``Backend.packed``): the gradients are written into one
+tensor, and what v's and the gate's further uses give is added there.
 
 ``mirrorla_mm/analysis/traffic.py`` counts it in bytes, and what splits and statistics add. The
 backward pass is derived in docs/mirror_attention_backward.md.
@@ -38,8 +41,11 @@ Importing this module needs torch alone; triton is imported by the first call.
 from __future__ import annotations
 
 import os
+import warnings
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +57,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_HEAD_DIM = 128
 OLDEST_CAPABILITY = 8
 OLDEST_TRITON = (3, 6)  # of those that the tests were run with
+# Shared memory in bytes that every GPU of these capabilities has, and that which some kernels take
+# in float32 beyond 64 channels (docs/benchmarks/kernels.md).
+ANY_SHARED_MEMORY, WIDE_SHARED_MEMORY = 99 * 1024, 160 * 1024
 
 
 def _triton_reason() -> str | None:
@@ -74,6 +83,12 @@ def _run(*arguments) -> Tensor:
     return mirror_attention_fused(*arguments)
 
 
+def _run_packed(*arguments) -> tuple[Tensor, ...]:
+    from .operator import mirror_attention_packed
+
+    return mirror_attention_packed(*arguments)
+
+
 def _why_not(
     q: Tensor,
     k: Tensor,
@@ -95,7 +110,8 @@ def _why_not(
     if TRITON_REASON is not None:
         return TRITON_REASON
     if q.device.type == 'cuda':
-        return _device_reason(q.device)
+        wide = channels > 64 and any(x.dtype == torch.float32 for x in (q, k, v))
+        return _device_reason(q.device, WIDE_SHARED_MEMORY if wide else ANY_SHARED_MEMORY)
     if os.environ.get('TRITON_INTERPRET') != '1':
         return f'the tensors are on the {q.device.type}, not on a GPU'
     if forced_backend() != 'triton':
@@ -103,15 +119,29 @@ def _why_not(
     return None
 
 
-def _device_reason(device: torch.device) -> str | None:
+def _device_reason(device: torch.device, shared_memory: int) -> str | None:
     if torch.version.hip:
         return 'the kernels are for NVIDIA GPUs'
     # The only query that torch.compile folds into a constant.
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)
     if properties.major < OLDEST_CAPABILITY:
         found = f'{properties.major}.{properties.minor}'
         return f'the GPU needs compute capability {OLDEST_CAPABILITY}.0 or newer, got {found}'
+    if properties.shared_memory_per_block_optin < shared_memory:
+        reason = (
+            f'more than 64 float32 channels per head need {shared_memory} bytes of shared memory, '
+            f'the GPU has {properties.shared_memory_per_block_optin}; float16 and bfloat16 '
+            '(autocast) fit'
+        )
+        if not torch.compiler.is_compiling():
+            _warn_once(f'The fused mirror attention does not run: {reason}.')
+        return reason
     return None
 
 
-register_backend('triton', Backend(_run, _why_not))
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+register_backend('triton', Backend(_run, _why_not, packed=_run_packed))

@@ -87,6 +87,8 @@ def query_backward_kernel(
     q_strides,
     grad_out,
     grad_out_strides,
+    out,
+    out_strides,
     mirror,
     state,
     table,
@@ -126,6 +128,7 @@ def query_backward_kernel(
       for the part of dqbar, which is not known here
     - written: ``df = z u + dy m + dqbar / N`` through phi.
 
+    ``out`` is there in float16 alone: where it is float16's largest number, g is 0.
     ``state_grad``: (B*H, d^2 + d + d // 2): dS, dm, dTheta. The last goes to ``angle_grad`` (2,
     B*H, d // 2), too.
     """
@@ -134,6 +137,8 @@ def query_backward_kernel(
     head, start, stop = own_tokens(tokens, chunk)
     q = head_pointer(q, q_strides, head, heads, VECTOR)
     grad_out = head_pointer(grad_out, grad_out_strides, head, heads, VECTOR)
+    if out is not None:
+        out = head_pointer(out, out_strides, head, heads, VECTOR)
     cos, sin = load_mirror(mirror, head, FEATURE_MAP, HEAD_DIM, BLOCK_D)
     state += head.to(tl.int64) * (HEAD_DIM * (HEAD_DIM + 1))
     matrix = load_matrix(state, HEAD_DIM, BLOCK_D)
@@ -150,6 +155,9 @@ def query_backward_kernel(
         theta_grad = tl.zeros((BLOCK_N, BLOCK_D // 2), tl.float32)
     for t0 in tl.range(start, stop, BLOCK_N, num_stages=STAGES):
         g = load_tile(grad_out, grad_out_strides, t0, stop, VECTOR, HEAD_DIM, BLOCK_N, BLOCK_D)
+        if out is not None:
+            value = load_tile(out, out_strides, t0, stop, VECTOR, HEAD_DIM, BLOCK_N, BLOCK_D)
+            g = tl.where(tl.abs(value) < 65504.0, g, 0.0)
         h, f, turned, rope_cos, rope_sin = load_turned(
             q, q_strides, cos, sin, table, positions, t0, stop, width,
             ROPE, VECTOR, FEATURE_MAP, HEAD_DIM, BLOCK_N, BLOCK_D,
@@ -207,6 +215,8 @@ def key_backward_kernel(
     k_grad_strides,
     v_grad,
     v_grad_strides,
+    v_more,
+    v_more_strides,
     partial,
     counters,
     first_counter,
@@ -234,7 +244,8 @@ def key_backward_kernel(
 ):
     """Gradients through the state. With ``f = phi(k_t)``, the weight w, ``u = R^T dS v_t + dm``:
 
-    - written: ``dv = w R(f) dS``, ``df = w u + ds qbar / sqrt(d)`` through phi
+    - written: ``dv = w R(f) dS``, plus ``v_more``, the gradient of v's other uses, if any;
+      ``df = w u + ds qbar / sqrt(d)`` through phi
     - ``ds = w (f . u - delta)``, ``delta = <dS, S> + <dm, m>`` (softmax), 0 for plain
     - reduced: ``dqbar = sum ds f / sqrt(d)``, and ``dTheta`` for the mirror: that of k, and with
       dqbar that of q.
@@ -271,6 +282,8 @@ def key_backward_kernel(
         pull, mean = load_pull(mirror, angle_grad, row, tokens, VARIANCE_AWARE, HEAD_DIM, BLOCK_D)
     if WRITE_V:
         v_grad = head_pointer(v_grad, v_grad_strides, head, heads, VECTOR)
+        if v_more is not None:
+            v_more = head_pointer(v_more, v_more_strides, head, heads, VECTOR)
     for t0 in tl.range(start, stop, BLOCK_N, num_stages=STAGES):
         value = load_tile(v, v_strides, t0, stop, VECTOR, HEAD_DIM, BLOCK_N, BLOCK_D)
         h, f, turned, rope_cos, rope_sin = load_turned(
@@ -286,6 +299,10 @@ def key_backward_kernel(
             weight = 1.0 / tokens
         if WRITE_V:
             v_value = weight * dot(turned, matrix, PRECISION)
+            if v_more is not None:
+                v_value += load_tile(
+                    v_more, v_more_strides, t0, stop, VECTOR, HEAD_DIM, BLOCK_N, BLOCK_D
+                )
             store_tile(
                 v_grad, v_grad_strides, v_value, t0, stop, VECTOR, HEAD_DIM, BLOCK_N, BLOCK_D
             )

@@ -16,13 +16,17 @@ from triton.runtime import driver
 from .tuning import INTERPRETED
 
 LARGEST_BLOCK = 128
-SMALLEST_CHUNK = 256
 INTERPRETER_CHUNK = 64
 WAVES = 4  # at most so many times the programs that are wanted at once
 
 
 def split_tokens(
-    tokens: int, rows: int, device: torch.device, per_multiprocessor: int, overhead: int
+    tokens: int,
+    rows: int,
+    device: torch.device,
+    per_multiprocessor: int,
+    overhead: int,
+    smallest: int = LARGEST_BLOCK,
 ) -> tuple[int, int]:
     """Tokens of a program, and programs of a row, that finish soonest.
 
@@ -32,6 +36,7 @@ def split_tokens(
         device (torch.device): Where they run.
         per_multiprocessor (int): How many programs are wanted on a multiprocessor at once.
         overhead (int): Work of a program beside its tokens, in tokens.
+        smallest (int): The smallest chunk. Defaults to one tile of any size.
 
     Returns:
         tuple[int, int]: The chunk, a multiple of every ``BLOCK_N``, and the number of splits.
@@ -42,7 +47,7 @@ def split_tokens(
 
     def chunk_of(count: int) -> int:
         wanted = triton.cdiv(triton.cdiv(tokens, count), LARGEST_BLOCK) * LARGEST_BLOCK
-        return max(SMALLEST_CHUNK, wanted)
+        return max(smallest, wanted)
 
     def time(count: int) -> int:
         return triton.cdiv(rows * count, slots) * (chunk_of(count) + overhead)

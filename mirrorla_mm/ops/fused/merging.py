@@ -3,8 +3,9 @@
 
 Every program leaves its sums in a row of its own. Splits form groups of ``group``: the program of a
 group that finishes last merges the group's rows, and of those the one that finishes last merges the
-groups. Which program that is may change from run to run; the order of the additions does not, so
-neither do the bits. A single program that merges hundreds of rows would make all others wait.
+groups, where there is more than one. Which program that is may change from run to run; the order of
+the additions does not, so neither do the bits. A single program that merges hundreds of rows would
+make all others wait.
 
 Counters are zeroed before every call and belong to it alone, so that neither a second stream, nor
 a replayed graph, nor a call that was cut short can find them in use.
@@ -95,10 +96,12 @@ def merge_sums(
     counters = own_counters(counters, first_counter, groups)
     last = arrives_last(counters + 1 + own, stop - first)
     if last:
-        add_rows(rows, merged + own * ROW, first, stop, SIZE, ROW, BLOCK)
-        last = arrives_last(counters, groups)
-    if last:
-        add_rows(merged, target, 0, groups, SIZE, ROW, BLOCK)
+        own_target = tl.where(groups == 1, target, merged + own * ROW)
+        add_rows(rows, own_target, first, stop, SIZE, ROW, BLOCK)
+        if groups > 1:
+            last = arrives_last(counters, groups)
+            if last:
+                add_rows(merged, target, 0, groups, SIZE, ROW, BLOCK)
         tl.debug_barrier()  # what follows may read it
     return last
 
@@ -152,14 +155,18 @@ def merge_softmax(
     if last:
         top, total = largest_exponent(rows, first, stop, SIZE, ROW)
         own_merged = merged + own * ROW
-        add_scaled_rows(rows, own_merged, first, stop, top, 1.0, SIZE, ROW, BLOCK)
-        tl.store(own_merged + SIZE, top)
-        tl.store(own_merged + SIZE + 1, total)
-        last = arrives_last(counters, groups)
-    if last:
-        top, total = largest_exponent(merged, 0, groups, SIZE, ROW)
-        add_scaled_rows(merged, target, 0, groups, top, 1 / total, SIZE, ROW, BLOCK)
-        tl.store(log_sum, top + tl.log2(total))
+        own_target = tl.where(groups == 1, target, own_merged)
+        share = tl.where(groups == 1, 1 / total, 1.0)
+        add_scaled_rows(rows, own_target, first, stop, top, share, SIZE, ROW, BLOCK)
+        if groups > 1:
+            tl.store(own_merged + SIZE, top)
+            tl.store(own_merged + SIZE + 1, total)
+            last = arrives_last(counters, groups)
+            if last:
+                top, total = largest_exponent(merged, 0, groups, SIZE, ROW)
+                add_scaled_rows(merged, target, 0, groups, top, 1 / total, SIZE, ROW, BLOCK)
+        if last:
+            tl.store(log_sum, top + tl.log2(total))
 
 
 @triton.jit
@@ -213,10 +220,13 @@ def merge_moments(
     last = arrives_last(counters + 1 + own, stop - first)
     if last:
         mean, squares = combined_moments(rows, first, stop, tokens, chunk, HEAD_DIM, ROW, BLOCK_D)
-        store_vector(merged + own * ROW, mean, HEAD_DIM, BLOCK_D)
-        store_vector(merged + own * ROW + HEAD_DIM, squares, HEAD_DIM, BLOCK_D)
-        last = arrives_last(counters, groups)
-    if last:
-        span = group * chunk
-        mean, squares = combined_moments(merged, 0, groups, tokens, span, HEAD_DIM, ROW, BLOCK_D)
+        if groups > 1:
+            store_vector(merged + own * ROW, mean, HEAD_DIM, BLOCK_D)
+            store_vector(merged + own * ROW + HEAD_DIM, squares, HEAD_DIM, BLOCK_D)
+            last = arrives_last(counters, groups)
+            if last:
+                span = group * chunk
+                mean, squares = combined_moments(
+                    merged, 0, groups, tokens, span, HEAD_DIM, ROW, BLOCK_D
+                )
     return mean, squares, last

@@ -16,11 +16,12 @@ from ..options import Options
 from ..rope import rope_frequencies
 from .backward import key_backward_kernel, query_backward_kernel
 from .forward import angle_kernel, mean_query_kernel, output_kernel, state_kernel
-from .launching import Step, capturing, run, split_tokens
+from .launching import LARGEST_BLOCK, Step, capturing, run, split_tokens
 from .tuning import INTERPRETED, layout, regime
 
 # Programs on a multiprocessor: of those that only read and add, and of those that take products.
 MANY_PROGRAMS, SOME_PROGRAMS = 8, 4
+SMALLEST_FOR_A_MATRIX = 256  # tokens
 SMALLEST_GROUP = 16  # splits that one program merges
 SMALLEST_TABLE = 256  # rows or columns
 
@@ -147,8 +148,10 @@ class Plan:
         shape (torch.Size): (B, H, N, d).
         device (torch.device): Where they run.
         options (Options): What to compute.
-        layouts (tuple): Strides and dtypes of the tensors that are as long as N, by name.
+        layouts (dict): Strides and dtypes of the tensors that are as long as N, by name.
         precision (str): See :func:`precision`.
+        aligned (tuple): Name and dtype of each tensor, and whether it begins at a multiple of 16
+            bytes.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class Plan:
         options: Options,
         layouts: dict[str, tuple],
         precision: str,
+        aligned: tuple,
     ) -> None:
         batch, self.heads, self.tokens, self.channels = shape
         self.rows = batch * self.heads
@@ -172,6 +176,7 @@ class Plan:
             self.positions = max(SMALLEST_TABLE, triton.next_power_of_2(max(height, width)))
         strides = {name: strides for name, (strides, _) in layouts.items()}
         self.layout = layout(*strides.values())
+        self.aligned = all(begins for _, _, begins in aligned)
         self.constants: dict[str, Any] = {
             **{f'{name}_strides': x for name, x in strides.items()},
             'tokens': self.tokens,
@@ -191,9 +196,10 @@ class Plan:
             'BLOCK_D': self.block,
         }
 
-    def split(self, programs: int, overhead: int = 0) -> Split:
-        """Deal out the tokens to so many programs a multiprocessor."""
-        chunk, count = split_tokens(self.tokens, self.rows, self.device, programs, overhead)
+    def split(self, programs: int, overhead: int = 0, smallest: int = LARGEST_BLOCK) -> Split:
+        """Deal out the tokens to so many programs a multiprocessor, see :func:`split_tokens`."""
+        where = self.tokens, self.rows, self.device
+        chunk, count = split_tokens(*where, programs, overhead, smallest)
         return Split(chunk, count, max(SMALLEST_GROUP, math.isqrt(count - 1) + 1))
 
     def add(
@@ -213,7 +219,7 @@ class Plan:
         constants = {
             **self.constants,
             'chunk': split.chunk,
-            'regime': regime(split.chunk, self.layout),
+            'regime': regime(split.chunk, self.layout, self.aligned),
             'group': split.group,
             'first_counter': self.counters,
             'ROW': row,
@@ -263,7 +269,7 @@ def _forward_plan(
     precision: str,
     aligned: tuple,
 ) -> Plan:
-    plan = Plan(shape, device, options, dict(layouts), precision)
+    plan = Plan(shape, device, options, dict(layouts), precision, aligned)
     if all(dtype != torch.float32 for _, (_, dtype) in layouts):
         # The passes are bound by bytes: of the cache, too. Those of the backward pass are bound by
         # instructions, and would have to convert.
@@ -284,9 +290,10 @@ def _forward_plan(
 def _few(plan: Plan) -> Split:
     """For passes of which each program leaves a (d, d) matrix: as many as keep those small.
 
-    Two at least on a multiprocessor, to hide each other's waiting.
+    Two at least on a multiprocessor, to hide each other's waiting. To leave, read and merge a
+    matrix moves the bytes of some 200 bfloat16 tokens (d = 64), so a program gets more than that.
     """
-    return plan.split(max(2, 128 // plan.block), 2 * plan.block)
+    return plan.split(max(2, 128 // plan.block), 2 * plan.block, smallest=SMALLEST_FOR_A_MATRIX)
 
 
 def forward(
@@ -302,16 +309,6 @@ def forward(
         tensors['theta_k'] = tensors['theta'] if theta_k is None else theta_k.float().contiguous()
     _call(_forward_plan, ('q', 'k', 'v', 'out'), tensors, options)
     return out, statistics
-
-
-class Gradients(NamedTuple):
-    """Gradients of the inputs, None where not asked for; those of the angles are float32."""
-
-    q: Tensor | None
-    k: Tensor | None
-    v: Tensor | None
-    theta: Tensor | None
-    theta_k: Tensor | None
 
 
 @lru_cache(maxsize=1024)
@@ -330,7 +327,7 @@ def _backward_plan(
     second pass.
     """
     need_q, need_k, need_v, need_theta, need_theta_k = needs
-    plan = Plan(shape, device, options, dict(layouts), precision)
+    plan = Plan(shape, device, options, dict(layouts), precision, aligned)
     few, some = _few(plan), plan.split(SOME_PROGRAMS, plan.block // 2)
     channels, pairs = plan.channels, plan.channels // 2
     by_variance = options.reflects_by_variance
@@ -344,9 +341,9 @@ def _backward_plan(
         plan.add(query_backward_kernel, split, sums, REDUCE=bool(sums), WRITE=write, **unused)
 
     def key_pass(split: Split, sums: int = 0, k: bool = False, v: bool = False) -> None:
-        unused: dict[str, Any] = {
-            f'{name}_grad': None for name, write in (('k', k), ('v', v)) if not write
-        }
+        unused: dict[str, Any] = {} if k else {'k_grad': None}
+        if not v:
+            unused |= {'v_grad': None, 'v_more': None}
         flags = {'REDUCE': bool(sums), 'WRITE_K': k, 'WRITE_V': v}
         plan.add(key_backward_kernel, split, sums, **flags, **unused)
 
@@ -371,47 +368,56 @@ def backward(
     k: Tensor,
     v: Tensor,
     statistics: Statistics,
-    needs: Sequence[bool],
+    gradients: Sequence[Tensor | None],
     options: Options,
     *,
+    needs_angles: Sequence[bool],
     shared: bool = False,
-) -> Gradients:
-    """Gradients of those inputs that ``needs`` (q, k, v, theta, theta_k) marks.
+    out: Tensor | None = None,
+    v_more: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Gradients of theta and theta_k, shape (H, d // 2), float32, None where not needed.
 
-    With ``shared``, keys have the angles of the queries: ``theta``'s gradient is that of both.
+    Args:
+        grad_out (Tensor): Gradient of the output, shape (B, H, N, d).
+        q (Tensor): As in :func:`forward`; k and v likewise.
+        k (Tensor): Keys.
+        v (Tensor): Values.
+        statistics (Statistics): From :func:`forward`.
+        gradients (Sequence[Tensor | None]): Where those of q, k and v are written, None where not
+            needed.
+        options (Options): What was computed.
+        needs_angles (Sequence[bool]): Whether theta, and theta_k, need a gradient.
+        shared (bool): Keys have the angles of the queries: ``theta``'s gradient is that of both.
+        out (Tensor, optional): The output, needed where it is float16: where that has saturated it
+            has no gradient.
+        v_more (Tensor, optional): Added to the gradient of v, shape (B, H, N, d).
     """
     batch, heads, _, channels = q.shape
-    need_q, need_k, need_v, need_theta, need_theta_k = needs
-    need_theta, need_theta_k = (need and options.mirrors for need in (need_theta, need_theta_k))
-    gradients = {
-        f'{name}_grad': empty_out(x)
-        for name, x, need in (('q', q, need_q), ('k', k, need_k), ('v', v, need_v))
-        if need
-    }
+    need_theta, need_theta_k = (need and options.mirrors for need in needs_angles)
+    pairs = channels // 2
 
     def new(*shape: int) -> Tensor:
         return q.new_empty(shape, dtype=torch.float32)
 
-    pairs = channels // 2
     angle_grad = new(2, batch, heads, pairs)
     if q.numel():
-        tensors = {'q': q, 'k': k, 'v': v, 'grad_out': grad_out, **gradients}
+        optional = zip(('q_grad', 'k_grad', 'v_grad', 'out', 'v_more'), (*gradients, out, v_more))
+        tensors = {'q': q, 'k': k, 'v': v, 'grad_out': grad_out}
+        tensors |= {name: x for name, x in optional if x is not None}
         long_ones = tuple(tensors)
         tensors |= statistics._asdict()
         tensors['state_grad'] = new(batch, heads, channels * (channels + 1) + pairs)
         tensors['mean_query_grad'] = new(batch, heads, channels + pairs)
         tensors['angle_grad'] = angle_grad
+        needs = (x is not None for x in gradients)
         both = need_theta_k or (need_theta and shared)
-        wanted = (need_q, need_k, need_v, need_theta, both)
-        _call(_backward_plan, long_ones, tensors, options, wanted)
+        _call(_backward_plan, long_ones, tensors, options, (*needs, need_theta, both))
     else:
         angle_grad.zero_()
     over = (0, 1) if shared else 0
     of_q = angle_grad if shared else angle_grad[0]
-    return Gradients(
-        gradients.get('q_grad'),
-        gradients.get('k_grad'),
-        gradients.get('v_grad'),
+    return [
         of_q.sum(over) if need_theta else None,
         angle_grad[1].sum(0) if need_theta_k and not shared else None,
-    )
+    ]

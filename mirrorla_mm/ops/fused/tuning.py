@@ -36,6 +36,7 @@ LAYOUTS = ('channels', 'tokens', 'mixed')
 _KEY = (
     'regime',
     'HEAD_DIM',
+    'VECTOR',
     'PRECISION',
     'FEATURE_MAP',
     'RANK_AUGMENTED',
@@ -99,11 +100,12 @@ def layout(*strides: tuple[int, ...]) -> str:
     return 'mixed'
 
 
-def regime(chunk: int, layout: str) -> int:
+def regime(chunk: int, layout: str, aligned: bool) -> int:
     """One number for the tuner's key: what no kernel reads, but decides which choice is fastest.
 
-    The layout, and whether a program walks few tokens (up to 512), some, or many (beyond 2048). It
-    is no constant of the kernels, so a new length times the choices again but compiles nothing.
+    The layout, whether all tensors begin at a multiple of 16 bytes, and whether a program walks
+    few tokens (up to 512), some, or many (beyond 2048). It is no constant of the kernels, so a new
+    length times the choices again but compiles nothing.
     """
     length = (chunk > 512) + (chunk > 2048)
-    return LAYOUTS.index(layout) * 3 + length
+    return (LAYOUTS.index(layout) * 2 + aligned) * 3 + length
