@@ -19,6 +19,12 @@ def commands(page: Path) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def configs(page: Path) -> list[str]:
+    """The blocks of Python on a page that are configs with a base."""
+    found = _FENCE.findall(page.read_text(encoding='utf-8'))
+    return [text for kind, text in found if kind == 'python' and text.startswith('_base_ = ')]
+
+
 def named_files(page: Path) -> dict[str, str]:
     """Blocks of Python that the sentence before them gives a file name, by that name."""
     return dict(_NAMED.findall(page.read_text(encoding='utf-8')))

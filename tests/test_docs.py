@@ -6,9 +6,13 @@ import sys
 
 import pytest
 import yaml
+from mmengine.config import Config
 
+from mirrorla_mm.analysis.flops import build_empty
+from mirrorla_mm.analysis.metafiles import models_of
+from mirrorla_mm.analysis.paper_tables import quick_bases
 from tests.conftest import REPOSITORY
-from tests.pages import commands
+from tests.pages import commands, configs
 
 DOCS = REPOSITORY / 'docs'
 PAGES = [REPOSITORY / 'README.md', REPOSITORY / 'CONTRIBUTING.md', *sorted(DOCS.rglob('*.md'))]
@@ -49,6 +53,24 @@ def test_files_that_a_page_s_commands_name_are_there(page):
         for word in words:
             if re.match(r'(tools|configs|requirements)/\S+\.(py|sh|txt)$', word):
                 assert (REPOSITORY / word).exists(), word
+
+
+CONFIGS = [(page, i) for page in PAGES for i in range(len(configs(page)))]
+
+
+@pytest.mark.parametrize(('page', 'i'), CONFIGS, ids=lambda part: getattr(part, 'stem', part))
+def test_config_of_a_page_builds(page, i, tmp_path):
+    (tmp_path / 'configs').symlink_to(REPOSITORY / 'configs')
+    (tmp_path / 'config.py').write_text(configs(page)[i])
+    with quick_bases():
+        cfg = Config.fromfile(tmp_path / 'config.py')
+    model = build_empty(cfg)
+    params = sum(p.numel() for p in model.parameters())
+    assert type(model.backbone).__module__.startswith('mirrorla_mm.')
+    if page.stem == 'README':  # the same model as the recipe's
+        recipe = 'retinanet_mirrorla-t-linear_fpn_1x_coco'
+        models = models_of(REPOSITORY / 'configs' / 'retinanet' / 'metafile.yml')
+        assert [params] == [m['Metadata']['Parameters'] for m in models if m['Name'] == recipe]
 
 
 def test_the_clone_line_stands_in_one_place():
