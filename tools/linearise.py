@@ -16,13 +16,14 @@ from statistics import mean
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
 from mirrorla_mm.analysis.compare import Cost, measure
 from mirrorla_mm.engine.checkpoint import require_file
-from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.errors import one_line_errors
 from mirrorla_mm.engine.launch import ConfigOptions, add_common_arguments, load_config
 from mirrorla_mm.engine.linearise import swin_warning
 from mirrorla_mm.engine.linearise_model import Inputs, build_backbone
 from mirrorla_mm.engine.linearise_stages import Linearisation
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from rich.console import Console
 from rich.table import Table
@@ -120,11 +121,9 @@ def costs(run: Linearisation, inputs: Inputs) -> list[Cost]:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
-        if not args.config.endswith('.py') and '::' not in args.config:
-            raise UserError(f'The config {args.config} is no .py file.')
         cfg = load_config(args)
         require_file(args.checkpoint)
-        if args.work_dir is None and cfg.work_dir.startswith('work_dirs'):
+        if args.work_dir is None:
             cfg.work_dir = f'{cfg.work_dir}-{args.attn}'
         run = Linearisation(
             cfg,
@@ -137,8 +136,10 @@ def main() -> None:
         if warning := swin_warning(cfg.model.backbone, args.stages):
             print_log(warning, 'current', logging.WARNING)
         config, checkpoint = run.export(run.run())
-        Console(width=140).print(table(run, run.inputs(), not args.no_test))
-        print(f'The linear model: {config} {checkpoint}')
+        result = table(run, run.inputs(), not args.no_test)
+        if is_main_process():
+            Console(width=140).print(result)
+            print(f'The linear model: {config} {checkpoint}')
 
 
 if __name__ == '__main__':

@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import (
+    barrier,
+    broadcast_object_list,
+    init_dist,
+    is_distributed,
+    is_main_process,
+)
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -23,6 +29,7 @@ from .atomic import whole_file
 from .checkpoint import load_checkpoint_file
 from .checkpoint_fit import CheckpointFitHook
 from .data import check_data
+from .distributed import use_gloo_without_gpu
 from .errors import UserError
 from .launch import build_runner
 from .linearise import layers_of, linear_config
@@ -86,6 +93,7 @@ class Linearisation:
         self.work_dir = Path(cfg.work_dir)
         self.student = linear_config(cfg, attn, stages)
         init_default_scope(cfg.get('default_scope') or 'mirrorla_mm')
+        _join_processes(cfg)
         self.new_parameters = self._new_parameters()
         self._claim_work_dir()
 
@@ -125,7 +133,7 @@ class Linearisation:
     def copy(self) -> Path:
         """Fill the new model with the weights that it shares with the old."""
         file = self.file('copied')
-        if not file.is_file():
+        if not self._is_there(file):
             teacher = self._teacher()
             with torch.random.fork_rng():
                 torch.manual_seed((self.cfg.get('randomness') or {}).get('seed') or 0)
@@ -137,7 +145,7 @@ class Linearisation:
     def transfer(self, target: str, start: Path) -> Path:
         """Train the new layers to imitate the old, see :class:`.AttentionTransfer`."""
         file = self.file(target)
-        if file.is_file():
+        if self._is_there(file):
             return file
         runner = self._runner(self._transfer_config(target, start))
         runner.train()
@@ -148,7 +156,7 @@ class Linearisation:
     def fine_tune(self, start: Path) -> Path:
         """Train the whole model on its task, by the config."""
         file = self.file(FINE_TUNED)
-        if file.is_file():
+        if self._is_there(file):
             return file
         cfg = self.fine_tuning_config(start)
         runner = self._runner(cfg)
@@ -270,6 +278,13 @@ class Linearisation:
         cfg.work_dir = str(self.work_dir / f'{FINE_TUNED}-training')
         return shorten(cfg, self.iters[FINE_TUNED])
 
+    @staticmethod
+    def _is_there(file: Path) -> bool:
+        """Whether the first process sees a file: all go the same way."""
+        found = [file.is_file()]
+        broadcast_object_list(found)
+        return found[0]
+
     def _runner(self, cfg: Config) -> Runner:
         latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
         cfg.resume = latest is not None
@@ -343,6 +358,15 @@ class Linearisation:
                 with whole_file(file) as partial:
                     partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
         return results[key]
+
+
+def _join_processes(cfg: Config) -> None:
+    """Let the processes of a launch know one another before the first run of several."""
+    if cfg.get('launcher', 'none') == 'none' or is_distributed():
+        return
+    use_gloo_without_gpu(Config(dict(launcher=cfg.launcher)))
+    if not is_distributed():
+        init_dist(cfg.launcher, **((cfg.get('env_cfg') or {}).get('dist_cfg') or {}))
 
 
 def shorten(cfg: Config, iters: int) -> Config:

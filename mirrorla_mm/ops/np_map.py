@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .precision import at_least_float32, without_autocast
@@ -44,6 +43,8 @@ def np_map(x: Tensor, turned: Tensor) -> Tensor:
     Source: Meng et al., "STILL", arXiv 2602.02180.
     """
     x, turned = at_least_float32(x), at_least_float32(turned)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    u = F.normalize(turned, dim=-1, eps=NP_EPS) * length
+    length, turned_length = (
+        torch.linalg.vector_norm(each, dim=-1, keepdim=True) for each in (x, turned)
+    )
+    u = turned * (length / turned_length.clamp(min=NP_EPS))
     return torch.cat((u.softmax(dim=-1), (-u).softmax(dim=-1)), dim=-1).clamp(min=NP_EPS)

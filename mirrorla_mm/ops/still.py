@@ -70,7 +70,7 @@ def one_denominator(
 
 def peak_of(scores: Tensor) -> Tensor:
     """The largest score of each query, finite where it has no key: (..., M) to (..., 1)."""
-    return scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    return scores.max(dim=-1, keepdim=True).values.clamp(min=torch.finfo(scores.dtype).min)
 
 
 class Windows(NamedTuple):
@@ -217,7 +217,7 @@ def still_attention(
     valid = v[0, 0, :, :, -1] > 0
 
     def within(q: Tensor) -> Tensor:
-        return (q @ k.mT).masked_fill(~valid.unsqueeze(-2), -torch.inf)
+        return (q @ k.mT).masked_fill_(~valid.unsqueeze(-2), -torch.inf)
 
     near = within(q)
     peak, rest, far = peak_of(near), valid, None
@@ -225,9 +225,9 @@ def still_attention(
         index, real = select(near if own is None else within(own), valid, windows, grid)
         far, rest = _far_scores(q, k, index, real), valid & ~_chosen(index, real, k)
         peak = torch.maximum(peak, peak_of(far))
-    sums = (near - peak).exp() @ v
+    sums = (near - peak).exp_() @ v
     if far is not None:
-        weights = (far - peak).exp().flatten(2, 3)
+        weights = (far - peak).exp_().flatten(2, 3)
         sums = sums + (weights @ _take(v, index)).unflatten(2, sums.shape[2:4])
     distant = phi_q @ leave_one_out((phi_k * rest.unsqueeze(-1)).mT @ v)
     total = sums[..., -1:] + distant[..., -1:] + DENOMINATOR_EPS
@@ -248,7 +248,7 @@ def _far_scores(q: Tensor, k: Tensor, index: Tensor, real: Tensor) -> Tensor:
     scores = (q.flatten(2, 3) @ _take(k, index).mT).unflatten(2, q.shape[2:4])
     window = torch.arange(k.shape[2], device=k.device).view(-1, 1, 1)
     inside = (index // k.shape[3])[:, :, None, None] == window
-    return scores.masked_fill(inside | ~real[:, :, None, None], -torch.inf)
+    return scores.masked_fill_(inside | ~real[:, :, None, None], -torch.inf)
 
 
 def _chosen(index: Tensor, real: Tensor, k: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from mirrorla_mm.engine.linearise_stages import Linearisation, named, shorten
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
 
+import mmengine.config.config as mmengine_config
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -289,6 +290,8 @@ def plot(scores: dict, errors: dict, path: Path) -> None:
 def main() -> int:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='WARNING')
+    # Some twenty runs a seed, each of which would prettify its config for longer than it tests.
+    mmengine_config.FormatCode = lambda code, **_: (code, False)
     study = Study(args)
     if not args.report_only:
         study.run()
