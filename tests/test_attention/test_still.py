@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from mirrorla_mm.attention import MirrorAttention, SoftmaxAttention, STILLAttention
+from mirrorla_mm.backbones import RAVLT
+from mirrorla_mm.engine.export import export, largest_error, prepare
 from mirrorla_mm.ops import apply_rope, rope_2d
 from tests.test_attention.quadratic import (
     DIMS,
@@ -146,3 +148,15 @@ def test_images_with_their_own_queries_choose_their_own_tokens():
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         STILLAttention(DIMS, 2, **options)
+
+
+@pytest.mark.slow
+def test_an_exported_graph_serves_sizes_that_pad_windows_otherwise(tmp_path):
+    """At the traced size every window is padded, or none; at these some are."""
+    cfgs = [dict(type='STILLAttention', window=3, max_selected=6), dict(type='STILLAttention')]
+    arch = dict(embed_dims=(8, 8), depths=(1, 1), num_heads=(1, 2))
+    model = prepare(RAVLT(arch, ('linear', 'linear'), cfgs, out_indices=(0, 1)))
+    file = tmp_path / 'model.pt2'
+    export(model, file, 'torch')
+    assert largest_error(model, file, 'torch', [(97, 131), (64, 90)]) < 1e-4
+    assert largest_error(model, file, 'torch', [(97, 131)], batch=3) < 1e-4
