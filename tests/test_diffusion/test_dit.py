@@ -1,5 +1,7 @@
 """The host: the authors' outputs, counts to the digit, any attention."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from mirrorla_mm.analysis.flops import MacCounter, empty_parameters
 from mirrorla_mm.attention import MirrorAttention
 from mirrorla_mm.diffusion import DiT
+from mirrorla_mm.diffusion.dit import sincos_positions
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.ops import use_backend
 
@@ -31,6 +34,32 @@ def test_output_is_the_authors(oracle_file, name, attn_cfg, channels, grad):
 def test_positions_are_those_of_the_authors(oracle_file):
     oracle = torch.load(oracle_file('sit_toy.pth'), weights_only=True)
     torch.testing.assert_close(DiT(**TOY).pos_embed.data, oracle['state_dict']['pos_embed'])
+
+
+def test_positions_are_those_of_the_column_then_of_the_row():
+    positions = sincos_positions(8, 5)
+    row, column = 2, 3
+    waves = [(math.sin(n), math.sin(n / 100), math.cos(n), math.cos(n / 100)) for n in (3, 2)]
+    torch.testing.assert_close(positions[0, 5 * row + column], torch.tensor(waves).flatten())
+
+
+def test_block_is_attention_and_network_each_modulated_and_gated():
+    block = toy_host().double().blocks[0]
+    x, condition = torch.randn(2, 64, 48).double(), torch.randn(2, 48).double()
+    silu = condition * condition.sigmoid()
+    shift1, scale1, gate1, shift2, scale2, gate2 = (
+        part.unsqueeze(1) for part in block.adaLN_modulation[1](silu).split(48, dim=1)
+    )
+
+    def norm(x):
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    y = x + gate1 * block.attn(norm(x) * (1 + scale1) + shift1, (8, 8))
+    hidden = block.mlp.fc1(norm(y) * (1 + scale2) + shift2)
+    bend = (2 / math.pi) ** 0.5 * (hidden + 0.044715 * hidden**3)
+    expected = y + gate2 * block.mlp.fc2(hidden * (1 + bend.tanh()) / 2)
+    torch.testing.assert_close(block(x, condition, (8, 8)), expected)
 
 
 HELPED = dict(type='ReLUAttention', gate=True, lepe_kernel=5)
