@@ -142,6 +142,11 @@ def table(results: Sequence[dict]) -> str:
                 f'{mean(r["seconds_per_step"] for r in runs):.2f}',
             ]
         )
+    # What the metrics say of other drawings: no sample can be expected to do better.
+    accuracy, distance = (
+        mean(r[key] for r in results) for key in ('accuracy_of_real', 'fd_of_real')
+    )
+    lines.append(['real drawings', '', '', '', '', f'{accuracy:.3f}', f'{distance:.2f}', ''])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
@@ -154,7 +159,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def verdict(results: Sequence[dict]) -> str:
-    """What may be said of the mirror here, and no more."""
+    """The claim on the mirror that the results allow, and no more."""
     mirror = [r for r in results if r['arm'] == 'mirror']
     if not mirror or not ratios(results, 'mirror'):
         return ''

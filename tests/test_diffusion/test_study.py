@@ -54,6 +54,7 @@ def test_the_sentence_claims_what_the_numbers_allow():
     assert 'does not obey the class' in verdict(random)
     assert verdict(RESULTS[:4]) == ''
     assert '| mirror + gate + lepe | 2 | 7 |' in table(RESULTS)
+    assert table(RESULTS).endswith('| real drawings |  |  |  |  | 1.000 | 1.00 |  |')
 
 
 def test_drawings_are_real_images_and_the_judge_has_features():

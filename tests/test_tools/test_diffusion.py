@@ -160,7 +160,7 @@ def test_the_study_starts_all_arms_alike_goes_on_and_shows_what_was_drawn(run, c
     results = json.loads(Path('report/results.json').read_text())
     assert [r['arm'] for r in results] == ['softmax', 'mirror']
     assert np.isfinite([r[key] for r in results for key in ('mse', 'fd', 'fd_of_real')]).all()
-    for picture in ('work/mirror/seed-0.png', 'report/samples.png'):
-        with Image.open(picture) as image:
+    for grid in ('work/mirror/seed-0.png', 'report/samples.png'):
+        with Image.open(grid) as image:
             assert min(image.size) > 60
     assert 'mirror + gate + lepe' in Path('report/results.md').read_text()

@@ -60,6 +60,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--report', type=Path, help='folder for results.json, results.md and the grids'
     )
+    parser.add_argument('--report-only', action='store_true', help='train nothing')
     return parser.parse_args()
 
 
@@ -217,6 +218,8 @@ def run_missing(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     """Table, verdict and, with ``--report``, the files."""
     results = read_results(args.work_dir)
+    if not results:
+        raise UserError(f'No finished run under {args.work_dir}: run the study first.')
     text = f'{table(results)}\n\n{verdict(results)}\n'
     print(f'\n{text}')
     if args.report is None:
@@ -230,7 +233,8 @@ def report(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
-        run_missing(args)
+        if not args.report_only:
+            run_missing(args)
         report(args)
 
 
