@@ -132,7 +132,8 @@ class DiT(BaseModule):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         proj = self.x_embedder.proj
         nn.init.xavier_uniform_(proj.weight.data.flatten(1))
         nn.init.zeros_(proj.bias)

@@ -33,7 +33,7 @@ GRID = 'grid.png'
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be drawn; the same order gives the same samples, however many processes draw.
+    """Samples to be drawn; the same order gives the same ones, however many processes draw.
 
     Attributes:
         number (int): Samples.

@@ -127,7 +127,7 @@ def test_any_attention_starts_at_zero_and_learns(attn_cfg):
             if isinstance(layer, nn.Linear) and layer.weight.count_nonzero():
                 fan = sum(layer.weight.shape)
                 assert layer.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.1)
-                assert layer.bias.count_nonzero() == 0
+                assert layer.bias is None or layer.bias.count_nonzero() == 0
     model = toy_host(attn_cfg=attn_cfg)
     model(x, t, y).square().mean().backward()
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
