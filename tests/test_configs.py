@@ -217,7 +217,11 @@ def batch(cfg: Config) -> dict:
 
 @pytest.mark.parametrize(
     ('family', 'layout'),
-    [*((family, '') for family in FAMILIES), ('retinanet', '-linear'), ('sem_fpn', '-linear')],
+    [
+        *(pytest.param(family, '', marks=pytest.mark.slow) for family in FAMILIES),
+        ('retinanet', '-linear'),
+        ('sem_fpn', '-linear'),
+    ],
 )
 def test_family_takes_a_training_step(family, layout):
     cfg = tiny(load(FAMILIES[family].format(layout)))
@@ -259,14 +263,14 @@ def test_classifier_takes_a_training_step_and_predicts(name):
     ('family', 'lr', 'decay', 'norm_decay', 'head_lr'),
     [
         ('retinanet', 1e-4, 1e-4, 1e-4, 1e-4),
-        ('mask_rcnn', 1e-4, 0.05, 0.0, 1e-4),
-        ('mask_rcnn_3x', 1e-4, 0.05, 0.0, 1e-4),
-        ('cascade_rcnn', 1e-4, 0.05, 0.0, 1e-4),
+        pytest.param('mask_rcnn', 1e-4, 0.05, 0.0, 1e-4, marks=pytest.mark.slow),
+        pytest.param('mask_rcnn_3x', 1e-4, 0.05, 0.0, 1e-4, marks=pytest.mark.slow),
+        pytest.param('cascade_rcnn', 1e-4, 0.05, 0.0, 1e-4, marks=pytest.mark.slow),
         ('sem_fpn', 1e-4, 1e-4, 1e-4, 1e-4),
-        ('upernet', 6e-5, 0.01, 0.0, 6e-5),
-        ('efficientvit_ade', 6e-5, 0.01, 0.0, 6e-4),
-        ('efficientvit_cityscapes', 6e-5, 0.01, 0.0, 6e-4),
-        ('light_ham', 6e-5, 0.01, 0.0, 6e-4),
+        pytest.param('upernet', 6e-5, 0.01, 0.0, 6e-5, marks=pytest.mark.slow),
+        pytest.param('efficientvit_ade', 6e-5, 0.01, 0.0, 6e-4, marks=pytest.mark.slow),
+        pytest.param('efficientvit_cityscapes', 6e-5, 0.01, 0.0, 6e-4, marks=pytest.mark.slow),
+        pytest.param('light_ham', 6e-5, 0.01, 0.0, 6e-4, marks=pytest.mark.slow),
     ],
 )
 def test_protocol_of_the_optimizer(family, lr, decay, norm_decay, head_lr):

@@ -67,6 +67,13 @@ def test_rope_takes_the_place_of_the_table():
     assert FLattenAttention(16, 2, rope=True).position is None
 
 
+def test_reduced_values_are_interpolated_along_the_sequence():
+    attention = randomised(FLattenAttention, grid_size=(6, 4), sr_ratio=2)
+    v = torch.randn(2, 6, 16, dtype=torch.float64)
+    expected = F.interpolate(v.mT, size=24, mode='linear').unflatten(2, (6, 4))
+    torch.testing.assert_close(attention.full_map(v, (6, 4)), expected)
+
+
 def test_another_grid_interpolates_the_table():
     attention = randomised(FLattenAttention, grid_size=(2, 2))
     with torch.no_grad():

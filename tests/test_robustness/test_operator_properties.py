@@ -122,6 +122,8 @@ def assert_close_to_scale(actual: Tensor, expected: Tensor, tolerance: float) ->
 
 def test_every_operator_is_in_the_list():
     assert OPERATORS.keys() >= set(ops.__all__) - NO_OPERATORS
+    for name in ops.__all__:  # Decorators keep what a reader of the documentation sees.
+        assert getattr(ops, name).__name__ == name and getattr(ops, name).__doc__
 
 
 @pytest.mark.parametrize('name', OPERATORS)
