@@ -17,6 +17,7 @@ from mmengine.runner import Runner, set_random_seed
 
 from ..engine.atomic import whole_file
 from ..engine.data import DataError
+from ..engine.errors import UserError
 
 CONFIDENCE = 0.95
 
@@ -27,6 +28,9 @@ class Progress(Hook):
     Args:
         label (str): Of the run.
         interval (int): Iterations from line to line. Defaults to 25.
+
+    Raises:
+        UserError: If the loss is no number: such a run has no result.
     """
 
     def __init__(self, label: str, interval: int = 25) -> None:
@@ -41,10 +45,12 @@ class Progress(Hook):
         self.first, self.start = runner.iter, time.time()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Print the loss now and then."""
+        """Look at the loss, and print it now and then."""
         self.seconds = (time.time() - self.start) / (runner.iter + 1 - self.first)
+        loss = outputs['loss'].item()
+        if not math.isfinite(loss):
+            raise UserError(f'{self.label}: the loss is {loss} after {runner.iter + 1} iterations.')
         if self.every_n_train_iters(runner, self.interval):
-            loss = outputs['loss'].item()
             print(
                 f'{self.label}: {runner.iter + 1}/{runner.max_iters}, loss {loss:.4f}, '
                 f'{self.seconds:.2f} s an iteration',

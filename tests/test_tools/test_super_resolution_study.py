@@ -12,6 +12,7 @@ from tests.test_restoration.toy import TOY, toy_host, write_benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = 'studies/super_resolution'
+ELSEWHERE = ('--work-dir', 'elsewhere', '--report', 'elsewhere')
 STILL = ('optim_wrapper.optimizer.lr=0', 'param_scheduler.eta_min=0')
 
 
@@ -96,6 +97,10 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
         ([*arguments, *few, '--iters', '5'], 'was made with iters 4, not 5'),
         ([*arguments, *few, '--test', 'Set5'], 'NAME=FOLDER'),
         ([*few], '--train and --test are needed'),
+        (
+            [*arguments, *few, *ELSEWHERE, '--cfg-options', 'optim_wrapper.optimizer.lr=1e30'],
+            'ReLU, seed 0: the loss is',
+        ),
         (['--report-only', '--report', 'empty'], 'No finished run'),
         ([*arguments, '--rows', 'elu', '--train', 'nowhere'], 'was made with train'),
     ):
