@@ -47,6 +47,14 @@ def parse_args() -> argparse.Namespace:
         help='its options, such as feature_map=np-mirror',
     )
     parser.add_argument(
+        '--backbone-options',
+        nargs='+',
+        action=ConfigOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='options of the new backbone alone, such as linear_window=7 for Swin',
+    )
+    parser.add_argument(
         '--stages',
         type=int,
         nargs='+',
@@ -132,6 +140,7 @@ def main() -> None:
             args.stages,
             dict(zip(STEPS, args.iters)),
             dict(zip(STEPS, args.lr)),
+            args.backbone_options,
         )
         if warning := swin_warning(cfg.model.backbone, args.stages):
             print_log(warning, 'current', logging.WARNING)

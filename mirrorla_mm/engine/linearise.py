@@ -126,11 +126,23 @@ def linear_backbone(backbone: dict, attn: dict, stages: Iterable[int]) -> dict:
     return dict(new, attn_cfg=cfgs)
 
 
-def linear_config(cfg: Config, attn: dict, stages: Iterable[int]) -> Config:
-    """A config with the backbone of :func:`linear_backbone`, and no weights to start from."""
+def linear_config(
+    cfg: Config, attn: dict, stages: Iterable[int], options: dict | None = None
+) -> Config:
+    """A config with the backbone of :func:`linear_backbone`, and no weights to start from.
+
+    Args:
+        cfg (Config): Of the old model.
+        attn (dict): ``type`` and options of the new attention.
+        stages (Iterable[int]): Stages that get it, from 1.
+        options (dict, optional): Of the new backbone, such as LinearSwin's ``linear_window``.
+
+    Raises:
+        UserError: See :func:`linear_backbone`.
+    """
     cfg = copy.deepcopy(cfg)
     new = linear_backbone(cfg.model.backbone, attn, stages)
-    cfg.model.backbone = ConfigDict(new)
+    cfg.model.backbone = ConfigDict(new, **(options or {}))
     if 'pretrained' in cfg.model:
         cfg.model.pretrained = None
     cfg.load_from, cfg.resume = None, False
@@ -151,7 +163,7 @@ def swin_warning(backbone: dict, stages: Sequence[int]) -> str | None:
     return (
         "Swin's window attention is linear in the number of tokens already. The new layers of the "
         f'stages {_listed(stages)} see the whole map instead of a window, so what they are to '
-        'imitate is not what they are good at; model.backbone.linear_window=7 keeps windows.'
+        'imitate is not what they are good at; --backbone-options linear_window=7 keeps windows.'
     )
 
 

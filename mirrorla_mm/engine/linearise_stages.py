@@ -70,6 +70,7 @@ class Linearisation:
         iters (Mapping[str, int]): Iterations of ``attention``, ``features`` and ``fine-tuned``; 0
             leaves a stage out.
         lrs (Mapping[str, float]): Learning rates of the first two.
+        options (dict, optional): Of the new backbone, see :func:`.linear_config`.
 
     Raises:
         UserError: If the backbone cannot be linearised, or the work dir holds another model's.
@@ -84,6 +85,7 @@ class Linearisation:
         stages: Sequence[int],
         iters: Mapping[str, int],
         lrs: Mapping[str, float],
+        options: dict | None = None,
     ) -> None:
         self.cfg = cfg
         self.checkpoint = checkpoint
@@ -91,7 +93,7 @@ class Linearisation:
         self.iters = dict(iters)
         self.lrs = dict(lrs)
         self.work_dir = Path(cfg.work_dir)
-        self.student = linear_config(cfg, attn, stages)
+        self.student = linear_config(cfg, attn, stages, options)
         init_default_scope(cfg.get('default_scope') or 'mirrorla_mm')
         _join_processes(cfg)
         self.new_parameters = self._new_parameters()

@@ -137,6 +137,14 @@ def test_what_cannot_be_is_refused_in_one_sentence(backbone, attn, stages, messa
         linear_backbone(backbone, dict(type=attn), stages)
 
 
+def test_options_of_the_new_backbone_are_not_the_old_ones():
+    cfg = Config(dict(model=dict(backbone=BACKBONES['swin'])))
+    new = linear_config(cfg, dict(type='MirrorAttention'), [3, 4], dict(linear_window=4))
+    student = built(new.model.backbone)
+    assert student.stages[2].blocks[0].attn.window_size == 4
+    copy_weights(built(cfg.model.backbone), student)
+
+
 def test_swin_alone_comes_with_a_warning():
     assert 'linear in the number of tokens already' in swin_warning(BACKBONES['swin'], [3])
     assert swin_warning(BACKBONES['pvt'], [3]) is None
