@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmdet.testing import demo_mm_inputs
@@ -13,6 +14,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from mirrorla_mm.analysis.paper_tables import quick_bases
+from mirrorla_mm.apis import Inferencer
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 INSTANCES = 'mask2former/mask2former_mirrorla-t{}_8xb2-lsj-50e_coco.py'
@@ -158,3 +160,22 @@ def test_checkpoints_are_saved_by_the_safe_hook(recipe):
     batch_size = int(recipe.split('xb')[1].split('-')[0].split('_')[0])
     assert cfg.train_dataloader.batch_size == batch_size
     assert cfg.auto_scale_lr.base_batch_size == 8 * batch_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('recipe', [INSTANCES, PANOPTIC, DINO, RTMDET])
+def test_inferencer_takes_the_recipe(recipe, tmp_path):
+    cfg = toy(load(recipe))
+    for transform in cfg.test_dataloader.dataset.pipeline:
+        if transform.type == 'Resize':
+            transform.scale = (64, 64)
+        if transform.type == 'Pad':
+            transform.size = (64, 64)
+    torch.save(dict(state_dict=build(cfg).state_dict()), tmp_path / 'toy.pth')
+    image = np.zeros((48, 64, 3), np.uint8)
+    found = Inferencer(cfg, tmp_path / 'toy.pth', 'cpu')(image)
+    assert len(found.names) == len(found.scores) == len(found.boxes)
+    assert (found.scores[:-1] >= found.scores[1:]).all()
+    if recipe != DINO:
+        assert found.masks.shape == (len(found.scores), 48, 64)
+    assert found.above(0.0).draw(image).shape == image.shape
