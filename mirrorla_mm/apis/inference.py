@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import colorsys
+import copy
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -154,7 +155,8 @@ class Inferencer:
         init_default_scope(scope)
         self.device = device or _default_device(scope)
         weights = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
-        model = MODELS.build(self.cfg.model)
+        # Some models write into their config.
+        model = MODELS.build(copy.deepcopy(self.cfg.model))
         check_fit(model, weights, str(checkpoint))
         self.model = revert_sync_batchnorm(model).to(self.device).eval()
         dataset = _test_dataset(self.cfg)
