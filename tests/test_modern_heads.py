@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
+from mirrorla_mm.analysis.flops import build_empty, config_complexity
 from mirrorla_mm.analysis.paper_tables import quick_bases
 from mirrorla_mm.apis import Inferencer
 
@@ -182,3 +183,14 @@ def test_inferencer_takes_the_recipe(recipe, tmp_path):
     if recipe != DINO:
         assert found.masks.shape == (len(found.scores), 48, 64)
     assert found.above(0.0).draw(image).shape == image.shape
+
+
+@pytest.mark.parametrize('recipe', [PANOPTIC, SEMANTIC, DINO])
+def test_transformers_are_counted_whole(recipe):
+    cfg = toy(load(recipe))
+    params = sum(p.numel() for p in build_empty(copy.deepcopy(cfg)).parameters())
+    parts = config_complexity(cfg, (64, 96))
+    assert sum(part.params for part in parts.values()) == params
+    assert parts['transformer'].total > parts['transformer'].layers > 0
+    larger = config_complexity(toy(load(recipe)), (128, 192))
+    assert larger['transformer'].layers > 2 * parts['transformer'].layers
