@@ -45,12 +45,16 @@ class Image:
 
     def array(self) -> np.ndarray:
         """Grey, BGR or BGRA of 8 or 16 bits, shape (H, W) or (H, W, C)."""
-        channels = self.colours.mean(0, keepdim=True) if self.grey else self.colours.flip(0)
+        planes = [self.colours.mean(0)] if self.grey else [*self.colours.unbind()[::-1]]
         if self.alpha is not None:
-            channels = torch.cat((channels.expand(3, -1, -1), self.alpha))
-        values = (channels.double() * self.depth).round().clamp(0, self.depth)
+            planes = [*(planes * 3 if self.grey else planes), self.alpha[0]]
         dtype = np.uint8 if self.depth == 255 else np.uint16
-        return values.permute(1, 2, 0).numpy().astype(dtype).squeeze(-1 if len(values) == 1 else ())
+        array = np.empty((*self.colours.shape[1:], len(planes)), dtype)
+        # One plane after the other: a large image in float64 would be what takes most memory.
+        for number, plane in enumerate(planes):
+            values = plane.to(torch.float64, copy=True).mul_(self.depth).round_()
+            array[..., number] = values.clamp_(0, self.depth).numpy()
+        return array if len(planes) > 1 else array[..., 0]
 
 
 def read_image(path: str | os.PathLike) -> Image:

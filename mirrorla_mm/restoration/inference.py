@@ -113,7 +113,7 @@ def restore_file(
     """Enlarge one image; see :func:`restore`."""
     image = read_image(file)
     device = next(model.parameters()).device
-    colours = enlarge(model.backbone, image.colours[None].to(device), **options)[0].clamp(0, 1)
+    colours = enlarge(model.backbone, image.colours[None].to(device), **options)[0].clamp_(0, 1)
     result = dict(image=file.name, width=colours.shape[2], height=colours.shape[1])
     if truth is not None:
         expected = to_uint8(read_image(truth).colours)
