@@ -133,7 +133,10 @@ class Attention(BaseModule):
         channels = self.embed_dims
         weight, bias = self.projection()
         if self.sr is None:
-            return F.linear(x, weight, bias).split(channels, dim=-1)
+            # The layer itself where nothing is folded: in deploy mode it is a faster one.
+            own = weight is self.qkv.weight
+            packed = self.qkv(x) if own else F.linear(x, weight, bias)
+            return packed.split(channels, dim=-1)
         x_kv = self.sr_norm(to_tokens(self.sr(to_map(x, hw_shape))))
         weights = weight.split(channels)
         biases = [None] * len(weights) if bias is None else bias.split(channels)

@@ -44,6 +44,7 @@ class FeatureMapAttention(LinearAttention):
 
     def fold_for_inference(self) -> None:
         """Fold into the projection what is the same in all images, for good."""
+        super().fold_for_inference()
         if self.reflection is None:
             return
         weight, bias = self.projection()
@@ -75,7 +76,9 @@ class FeatureMapAttention(LinearAttention):
         weight, bias = self.projection()
         layers = self.split_layers(weight.t(), bias)
         if folds:
-            layers[:2] = self.split_layers(*self.reflection.fold_angles(weight, bias, x))
+            layers[:2] = self.split_layers(
+                *self.reflection.fold_angles(weight, bias, x, self.products)
+            )
         return layers
 
     def _attend_projected(

@@ -16,8 +16,9 @@ from ..ops.backend import Backend, Heads, select_backend
 from ..ops.maps import to_map, to_tokens
 from ..ops.options import Options
 from ..ops.precision import at_least_float32, saturate, without_autocast
+from ..ops.products import FAST, PLAIN, affine_of
 from ..ops.rope import Rope
-from ..ops.strips import Rows, at_once, by_strips, row_strips
+from ..ops.strips import Rows, at_once, by_strips, row_strips, strip_dtype
 from .base import Attention
 
 State = tuple[Any, ...]
@@ -63,13 +64,21 @@ class LinearAttention(Attention):
     surveys = False
     # Whether :meth:`read` needs the value of each query's own token.
     reads_own_value = False
+    # The matrix products of strips.
+    products = PLAIN
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         plan = self.plan(x, hw_shape)
         if plan.strips is not None:
-            return self._by_strips(x, hw_shape, plan)
+            x = x.to(strip_dtype(x))
+            with torch.autocast('cpu', enabled=False):
+                return self._by_strips(x, hw_shape, plan)
         out, v, *gate = self._attend_projected(x, hw_shape, plan)
         return self.finish(out, self.local(x, v, hw_shape), *gate)
+
+    def fold_for_inference(self) -> None:
+        """Take the matrix products that this processor runs fastest, for good."""
+        self.products = FAST
 
     def plan(self, x: Tensor, hw_shape: tuple[int, int]) -> Plan:
         """Decide for tokens x (B, N, C) which backend runs, and whether by strips."""
@@ -151,7 +160,7 @@ class LinearAttention(Attention):
         Returns:
             tuple: Their part of the state.
         """
-        return lean.gather(k, v, place, survey)
+        return lean.gather(k, v, place, survey, self.products)
 
     def merge(self, first: State, second: State) -> State:
         """The state of two parts of the tokens together; a tuple of sums adds up."""
@@ -171,7 +180,7 @@ class LinearAttention(Attention):
         Returns:
             Tensor: Shape (B, H, n, d).
         """
-        return lean.read(q, state, place)
+        return lean.read(q, state, place, self.products)
 
     def place(self, q: Tensor, hw_shape: tuple[int, int], plan: Plan) -> Place:
         """The part that depends on a token's place: by default RoPE, None in a host without it."""
@@ -212,11 +221,16 @@ class LinearAttention(Attention):
         """
         # Images that have projections of their own come one by one.
         to_q, to_k, to_v, *to_gate = (
-            (weight.flatten(0, -2), None if bias is None else bias.flatten())
+            self.products.affine(
+                weight.flatten(0, -2).t().to(x.dtype),
+                None if bias is None else bias.flatten().to(x.dtype),
+            )
             for weight, bias in self.layers(x, plan.folds)
         )
+        to_out = affine_of(self.proj, x.dtype)
         kernel = self.local_kernel(x)
-        proj = self.proj.weight.t(), self.proj.bias
+        if kernel is not None:
+            kernel = tuple(None if part is None else part.to(x.dtype) for part in kernel)
         v = x.new_empty(x.shape)
         kept: dict[Rows, Tensor] = {}
 
@@ -231,32 +245,36 @@ class LinearAttention(Attention):
 
         def queries(rows: Rows) -> Tensor:
             if rows in kept:
-                return kept.pop(rows)
-            q = heads(linear(of(rows, x), *to_q, of(rows, out)))
-            return self.features(q, place_of(rows))
+                return at_least_float32(kept.pop(rows))
+            q = heads(to_q(of(rows, x), out=of(rows, out)))
+            return self.features(at_least_float32(q), place_of(rows))
 
         # Functions, so that what a strip makes is gone before the next one starts.
         def gathered(rows: Rows) -> State:
-            k = self.features(heads(linear(of(rows, x), *to_k)), place_of(rows), key=True)
-            values = heads(linear(of(rows, x), *to_v, of(rows, v)))
+            k = at_least_float32(heads(to_k(of(rows, x))))
+            k = self.features(k, place_of(rows), key=True)
+            values = at_least_float32(heads(to_v(of(rows, x), out=of(rows, v))))
             return self.gather(k, values, place_of(rows), survey)
 
         def attended(rows: Rows) -> Tensor:
-            own = heads(of(rows, v)) if self.reads_own_value else None
-            return self.read(queries(rows), state, place_of(rows), own)
+            own = at_least_float32(heads(of(rows, v))) if self.reads_own_value else None
+            return self.read(queries(rows), state, place_of(rows), own).to(x.dtype)
 
         def gated(rows: Rows) -> Tensor:
             local = None if kernel is None else self.local_rows(v_map, kernel, rows)
-            gate = [linear(of(rows, x), *layer).unflatten(0, (len(x), -1)) for layer in to_gate]
+            gate = [layer(of(rows, x)).unflatten(0, (len(x), -1)) for layer in to_gate]
             return self.modulate(attended(rows), local, *gate).flatten(0, 1)
 
-        survey = None
-        if self.surveys:
-            survey = self.survey(kept.setdefault(rows, queries(rows)) for rows in plan.strips)
+        def surveyed(rows: Rows) -> Tensor:
+            q = queries(rows)
+            kept[rows] = q.to(x.dtype)
+            return q
+
+        survey = self.survey(map(surveyed, plan.strips)) if self.surveys else None
         state = reduce(self.merge, map(gathered, plan.strips))
         v_map = to_map(v, hw_shape)
         for rows in plan.strips:
-            linear(gated(rows), *proj, of(rows, out))
+            to_out(gated(rows), out=of(rows, out))
 
     def _own_value(self, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """v (B, H, M, d) at the place of each query, interpolated where it was reduced."""
@@ -285,13 +303,6 @@ def _attend_whole(
 def linear_of_images(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x W + b`` of x (B, N, C), with one W for all images or one for each."""
     return F.linear(x, weight.t(), bias) if weight.dim() == 2 else torch.baddbmm(bias, x, weight)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """``x W + b`` of x (n, C), into ``out`` if given."""
-    if bias is None:
-        return torch.mm(x, weight, out=out)
-    return torch.addmm(bias, x, weight, out=out)
 
 
 def linear_dtype(x: Tensor) -> torch.dtype:

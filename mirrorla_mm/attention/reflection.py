@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import cross_head_reflection, reflect
 from ..ops.folding import fold_block_reflection, projected_angle
+from ..ops.products import PLAIN, Products
 
 
 class Reflection(BaseModule):
@@ -97,13 +98,16 @@ class Reflection(BaseModule):
         self.u = self.u_k = None
         return self if self.variance_aware else None
 
-    def fold_angles(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    def fold_angles(
+        self, weight: Tensor, bias: Tensor | None, x: Tensor, products: Products = PLAIN
+    ) -> tuple[Tensor, Tensor]:
         """Fold the variance-aware block reflections of each image into its projection to q and k.
 
         Args:
             weight (Tensor): Rows of q, k and whatever follows, from :meth:`fold`, shape (>= 2C, C).
             bias (Tensor, optional): Shape (>= 2C,).
             x (Tensor): What will be projected, shape (B, N, C).
+            products (Products): How to multiply matrices. Defaults to torch's own way.
 
         Returns:
             tuple[Tensor, Tensor]: ``W'`` of shape (B, C, 2C) and ``b'`` of shape (B, 1, 2C) with
@@ -112,7 +116,8 @@ class Reflection(BaseModule):
         qk = slice(2 * weight.shape[1])
         weight, bias = weight[qk], None if bias is None else bias[qk]
         theta = torch.cat((self.theta, self.theta_of_keys))
-        angle = projected_angle(weight, x, theta, self.options['lam'], self.options['alpha_max'])
+        modulation = self.options['lam'], self.options['alpha_max']
+        angle = projected_angle(weight, x, theta, *modulation, products)
         return fold_block_reflection(weight, bias, angle)
 
     def reflect_all(self, x: Tensor, key: bool = False) -> Tensor:

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TypeVar
 
+from mmengine.logging import print_log
 from torch import nn
+
+from ..ops.products import FastLinear
+from ..ops.strips import has_bfloat16
 
 Model = TypeVar('Model', bound=nn.Module)
 
 
-def deploy(model: Model) -> Model:
+def deploy(model: Model, dtype: str | None = None) -> Model:
     """Fold every module of a model for good; outputs stay the same but for rounding.
+
+    Linear layers and the products of linear attention run in the way that the processor runs
+    fastest, which is measured for each shape when it first comes up.
 
     A module of this package folds itself in ``fold_for_inference``. Those of others that have
     OpenMMLab's ``switch_to_deploy`` are switched. Load weights before; there is no way back to
     training. Doing it twice does nothing more.
 
+    Args:
+        model (nn.Module): Any model.
+        dtype (str, optional): ``'bfloat16'``: our backbones compute in it, but for statistics,
+            normalisers and softmax, and return float32. On a processor without bfloat16
+            arithmetic they stay in float32, with a warning.
+
     Returns:
         nn.Module: The model itself, in evaluation mode.
+
+    Raises:
+        ValueError: If ``dtype`` is another.
     """
+    if dtype not in (None, 'bfloat16'):
+        raise ValueError(f"deploy() takes dtype='bfloat16' or None (float32), got {dtype!r}.")
+    if dtype and not has_bfloat16():
+        print_log(
+            'This processor has no bfloat16 arithmetic: deploy mode stays in float32.',
+            logger='current',
+            level=logging.WARNING,
+        )
+        dtype = None
     model.eval()
     for module in list(model.modules()):
+        if type(module) is nn.Linear:
+            module.__class__ = FastLinear
+        if dtype and hasattr(module, 'deploy_dtype'):
+            module.deploy_dtype = dtype
         if hasattr(module, 'fold_for_inference'):
             module.fold_for_inference()
         elif module is not model and hasattr(module, 'switch_to_deploy'):

@@ -131,7 +131,6 @@ class ConvFFN(BaseModule):
         self.dwconv = ResidualDepthwise(hidden_dims)
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
 
-    @or_by_strips(strips.conv_ffn)
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, N, C) to (B, N, C)."""
         x = to_map(self.act(self.fc1(x)), hw_shape)
@@ -200,8 +199,11 @@ class Block(BaseModule):
         hw_shape = x.shape[-2:]
         x = to_tokens(self.pos(x))
         x = self._add(x, self.attn(self.norm1(x), hw_shape), self.gamma1)
-        x = self._add(x, self.ffn(self.norm2(x), hw_shape), self.gamma2)
-        return to_map(x, hw_shape)
+        return to_map(self._feed_forward(x, hw_shape), hw_shape)
+
+    @or_by_strips(strips.feed_forward)
+    def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        return self._add(x, self.ffn(self.norm2(x), hw_shape), self.gamma2)
 
     @or_by_strips(strips.add)
     def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:

@@ -41,8 +41,7 @@ class NaLaBlock(Block):
         x = to_tokens(self.pos(x))
         x = self._add(x, self.attn(self.norm1(x), hw_shape), self.gamma1)
         x = to_tokens(self.pos2(to_map(x, hw_shape)))
-        x = self._add(x, self.ffn(self.norm2(x), hw_shape), self.gamma2)
-        return to_map(x, hw_shape)
+        return to_map(self._feed_forward(x, hw_shape), hw_shape)
 
 
 @register_model

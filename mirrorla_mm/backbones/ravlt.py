@@ -104,6 +104,8 @@ class RAVLT(BaseModule):
     block = Block
 
     deployed = False
+    # What deploy mode computes in: 'bfloat16', or None for the dtype of the weights.
+    deploy_dtype: str | None = None
 
     def __init__(
         self,
@@ -171,6 +173,12 @@ class RAVLT(BaseModule):
             tuple[Tensor, ...]: The stages ``out_indices``, at strides 4, 8, 16, 32 (rounded up), in
             channels-last memory.
         """
+        if self.deploy_dtype is None:
+            return self._extract(x)
+        with torch.autocast(x.device.type, getattr(torch, self.deploy_dtype)):
+            return tuple(y.to(x.dtype) for y in self._extract(x))
+
+    def _extract(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         outputs = []
         for i, stage in enumerate(self.stages):
@@ -195,7 +203,7 @@ class RAVLT(BaseModule):
         else:
             super().init_weights()
 
-    def switch_to_deploy(self) -> RAVLT:
+    def switch_to_deploy(self, dtype: str | None = None) -> RAVLT:
         """Fold for inference whatever can be folded; outputs stay the same but for rounding.
 
         Reflections that are the same in all images go into the projections to q and k, LayerScales
@@ -203,10 +211,13 @@ class RAVLT(BaseModule):
         ``x + dwconv(x)`` into the centre tap. Load weights before switching; there is no way back
         to training.
 
+        Args:
+            dtype (str, optional): ``'bfloat16'`` to compute in it, see :func:`~.deploy.deploy`.
+
         Returns:
             RAVLT: Itself, in evaluation mode.
         """
-        return deploy(self)
+        return deploy(self, dtype)
 
     def fold_for_inference(self) -> None:
         """Refuse training and weights that are not folded from now on, see :func:`deploy`."""

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from ..ops.maps import to_map, to_tokens
+from ..ops.products import affine_of
 from ..ops.strips import conv_rows, row_strips
 
 if TYPE_CHECKING:
-    from .layers import Block, ConvChain, ConvFFN
+    from .layers import Block, ConvChain
 
 
 def conv_chain(chain: ConvChain, x: Tensor) -> Tensor:
     """Convolutions with GELU between."""
-    convs, weights = zip(*((conv, folded) for conv, folded in chain.folded()))
+    convs, weights = zip(*((conv, _cast(folded, x)) for conv, folded in chain.folded()))
     sizes = [tuple(x.shape[2:])]
     for conv in convs:
         sizes.append(tuple((n - 1) // conv.stride[0] + 1 for n in sizes[-1]))
@@ -40,22 +41,34 @@ def conv_chain(chain: ConvChain, x: Tensor) -> Tensor:
     return out
 
 
-def conv_ffn(ffn: ConvFFN, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-    """Two linear layers with a residual depth-wise convolution between."""
+def feed_forward(block: Block, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+    """The normalised, scaled feed-forward network onto x."""
     height, width = hw_shape
-    conv = ffn.dwconv
-    out, kernel = torch.empty_like(x), (conv.kernel(), conv.bias)
+    ffn, conv = block.ffn, block.ffn.dwconv
+    out, kernel = torch.empty_like(x), _cast((conv.kernel(), conv.bias), x)
+    fc1, fc2 = (affine_of(layer, x.dtype) for layer in (ffn.fc1, ffn.fc2))
     row_bytes = width * ffn.fc1.out_features * x.element_size()
     for image, result in zip(x, out):
         for rows in row_strips(height, row_bytes):
             near = rows.read_by(conv.kernel_size[0], 1, height)
-            hidden = torch.ops.aten.gelu_(ffn.fc1(image[near.tokens(width)]))
+            hidden = torch.ops.aten.gelu_(fc1(block.norm2(image[near.tokens(width)])))
             hidden = to_map(hidden.unsqueeze(0), (near.stop - near.start, width))
             hidden = conv_rows(hidden, *kernel, rows, height, near.start, groups=conv.groups)
-            result[rows.tokens(width)] = ffn.fc2(to_tokens(hidden)[0])
+            branch = fc2(to_tokens(hidden)[0])
+            tokens = rows.tokens(width)
+            add(block, image[tokens], branch, block.gamma2, out=result[tokens])
     return out
 
 
-def add(block: Block, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
-    """A scaled branch onto x, which is the block's own and may be overwritten."""
-    return x.add_(branch) if gamma is None else x.addcmul_(branch, gamma)
+def add(
+    block: Block, x: Tensor, branch: Tensor, gamma: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """A scaled branch onto x, by default in its place, as x is the block's own."""
+    out = x if out is None else out
+    if gamma is None:
+        return torch.add(x, branch, out=out)
+    return torch.addcmul(x, branch, gamma.to(x.dtype), out=out)
+
+
+def _cast(tensors: tuple[Tensor, ...], like: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(like.dtype) for tensor in tensors)

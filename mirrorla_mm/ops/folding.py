@@ -14,27 +14,28 @@ import torch
 from torch import Tensor
 
 from .precision import at_least_float32, without_autocast
+from .products import PLAIN, Products
 from .reflection import block_reflection, mean_of_pairs, variance_aware_angle
 from .strips import at_once
 
 
 @without_autocast
-def token_covariance(x: Tensor) -> Tensor:
+def token_covariance(x: Tensor, products: Products = PLAIN) -> Tensor:
     """Covariance of the channels over the tokens, biased.
 
     Args:
         x (Tensor): Shape (B, N, C).
+        products (Products): How to multiply matrices. Defaults to torch's own way.
 
     Returns:
         Tensor: Shape (B, C, C), float32 at least.
     """
-    x = at_least_float32(x)
-    mean = x.mean(dim=1, keepdim=True)
-    products = x.new_zeros(len(x), x.shape[2], x.shape[2])
+    mean = x.mean(dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    total = mean.new_zeros(len(x), 1, x.shape[2], x.shape[2])
     for part in x.split(at_once(x[:, :1].nbytes), dim=1):  # the centred tokens stay in cache
-        centred = part - mean
-        products = torch.baddbmm(products, centred.transpose(1, 2), centred)
-    return products / x.shape[1]
+        centred = (at_least_float32(part) - mean).unsqueeze(1)
+        total = total + products.gather(centred, centred)
+    return total.squeeze(1) / x.shape[1]
 
 
 @without_autocast
@@ -44,6 +45,7 @@ def projected_angle(
     theta: Tensor,
     lam: float = 1.0,
     alpha_max: float = math.pi / 2,
+    products: Products = PLAIN,
 ) -> Tensor:
     """The modulated angles of queries or keys before they are projected.
 
@@ -53,13 +55,14 @@ def projected_angle(
         theta (Tensor): Base angles in radians, shape (H, d//2).
         lam (float): See :func:`~mirrorla_mm.ops.reflect`.
         alpha_max (float): See :func:`~mirrorla_mm.ops.reflect`.
+        products (Products): How to multiply matrices. Defaults to torch's own way.
 
     Returns:
         Tensor: Radians, shape (B, H, d//2), float32 at least.
     """
     weight = at_least_float32(weight)
     # Rounding may leave a variance of zero slightly negative.
-    variance = ((weight @ token_covariance(x)) * weight).sum(-1).clamp_min(0)
+    variance = ((weight @ token_covariance(x, products)) * weight).sum(-1).clamp_min(0)
     variance = mean_of_pairs(variance.unflatten(-1, (len(theta), -1)))
     return variance_aware_angle(theta, variance, lam, alpha_max)
 

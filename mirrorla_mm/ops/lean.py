@@ -17,6 +17,7 @@ from .backend import Backend, Heads, register_backend, symbolic
 from .linear_attention import NORMALISER_EPS
 from .options import Options
 from .precision import at_least_float32, saturate, without_autocast
+from .products import PLAIN, Products
 from .reflection import block_reflection, block_variance, variance_aware_angle
 from .rope import Rope, as_complex
 
@@ -70,7 +71,13 @@ def survey(queries: Iterable[Tensor]) -> Tensor:
     return torch.stack(sums).sum(0) * (sums[0].shape[-1] ** -0.5 / sum(tokens))
 
 
-def gather(k: Tensor, v: Tensor, rope: Rope | None, query: Tensor | None = None) -> LinearState:
+def gather(
+    k: Tensor,
+    v: Tensor,
+    rope: Rope | None,
+    query: Tensor | None = None,
+    products: Products = PLAIN,
+) -> LinearState:
     """Sum some keys and values.
 
     Args:
@@ -78,17 +85,18 @@ def gather(k: Tensor, v: Tensor, rope: Rope | None, query: Tensor | None = None)
         v (Tensor): Values, shape (B, H, n, e).
         rope (Rope, optional): Position embedding of these tokens, for the numerator alone.
         query (Tensor, optional): Tokens weigh exp(k_t query), shape (B, H, 1, d); else alike.
+        products (Products): How to multiply matrices. Defaults to torch's own way.
     """
     turned = k if rope is None else rope(k)
     if query is None:
         total = k.new_full((), k.shape[-2])
         key = k.sum(dim=-2, keepdim=True)
-        return LinearState(k.new_zeros(()), total, key, turned.transpose(-2, -1) @ v)
-    scores = k @ query.transpose(-2, -1)
+        return LinearState(k.new_zeros(()), total, key, products.gather(turned, v))
+    scores = products.read(k, query.transpose(-2, -1))
     peak = scores.detach().amax(dim=-2, keepdim=True)
     weight = (scores - peak).exp_()
-    total, key = weight.sum(dim=-2, keepdim=True), weight.transpose(-2, -1) @ k
-    return LinearState(peak, total, key, turned.transpose(-2, -1) @ (v * weight))
+    total, key = weight.sum(dim=-2, keepdim=True), products.gather(weight, k)
+    return LinearState(peak, total, key, products.gather(turned, v * weight))
 
 
 def merge(first: LinearState, second: LinearState) -> LinearState:
@@ -103,15 +111,16 @@ def add_relative(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple
     return peak, *(a * shrink[0] + b * shrink[1] for a, b in zip(first[1:], second[1:]))
 
 
-def read(q: Tensor, state: LinearState, rope: Rope | None) -> Tensor:
+def read(q: Tensor, state: LinearState, rope: Rope | None, products: Products = PLAIN) -> Tensor:
     """``R(q) S / (q m + 1e-6)`` of features of queries (B, H, n, d): shape (B, H, n, e).
 
     With m keys in the state, each normalises its share of the e columns; where m does not divide e,
     the last share is the smaller one.
     """
-    normaliser = q @ (state.key / state.total).transpose(-2, -1) + NORMALISER_EPS
+    key = (state.key / state.total).transpose(-2, -1)
+    normaliser = products.read(q, key) + NORMALISER_EPS
     turned = q if rope is None else rope(q)
-    out = turned @ (state.products / state.total)
+    out = products.read(turned, state.products / state.total)
     keys, columns = normaliser.shape[-1], out.shape[-1]
     if keys > 1:
         normaliser = normaliser.repeat_interleave(-(-columns // keys), dim=-1)[..., :columns]

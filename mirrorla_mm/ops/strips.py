@@ -9,7 +9,8 @@ the tokens are added up from strip to strip, so the result is exact.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,31 +20,51 @@ from torch import Tensor
 from .backend import plain_form
 
 # What the widest intermediate result of a strip may take, so that a strip's results stay in cache.
-STRIP_BYTES = 3 << 20
+STRIP_BYTES = 6 << 20
 
 
 def by_strips(x: Tensor) -> bool:
-    """Whether to go strip by strip: on a CPU, in single or double precision, without gradients."""
-    return (
-        x.device.type == 'cpu'
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled('cpu')
-        and not plain_form()
-    )
+    """Whether to go strip by strip: on a CPU, without gradients, in a dtype that it computes in."""
+    if x.device.type != 'cpu' or torch.is_grad_enabled() or plain_form():
+        return False
+    dtype = strip_dtype(x)
+    return dtype in (torch.float32, torch.float64) or (dtype is torch.bfloat16 and has_bfloat16())
+
+
+def strip_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of layers in strips of x: its own or, but for float64, autocast's."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled('cpu'):
+        return x.dtype
+    return torch.get_autocast_dtype('cpu')
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; elsewhere it is slower than float32."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        features = set(Path('/proc/cpuinfo').read_text().split())
+    except OSError:
+        return False
+    return not features.isdisjoint(('avx512_bf16', 'amx_bf16', 'bf16'))  # x86 twice, and Arm
 
 
 def or_by_strips(fast: Callable[..., Tensor]) -> Callable[[Callable], Callable[..., Tensor]]:
     """Decorate a method of a module: in evaluation, :func:`by_strips` given, ``fast`` runs instead.
 
-    Both take the module, its input and the same further arguments, and return the same.
+    Both take the module, its input and the same further arguments, and return the same. ``fast``
+    computes in the dtype of the input that it gets, under autocast that of autocast.
     """
 
     def decorate(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @wraps(plain)
         def run(module: torch.nn.Module, x: Tensor, *args) -> Tensor:
-            in_strips = not module.training and by_strips(x)
-            return (fast if in_strips else plain)(module, x, *args)
+            if module.training or not by_strips(x):
+                return plain(module, x, *args)
+            x = x.to(strip_dtype(x))
+            with torch.autocast('cpu', enabled=False):
+                return fast(module, x, *args)
 
         return run
 

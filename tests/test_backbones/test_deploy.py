@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from mirrorla_mm.backbones import RAVLT, MirrorLA, NaLaFormer
+from mirrorla_mm.backbones import deploy as deploying
 from mirrorla_mm.backbones.ravlt import ARCHS
 from mirrorla_mm.ops import strips, use_backend
 from tests.archs import TOY
@@ -71,6 +72,35 @@ def test_switching_twice_changes_nothing():
     after = model.switch_to_deploy().state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize('host', [MirrorLA, NaLaFormer])
+def test_bfloat16_stays_near_float32_and_returns_it(host):
+    if not strips.has_bfloat16():
+        pytest.skip('the processor has no bfloat16 arithmetic')
+    model = as_trained(host(TOY, layout=('linear', 'linear', 'softmax', 'linear')))
+    images = torch.rand(2, 3, 141, 97)
+    with torch.no_grad():
+        expected = model(images)
+        with torch.autocast('cpu', torch.bfloat16):
+            assert relative_error(model(images), expected) < 0.05
+        outputs = model.switch_to_deploy('bfloat16')(images)
+    assert {y.dtype for y in outputs} == {torch.float32}
+    assert 1e-4 < relative_error(outputs, expected) < 0.05
+    assert model.switch_to_deploy().deploy_dtype == 'bfloat16'
+
+
+def test_without_bfloat16_arithmetic_it_says_so_and_stays_in_float32(monkeypatch, capsys):
+    monkeypatch.setattr(deploying, 'has_bfloat16', lambda: False)
+    logged = []
+    monkeypatch.setattr(deploying, 'print_log', lambda text, **_: logged.append(text))
+    assert MirrorLA(TOY).switch_to_deploy('bfloat16').deploy_dtype is None
+    assert len(logged) == 1 and 'stays in float32' in logged[0]
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(ValueError, match="got 'float16'"):
+        MirrorLA(TOY).switch_to_deploy('float16')
 
 
 def test_training_is_refused_and_evaluation_is_not():

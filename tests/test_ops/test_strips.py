@@ -48,17 +48,37 @@ def test_tokens_of_rows_are_row_major():
     assert torch.equal(grid.flatten()[Rows(1, 4).tokens(7)], grid[1:4].flatten())
 
 
-def test_strips_are_for_inference_in_single_precision_alone():
+@pytest.mark.parametrize('bfloat16', [True, False])
+def test_strips_are_for_inference_in_what_the_processor_computes(bfloat16, monkeypatch):
+    monkeypatch.setattr(strips, 'has_bfloat16', lambda: bfloat16)
     x = torch.rand(1)
     assert not by_strips(x)
     with torch.no_grad():
-        assert by_strips(x)
+        assert by_strips(x) and by_strips(x.double())
         assert not by_strips(x.half())
         assert not by_strips(x.to('meta'))
-        with torch.autocast('cpu'):
+        assert by_strips(x.bfloat16()) == bfloat16
+        with torch.autocast('cpu', torch.bfloat16):
+            assert by_strips(x) == bfloat16
+            assert by_strips(x.double())
+        with torch.autocast('cpu', torch.float16):
             assert not by_strips(x)
         with use_backend('torch'):
             assert not by_strips(x)
+
+
+def test_the_fast_form_computes_in_autocast_s_dtype(monkeypatch):
+    monkeypatch.setattr(strips, 'has_bfloat16', lambda: True)
+    seen = []
+
+    class Layer(nn.Module):
+        @or_by_strips(lambda module, x: seen.append((x.dtype, torch.is_autocast_enabled('cpu'))))
+        def forward(self, x):
+            raise AssertionError
+
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        Layer().eval()(torch.zeros(1))
+    assert seen == [(torch.bfloat16, False)]
 
 
 def test_a_training_module_keeps_its_plain_form():

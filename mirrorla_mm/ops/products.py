@@ -1,0 +1,236 @@
+"""Matrix products of inference on a CPU, each in the way that this processor runs fastest.
+
+There are two libraries of matrix products in torch, MKL and oneDNN. Which one is faster depends on
+the processor, by a factor of two on AMD's, and on the shape. So deploy mode times the ways once for
+each shape and keeps the choice. Results differ by rounding alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .strips import at_once, by_strips, strip_dtype
+
+# From tokens (n, C) to tokens (n, C'), written into ``out`` if given.
+Affine = Callable[..., Tensor]
+ROUNDS = 5
+
+
+class Products(NamedTuple):
+    """The products of a linear attention, in one way each.
+
+    Attributes:
+        affine: A weight (C', C) and a bias (C',), if any, to the function of tokens that they are.
+        gather: Two features of tokens (B, H, n, d) and (B, H, n, e) to the sums over the tokens
+            ``k^T v``, shape (B, H, d, e).
+        read: Features (B, H, n, d) and a state (B, H, d, e) to (B, H, n, e).
+    """
+
+    affine: Callable[[Tensor, Tensor | None], Affine]
+    gather: Callable[[Tensor, Tensor], Tensor]
+    read: Callable[[Tensor, Tensor], Tensor]
+
+
+def plain_affine(weight: Tensor, bias: Tensor | None) -> Affine:
+    """torch's own product: MKL's in single precision."""
+    weight = weight.t()
+
+    def run(x: Tensor, out: Tensor | None = None) -> Tensor:
+        if bias is None:
+            return torch.mm(x, weight, out=out)
+        return torch.addmm(bias, x, weight, out=out)
+
+    return run
+
+
+def convolution(weight: Tensor, bias: Tensor | None) -> Affine:
+    """A 1x1 convolution of a channels-last map: oneDNN's product."""
+    kernel = weight.reshape(*weight.shape, 1, 1)
+
+    def run(x: Tensor, out: Tensor | None = None) -> Tensor:
+        y = F.conv2d(_as_row(x), kernel, bias).permute(0, 2, 3, 1).flatten(0, 2)
+        return y if out is None else out.copy_(y)
+
+    return run
+
+
+def packed(weight: Tensor, bias: Tensor | None) -> Affine:
+    """oneDNN's product with a weight in the blocked layout that its kernels read.
+
+    torch has no public name for it; :func:`affine_ways` leaves it out where the private one is
+    gone.
+    """
+    kernel = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+
+    def run(x: Tensor, out: Tensor | None = None) -> Tensor:
+        y = torch.ops.mkldnn._linear_pointwise(x, kernel, bias, 'none', [], None)
+        return y if out is None else out.copy_(y)
+
+    return run
+
+
+def plain_gather(k: Tensor, v: Tensor) -> Tensor:
+    """A batched product."""
+    return k.transpose(-2, -1) @ v
+
+
+def gather_by_convolution(k: Tensor, v: Tensor) -> Tensor:
+    """The gradient of a 1x1 convolution's weight, with a group for each head."""
+    heads, size = k.shape[1], (k.shape[1] * v.shape[-1], k.shape[-1], 1, 1)
+    return torch.stack(
+        [
+            torch.ops.aten.convolution_backward(
+                *(_as_row(x.transpose(0, 1).flatten(1)) for x in (values, keys)),
+                k.new_empty(size), None, (1, 1), (0, 0), (1, 1), False, (0, 0), heads,
+                (False, True, False),
+            )[1].view(heads, -1, k.shape[-1]).transpose(1, 2)
+            for keys, values in zip(k, v)
+        ]
+    )  # fmt: skip
+
+
+def plain_read(q: Tensor, state: Tensor) -> Tensor:
+    """A batched product."""
+    return q @ state
+
+
+def read_by_convolution(q: Tensor, state: Tensor) -> Tensor:
+    """A 1x1 convolution with a group for each head."""
+    heads = q.shape[1]
+    kernels = state.transpose(-2, -1).flatten(1, 2)[..., None, None]
+    rows = (
+        F.conv2d(_as_row(x.transpose(0, 1).flatten(1)), kernel, groups=heads)
+        for x, kernel in zip(q, kernels)
+    )
+    tokens = torch.cat([row[:, :, 0].transpose(1, 2) for row in rows])
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def read_by_diagonal(q: Tensor, state: Tensor) -> Tensor:
+    """One product of all heads with the states on the diagonal of a matrix."""
+    diagonal = torch.stack([torch.block_diag(*states) for states in state])
+    return (q.transpose(1, 2).flatten(2) @ diagonal).unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
+
+
+def _as_row(x: Tensor) -> Tensor:
+    """Tokens (n, C) as a channels-last map of one row."""
+    return x.unflatten(0, (1, 1, -1)).permute(0, 3, 1, 2)
+
+
+PLAIN = Products(plain_affine, plain_gather, plain_read)
+
+
+def fast_affine(weight: Tensor, bias: Tensor | None) -> Affine:
+    """The fastest of torch's own product, the convolution and the packed product."""
+    ways = affine_ways(weight.dtype)
+
+    def calls() -> list[Callable[[], Tensor]]:
+        tokens = at_once(max(weight.shape) * weight.itemsize)
+        x = weight.new_ones(tokens, weight.shape[1])
+        return [partial(way(weight, bias), x) for way in ways]
+
+    return ways[_fastest(('affine', *weight.shape, weight.dtype), calls)](weight, bias)
+
+
+def fast_gather(k: Tensor, v: Tensor) -> Tensor:
+    """The faster of a batched product and a convolution's gradient."""
+    ways = (plain_gather, gather_by_convolution)[: 1 + has_onednn(k.dtype)]
+    key = ('gather', k.shape[1], k.shape[-1], v.shape[-1], k.dtype)
+    return ways[_fastest(key, lambda: [partial(way, k, v) for way in ways])](k, v)
+
+
+def fast_read(q: Tensor, state: Tensor) -> Tensor:
+    """The fastest of a batched product, a product of all heads at once and a convolution."""
+    ways = (plain_read, read_by_diagonal, read_by_convolution)[: 2 + has_onednn(q.dtype)]
+    key = ('read', *state.shape[1:], q.dtype)
+    return ways[_fastest(key, lambda: [partial(way, q, state) for way in ways])](q, state)
+
+
+FAST = Products(fast_affine, fast_gather, fast_read)
+
+
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there and computes in this dtype."""
+    return torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)
+
+
+@cache
+def affine_ways(dtype: torch.dtype) -> tuple[Callable[[Tensor, Tensor | None], Affine], ...]:
+    """The ways that exist of a product with a weight, torch's own first."""
+    if not has_onednn(dtype):
+        return (plain_affine,)
+    try:
+        packed(torch.ones(2, 2, dtype=dtype), None)(torch.ones(1, 2, dtype=dtype))
+    except (AttributeError, TypeError, RuntimeError):
+        return plain_affine, convolution
+    return plain_affine, convolution, packed
+
+
+_choices: dict[tuple, int] = {}
+
+
+def _fastest(key: tuple, calls: Callable[[], list[Callable[[], Tensor]]]) -> int:
+    """Which of some calls takes the shortest time, measured once for each key."""
+    key = (*key, torch.get_num_threads())
+    if key not in _choices:
+        # In turn, so that what else the machine does hits all alike; the first round warms up.
+        timed = [[_time(call) for call in calls()] for _ in range(ROUNDS)][1:]
+        best = [min(times) for times in zip(*timed)]
+        _choices[key] = best.index(min(best))
+    return _choices[key]
+
+
+def _time(call: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+class FastLinear(nn.Linear):
+    """A linear layer of deploy mode: in strips it runs in the way that is fastest.
+
+    What it makes of its weights for that is kept beside them until they change.
+    """
+
+    _made: tuple[torch.dtype, list[tuple[int, int]], Affine] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C')."""
+        if not by_strips(x):
+            return super().forward(x)
+        dtype = strip_dtype(x)
+        tokens = x.to(dtype).reshape(-1, x.shape[-1])
+        return self.affine(dtype)(tokens).unflatten(0, x.shape[:-1])
+
+    def affine(self, dtype: torch.dtype) -> Affine:
+        """The layer in its fastest way, for tokens of this dtype."""
+        parameters = [t for t in (self.weight, self.bias) if t is not None]
+        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in parameters]
+        if self._made is None or self._made[:2] != (dtype, state):
+            # Ordinary tensors, whatever mode the caller is in: what is made of them is kept.
+            with torch.inference_mode(False), torch.no_grad():
+                self._made = dtype, state, fast_affine(*_cast(self, dtype))
+        return self._made[2]
+
+    def __getstate__(self) -> dict:
+        """Without what is made of the weights, which can be neither copied nor pickled."""
+        return {key: value for key, value in self.__dict__.items() if key != '_made'}
+
+
+def affine_of(layer: nn.Linear, dtype: torch.dtype) -> Affine:
+    """A linear layer as a function of tokens (n, C) of this dtype: in deploy mode the fastest."""
+    if isinstance(layer, FastLinear):
+        return layer.affine(dtype)
+    return plain_affine(*_cast(layer, dtype))
+
+
+def _cast(layer: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    return layer.weight.detach().to(dtype), bias
