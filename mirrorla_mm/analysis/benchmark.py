@@ -15,6 +15,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import torch
@@ -25,11 +26,25 @@ from torch import Tensor, nn
 from ..backbones import MirrorLA
 from ..backbones.deploy import deploy
 from ..backbones.ravlt import RAVLT, arch_settings
+from ..engine.export import export, prepare
 from ..registry import MODELS
 from .reference_ravlt import ReferenceRAVLT
 
 T = TypeVar('T')
-WORDS = ('reference', 'eager', 'deploy', 'compile', 'amp')
+WORDS = ('reference', 'eager', 'deploy', 'compile', 'amp', 'bf16', 'onnx')
+# Upstream backbones to compare with, and the channels of their four stages.
+PEERS = {
+    'resnet50': (dict(type='mmdet.ResNet', depth=50), (256, 512, 1024, 2048)),
+    'swin-t': (dict(type='mmdet.SwinTransformer'), (96, 192, 384, 768)),
+    'pvtv2-b1': (
+        dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=64, num_layers=(2, 2, 2, 2)),
+        (64, 128, 320, 512),
+    ),
+}
+
+
+# Instructions that decide how fast a processor multiplies.
+FLAGS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve', 'bf16')
 
 
 @dataclass(frozen=True)
@@ -88,9 +103,16 @@ def parse_variant(text: str) -> set[str]:
         ValueError: If a word is unknown.
     """
     words = set(text.split('+'))
-    if words - set(WORDS):
-        raise ValueError(f"Unknown variant '{text}': join words of {', '.join(WORDS)} by '+'.")
+    if words - {*WORDS, *PEERS}:
+        known = ', '.join((*WORDS, *PEERS))
+        raise ValueError(f"Unknown variant '{text}': join words of {known} by '+'.")
     return words
+
+
+def with_peers(variants: list[str], peers: list[str]) -> list[str]:
+    """The variants and the peers beside them, through onnxruntime too where a variant is."""
+    through_onnx = any('onnx' in parse_variant(variant) for variant in variants)
+    return [*variants, *peers, *(f'{peer}+onnx' for peer in peers if through_onnx)]
 
 
 def measure_latency(
@@ -179,9 +201,12 @@ def build_step(subject: Subject, variant: str) -> Callable[[Tensor], object]:
     """A function of a batch of pictures that runs one variant once."""
     words = parse_variant(variant)
     torch.manual_seed(0)
-    model = build_model(subject, words).to(subject.device).train(subject.train)
-    if 'deploy' in words:
-        deploy(model)
+    model = build_model(subject, words).to(subject.device)
+    model.train(subject.train)
+    if 'onnx' in words:
+        return exported_step(model, subject.threads)
+    if words & {'deploy', 'bf16'}:
+        deploy(model, 'bfloat16' if 'bf16' in words else None)
     run = torch.compile(model) if 'compile' in words else model
     whole = subject.config is not None and not subject.backbone_only
     autocast = torch.autocast(subject.device, torch.bfloat16, enabled='amp' in words)
@@ -200,8 +225,29 @@ def build_step(subject: Subject, variant: str) -> Callable[[Tensor], object]:
     return train if subject.train else infer
 
 
+def exported_step(model: nn.Module, threads: int) -> Callable[[Tensor], object]:
+    """A function of a batch of images that runs the exported model once, on onnxruntime.
+
+    Of a detector that is its raw head maps: boxes are decoded by the application.
+    """
+    from onnxruntime import InferenceSession, SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = threads
+    with TemporaryDirectory() as folder:
+        file = Path(folder, 'model.onnx')
+        export(prepare(model), file, 'onnx')
+        session = InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    (name,) = (node.name for node in session.get_inputs())
+    return lambda inputs: session.run(None, {name: inputs.numpy()})
+
+
 def build_model(subject: Subject, words: set[str]) -> nn.Module:
     """The model of a variant, with random weights."""
+    peer, channels = next((PEERS[word] for word in words if word in PEERS), (None, None))
+    if subject.config is None and peer is not None:
+        init_default_scope('mirrorla_mm')
+        return MODELS.build(peer)
     if subject.config is None:
         if 'reference' in words:
             return reference_backbone(subject.arch, subject.layout)
@@ -210,6 +256,10 @@ def build_model(subject: Subject, words: set[str]) -> nn.Module:
     init_default_scope(cfg.get('default_scope', 'mirrorla_mm'))
     cfg.model.pop('init_cfg', None)
     cfg.model.backbone.init_cfg = None
+    if peer is not None:
+        cfg.model.backbone = peer
+        if 'neck' in cfg.model:
+            cfg.model.neck.in_channels = channels
     model = MODELS.build(cfg.model)
     if 'reference' in words:
         backbone = cfg.model.backbone
@@ -251,6 +301,8 @@ def machine() -> str:
     if cpuinfo.exists():
         models = [line for line in cpuinfo.read_text().splitlines() if 'model name' in line]
         name = models[0].split(':')[1].strip() if models else name
+        flags = [flag for flag in FLAGS if f' {flag} ' in cpuinfo.read_text().replace('\n', ' ')]
+        name += f' ({", ".join(flags)})' if flags else ''
     if torch.cuda.is_available():
         name += f', {torch.cuda.get_device_name()}'
     return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'

@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 from mirrorla_mm.analysis.benchmark import (
+    PEERS,
     Subject,
+    build_model,
     build_step,
     measure_latency,
     measure_memory,
     parse_variant,
     pictures,
     reference_backbone,
+    with_peers,
 )
 from mirrorla_mm.converters import convert_ravlt
 from mirrorla_mm.registry import MODELS
@@ -69,6 +72,21 @@ def test_gradients_do_not_outlive_the_step():
     finally:
         handle.remove()
     assert seen and all(seen)
+
+
+def test_peers_run_beside_ours_and_where_ours_is_exported_so_are_they():
+    assert with_peers(['deploy'], ['resnet50']) == ['deploy', 'resnet50']
+    variants = with_peers(['deploy', 'onnx'], ['resnet50', 'swin-t'])
+    assert variants[2:] == ['resnet50', 'swin-t', 'resnet50+onnx', 'swin-t+onnx']
+
+
+@pytest.mark.parametrize('peer', PEERS)
+def test_a_peer_is_the_upstream_backbone_with_its_channels(peer):
+    model, channels = build_model(Subject(), {peer}), PEERS[peer][1]
+    assert type(model).__module__.startswith('mmdet.')
+    model.eval()
+    with torch.no_grad():
+        assert tuple(y.shape[1] for y in model(torch.rand(1, 3, 64, 64))) == channels
 
 
 def test_unknown_variants_are_refused():

@@ -1,12 +1,15 @@
 """Compare latency and peak memory of variants of a model, side by side in one run.
 
-A variant joins words by '+': 'reference' (RAVLT as its authors run it), 'eager', 'deploy',
-'compile', 'amp' (bfloat16). Ratios refer to the first variant of the list.
+A variant joins words by '+': 'reference' (RAVLT as its authors run it), 'eager', 'deploy', 'bf16'
+(deploy mode in bfloat16), 'compile', 'amp' (bfloat16 by autocast), 'onnx' (exported, through
+onnxruntime; of a detector the raw head maps). Ratios refer to the first variant of the list.
 
 Examples:
     python tools/analysis_tools/benchmark.py --shapes 800x1280
     python tools/analysis_tools/benchmark.py --train --batch 2 --shapes 256x256 \\
         --variants reference eager
+    python tools/analysis_tools/benchmark.py --variants reference deploy onnx \\
+        --peers resnet50 swin-t pvtv2-b1 --shapes 512x512 800x1280 --no-memory --plot peers.png
     python tools/analysis_tools/benchmark.py CONFIG --variants eager deploy deploy+amp --plot x.png
 """
 
@@ -21,12 +24,13 @@ from datetime import date
 from pathlib import Path
 
 from mirrorla_mm.analysis.benchmark import (
+    PEERS,
     Subject,
     Timing,
     machine,
     measure_latency,
     measure_memory,
-    parse_variant,
+    with_peers,
 )
 
 import torch
@@ -42,6 +46,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--arch', default='t', help='backbone, where no config is given')
     parser.add_argument('--layout', default='linear', help='its layout')
     parser.add_argument('--variants', nargs='+', default=['reference', 'eager', 'deploy'])
+    parser.add_argument(
+        '--peers',
+        nargs='+',
+        default=[],
+        choices=sorted(PEERS),
+        help='upstream backbones in the same run, through onnxruntime too with an onnx variant',
+    )
     parser.add_argument('--shapes', nargs='+', type=shape, default=[(800, 1280)], metavar='HxW')
     parser.add_argument('--train', action='store_true', help='time training steps (backbone)')
     parser.add_argument('--batch', type=int, default=1)
@@ -60,10 +71,11 @@ def parse_args() -> argparse.Namespace:
     if args.train and args.config and not args.backbone_only:
         parser.error('--train measures a backbone: add --backbone-only or leave the config out')
     try:
-        for variant in args.variants:
-            parse_variant(variant)
+        args.variants = with_peers(args.variants, args.peers)
     except ValueError as error:
         parser.error(str(error))
+    if (args.train or args.device != 'cpu') and any('onnx' in name for name in args.variants):
+        parser.error('an onnx variant is for inference on a CPU')
     return args
 
 
