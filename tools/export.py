@@ -4,6 +4,7 @@ Images of any size and number go in, normalised; feature maps, logits or raw hea
 
 Examples:
     python tools/export.py --arch t --layout linear --out mirrorla-t.onnx
+    python tools/export.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --out r50.onnx
     python tools/export.py CONFIG --checkpoint FILE --format torch --out segmentor.pt2
 """
 
@@ -20,6 +21,7 @@ from mirrorla_mm.engine.export import FORMATS, SUFFIXES, export, largest_error, 
 from mirrorla_mm.registry import MODELS
 
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
@@ -32,7 +34,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', nargs='?', help='config file; default: the backbone')
+    parser.add_argument(
+        'config',
+        nargs='?',
+        help='config file, ours or upstream (mmdet::retinanet/...py); default: our backbone',
+    )
     parser.add_argument('--checkpoint', help='checkpoint file or URL; default: random weights')
     parser.add_argument('--backbone-only', action='store_true', help="the config's backbone alone")
     parser.add_argument('--arch', default='t', help='backbone, where no config is given')
@@ -66,10 +72,16 @@ def build(args: argparse.Namespace) -> nn.Module:
     if args.config is None:
         model = MirrorLA(args.arch, args.layout)
     else:
-        cfg = Config.fromfile(args.config)
+        of_a_package = '::' in args.config
+        if of_a_package:
+            cfg = Config.fromstring(f'_base_ = {args.config!r}', '.py')
+        else:
+            cfg = Config.fromfile(args.config)
         init_default_scope(cfg.get('default_scope', 'mirrorla_mm'))
         cfg.model.backbone.init_cfg = None
-        model = MODELS.build(cfg.model)
+        if 'pretrained' in cfg.model:  # mmseg's way of naming the backbone's weights
+            cfg.model.pretrained = None
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
     if args.checkpoint:
         check_fit(model, load_checkpoint_file(args.checkpoint, 'cpu'), args.checkpoint)
     return model.backbone if args.config and args.backbone_only else model
