@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -72,6 +74,18 @@ def test_switching_twice_changes_nothing():
     after = model.switch_to_deploy().state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize('shape', [(64, 64), (141, 97)])
+def test_deploy_mode_in_float32_is_as_near_to_float64_as_the_reference(shape):
+    model = as_trained(MirrorLA(TOY, layout='linear'))
+    image = torch.rand(1, 3, *shape)
+    with torch.no_grad():
+        with use_backend('torch'):
+            expected = deepcopy(model).double()(image.double())
+            reference = relative_error(model(image), expected)
+        error = relative_error(model.switch_to_deploy()(image), expected)
+    assert reference < 1e-4 and error < max(1e-5, 3 * reference)
 
 
 @pytest.mark.parametrize('host', [MirrorLA, NaLaFormer])
