@@ -173,7 +173,10 @@ def test_no_random_module_of_a_gated_host_overflows_float16(name):
         assert torch.isfinite(module.half()(x.half(), (3, 4))).all(), seed
 
 
-def test_gating_and_projecting_the_largest_float16_stays_finite():
+@pytest.mark.parametrize('grad', [True, False])
+@torch.enable_grad()  # put back afterwards
+def test_gating_and_projecting_the_largest_float16_stays_finite(grad):
+    torch.set_grad_enabled(grad)  # without gradients, sums are taken in place
     module = attention('ReLUAttention', gate=True, lepe_kernel=5).half()
     torch.nn.init.ones_(module.proj.weight)
     largest = torch.finfo(torch.float16).max
