@@ -60,3 +60,7 @@ def test_zero_queries_give_zero():
     attention = randomised(PolaAttention, rope=True)
     q, k, v = (torch.randn(1, 2, 15, 8, dtype=torch.float64) for _ in range(3))
     assert attention.attend(torch.zeros_like(q), k, v, HW).count_nonzero() == 0
+
+
+def test_powers_lie_below_the_authors_five_by_default():
+    assert PolaAttention(16, 2).alpha == 4
