@@ -140,14 +140,18 @@ def fast_affine(weight: Tensor, bias: Tensor | None) -> Affine:
 
 
 def fast_gather(k: Tensor, v: Tensor) -> Tensor:
-    """The faster of a batched product and a convolution's gradient."""
+    """The faster of a batched product and a convolution's gradient; in strips alone."""
+    if not by_strips(k):
+        return plain_gather(k, v)
     ways = (plain_gather, gather_by_convolution)[: 1 + has_onednn(k.dtype)]
     key = ('gather', k.shape[1], k.shape[-1], v.shape[-1], k.dtype)
     return ways[_fastest(key, lambda: [partial(way, k, v) for way in ways])](k, v)
 
 
 def fast_read(q: Tensor, state: Tensor) -> Tensor:
-    """The fastest of a batched product, a product of all heads at once and a convolution."""
+    """The fastest of a batched product, one of all heads and a convolution; in strips alone."""
+    if not by_strips(q):
+        return plain_read(q, state)
     ways = (plain_read, read_by_diagonal, read_by_convolution)[: 2 + has_onednn(q.dtype)]
     key = ('read', *state.shape[1:], q.dtype)
     return ways[_fastest(key, lambda: [partial(way, q, state) for way in ways])](q, state)

@@ -89,6 +89,20 @@ def test_the_fastest_is_measured_once(monkeypatch):
     assert products._fastest(('key',), lambda: pytest.fail('measured again')) == 1
 
 
+def test_outside_strips_nothing_is_measured(monkeypatch):
+    """With gradients, and for an exporter or compiler, which would trace the measurement."""
+    monkeypatch.setattr(products, '_choices', {})
+    k, v = heads(2, 3, 9, 4).requires_grad_(), heads(2, 3, 9, 6)
+    state = products.fast_gather(k, v)
+    assert products.fast_read(k, state).grad_fn is not None
+    with torch.no_grad(), use_backend('torch'):
+        products.fast_read(k, products.fast_gather(k, v))
+    assert not products._choices
+    with torch.no_grad():
+        torch.testing.assert_close(products.fast_gather(k, v), state)
+    assert len(products._choices) == 1
+
+
 def test_a_fast_layer_follows_its_weights():
     layer, x = fast_linear(8, 5), torch.randn(2, 3, 8)
     with torch.no_grad():
