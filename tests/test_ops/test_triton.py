@@ -94,15 +94,17 @@ def test_tf32_operands_are_rounded_and_not_cut():
 @pytest.mark.parametrize(
     'rank_augmented, variance_aware', list(itertools.product((True, False), repeat=2))
 )
-def test_each_pass_moves_each_tensor_once(rank_augmented, variance_aware):
+@pytest.mark.parametrize('dtype, more', [(torch.bfloat16, False), (torch.float16, True)])
+def test_each_pass_moves_each_tensor_once(rank_augmented, variance_aware, dtype, more):
     from mirrorla_mm.analysis.traffic import dry_run, floor_bytes, traffic
     from mirrorla_mm.ops.options import Options
 
-    qkv = empty_qkv(64)
+    qkv = empty_qkv(64, dtype)
     options = Options('mirror', rank_augmented, variance_aware, 1.0, 1.5, (200, 320))
     for needs in (None, (True,) * 5):
-        counted = [traffic(launch) for launch in dry_run(*qkv, options, needs)]
-        floor = floor_bytes(qkv[0].shape, torch.bfloat16, options, backward=needs is not None)
+        counted = [traffic(launch) for launch in dry_run(*qkv, options, needs, more)]
+        backward = needs is not None
+        floor = floor_bytes(qkv[0].shape, dtype, options, backward=backward, more=more)
         assert sum(x.tokens for x in counted) == floor
         # Counted at the most; statistics that every program reads come from the cache.
         assert sum(x.rest for x in counted) <= 0.25 * floor
