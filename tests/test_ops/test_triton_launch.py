@@ -56,7 +56,7 @@ def test_every_kind_of_input_is_launched(tmp_path):
     cases = [
         dict(channels=11, dtype='float16', layout='channels first', capability=89, rope=False),
         dict(channels=16, dtype='bfloat16', layout='one tensor', rope=False),
-        dict(channels=96, dtype='float32', layout='packed', capability=80, rope=False),
+        dict(channels=96, dtype='float32', layout='one tensor', capability=80, rope=False),
     ]
     limits = fused.ANY_SHARED_MEMORY, fused.ANY_SHARED_MEMORY, fused.WIDE_SHARED_MEMORY
     found = run(tmp_path, *(case | dict(calls=2) for case in cases))

@@ -362,24 +362,24 @@ def modulated(out, v, gate=None):
 
 
 @pytest.mark.parametrize(
-    'parts, use, dtype',
+    'parts, use, dtype, channels',
     [
-        (4, modulated, torch.float32),
-        (4, modulated, torch.bfloat16),
-        (3, modulated, torch.float32),
-        (4, lambda out, v, gate: out.transpose(1, 2).flatten(2), torch.float32),
-        (4, lambda out, v, gate: v * gate, torch.float32),
-        (3, lambda out, v: v, torch.float32),
+        (4, modulated, torch.float32, 16),
+        (4, modulated, torch.bfloat16, 16),
+        (3, modulated, torch.float32, 68),  # v's gradient in a pass of its own
+        (4, lambda out, v, gate: out.transpose(1, 2).flatten(2), torch.float32, 16),
+        (4, lambda out, v, gate: v * gate, torch.float32, 16),
+        (3, lambda out, v: v, torch.float32, 16),
     ],
 )
-def test_gradient_of_a_packed_projection(parts, use, dtype):
+def test_gradient_of_a_packed_projection(parts, use, dtype, channels):
     from mirrorla_mm.ops.fused.operator import mirror_attention_packed
     from mirrorla_mm.ops.options import Options
 
     grid = (5, 7)
     options = Options(hw_shape=grid)
-    packed = torch.randn(2, 35, parts, 2, 16, device=DEVICE).to(dtype)
-    (theta,) = angles(2, 16)
+    packed = torch.randn(2, 35, parts, 2, channels, device=DEVICE).to(dtype)
+    (theta,) = angles(2, channels)
 
     def plain(packed, theta):
         q, k, v, *gate = packed.unbind(2)

@@ -349,8 +349,7 @@ def _backward_plan(
 
     query_pass(few, channels * (channels + 1) + pairs, q_at_once)
     sums = (channels + pairs) * reduces
-    if need_v and (reduces or k_at_once) and plan.block == 128 and precision != 'bf16':
-        # A 128 x 128 float32 matrix and its transpose do not fit in shared memory together.
+    if need_v and (reduces or k_at_once) and _short_of_memory(channels, precision):
         key_pass(some, v=True)
         key_pass(some, sums, k_at_once)
     elif reduces or k_at_once or need_v:
@@ -360,6 +359,14 @@ def _backward_plan(
     if need_q and not q_at_once:
         query_pass(some, write=True)
     return plan
+
+
+def _short_of_memory(channels: int, precision: str) -> bool:
+    """Whether shared memory has no room for a float32 matrix of S's size and its transpose.
+
+    Then v's gradient has a pass of its own, which has no room for a further tile either.
+    """
+    return channels > 64 and precision != 'bf16'
 
 
 def backward(
@@ -394,6 +401,9 @@ def backward(
         v_more (Tensor, optional): Added to the gradient of v, shape (B, H, N, d).
     """
     batch, heads, _, channels = q.shape
+    later = None
+    if v_more is not None and _short_of_memory(channels, precision(q, k, v)):
+        v_more, later = None, v_more
     need_theta, need_theta_k = (need and options.mirrors for need in needs_angles)
     pairs = channels // 2
 
@@ -413,6 +423,8 @@ def backward(
         needs = (x is not None for x in gradients)
         both = need_theta_k or (need_theta and shared)
         _call(_backward_plan, long_ones, tensors, options, (*needs, need_theta, both))
+        if later is not None and gradients[2] is not None:
+            gradients[2].add_(later)
     else:
         angle_grad.zero_()
     over = (0, 1) if shared else 0
