@@ -175,9 +175,10 @@ def verdict(results: Sequence[dict]) -> str:
         return sentence
     gap, width = mean(pairs) - 1, half_width(pairs)
     told = 'can' if abs(gap) > width else 'cannot'
+    around = f'± {width:.1%}, 95 % over the seeds' if np.isfinite(width) else 'one seed'
     return (
         f'{sentence} Against {ARMS["control"].label}, which differs in the mirror alone, the loss '
-        f'is {gap:+.1%} (± {width:.1%}, 95 % over the seeds), which {told} be told from chance.'
+        f'is {gap:+.1%} ({around}), which {told} be told from chance.'
     )
 
 
