@@ -83,7 +83,7 @@ def most_salient(log_own: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Te
         there are fewer than ``count``, the others are not.
     """
     n = log_own.shape[-1]
-    log_own = log_own.clamp(min=LEAST_LOG, max=0).masked_fill(~valid, 2 * LEAST_LOG)
+    log_own = log_own.clamp(min=LEAST_LOG, max=0.0).masked_fill(~valid, 2 * LEAST_LOG)
     rank = (log_own * RESOLUTION).round().long() * n - torch.arange(n, device=log_own.device)
     index = rank.topk(count, dim=-1).indices
     return index, valid.expand_as(log_own).gather(-1, index)
