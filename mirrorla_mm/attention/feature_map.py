@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import lean
-from ..ops.backend import Backend
+from ..ops.backend import Backend, for_graphs
 from ..ops.options import Options
 from .linear import Layer, LinearAttention, Place, Plan
 from .reflection import Reflection
@@ -64,6 +64,8 @@ class FeatureMapAttention(LinearAttention):
         On a CPU that pays where the covariance of the input, N C^2 + 2 C^3 multiplications, costs
         less than some ten passes over N C numbers. The fused operator on a GPU reflects for free.
         """
+        if for_graphs():  # At any size, as one graph has to serve all.
+            return self._varies and self.sr is None
         return (
             self._varies
             and backend.strips

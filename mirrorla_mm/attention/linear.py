@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import lean
-from ..ops.backend import Backend, Heads, select_backend
+from ..ops.backend import Backend, Heads, for_graphs, select_backend
 from ..ops.maps import to_map, to_tokens
 from ..ops.options import Options
 from ..ops.precision import at_least_float32, saturate, without_autocast
@@ -109,8 +109,9 @@ class LinearAttention(Attention):
         self, x: Tensor, hw_shape: tuple[int, int], plan: Plan
     ) -> tuple[Tensor, ...]:
         """Project x (B, N, C) and attend: the output (B, H, N, d), v and, if any, the gate."""
-        if plan.folds:
-            q, k, v, *gate = (linear_of_images(x, *layer) for layer in self.layers(x, folds=True))
+        if plan.folds or (for_graphs() and self.sr is None):  # A runtime would copy what is split.
+            layers = self.layers(x, plan.folds)
+            q, k, v, *gate = (linear_of_images(x, *layer) for layer in layers)
         else:
             q, k, v, *gate = self.project(x, hw_shape)
         return self._attend(*map(self.split_heads, (q, k, v)), hw_shape, plan), v, *gate

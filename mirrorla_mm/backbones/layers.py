@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention.base import scale_output
-from ..ops.backend import forced_backend, use_backend
+from ..ops.backend import for_graphs, forced_backend, use_backend
 from ..ops.maps import to_map, to_tokens
 from ..ops.strips import or_by_strips
 from ..registry import build_attention
@@ -133,8 +133,17 @@ class ConvFFN(BaseModule):
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, N, C) to (B, N, C)."""
+        if for_graphs():
+            return to_tokens(self._by_convolutions(to_map(x, hw_shape)))
         x = to_map(self.act(self.fc1(x)), hw_shape)
         return self.fc2(to_tokens(self.dwconv(x)))
+
+    def _by_convolutions(self, x: Tensor) -> Tensor:
+        # A runtime keeps its own layout from the first convolution to the last.
+        kernels = (layer.weight[..., None, None] for layer in (self.fc1, self.fc2))
+        first, last = kernels
+        x = self.dwconv(self.act(F.conv2d(x, first, self.fc1.bias)))
+        return F.conv2d(x, last, self.fc2.bias)
 
     def fold_scale(self, gamma: Tensor) -> None:
         """Multiply the output by ``gamma`` (C,) for good."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..backbones.deploy import deploy
+from ..ops.backend import use_backend
 from .errors import UserError
 
 FORMATS = ('onnx', 'torch', 'aoti')
@@ -89,9 +90,12 @@ def export(model: RawOutputs, file: Path, kind: str, shape: tuple[int, int] = (1
     """
     # Sizes of 0 and 1 would be taken for constants, and a square image for two equal sides.
     example = (torch.rand(2, 3, *shape),)
-    program = torch.export.export(model, example, dynamic_shapes=DYNAMIC)
+    with use_backend('graph' if kind == 'onnx' else None):
+        program = torch.export.export(model, example, dynamic_shapes=DYNAMIC)
     if kind == 'onnx':
-        torch.onnx.export(program, (), file, dynamo=True, external_data=False, verbose=False)
+        # From this version on GELU is a single node.
+        options = dict(opset_version=20, external_data=False, verbose=False)
+        torch.onnx.export(program, (), file, dynamo=True, **options)
     elif kind == 'torch':
         torch.export.save(program, file)
     else:

@@ -22,6 +22,7 @@ from .saliency import self_saliency, self_saliency_divergence
 from .still import one_denominator, still_attention, still_causal
 
 # After the reference: the backend registered last is preferred.
+from . import graph  # noqa: F401  isort: skip
 from . import lean  # noqa: F401  isort: skip
 from . import fused  # noqa: F401  isort: skip
 

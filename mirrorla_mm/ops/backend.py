@@ -4,6 +4,7 @@
 - ``'lean'``: the same sums in fewer passes over the tokens; on a CPU without gradients strip by
   strip.
 - ``'triton'``: kernels fused in Triton.
+- ``'graph'``: large products for runtimes of exported graphs; never chosen unless it is forced.
 
 A backend registers itself with a function that says why it cannot take some inputs; among those
 that can, the last registered wins. ``MIRRORLA_BACKEND=torch|lean|triton`` or :func:`use_backend`
@@ -132,6 +133,11 @@ def symbolic() -> bool:
 def plain_form() -> bool:
     """Whether everything has to run in its plain form: for a compiler, or as the reference."""
     return symbolic() or forced_backend() == 'torch'
+
+
+def for_graphs() -> bool:
+    """Whether modules take the form that runtimes of exported graphs run fastest."""
+    return forced_backend() == 'graph'
 
 
 def select_backend(

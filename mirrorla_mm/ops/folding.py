@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from .backend import symbolic
 from .precision import at_least_float32, without_autocast
 from .products import PLAIN, Products
 from .reflection import block_reflection, mean_of_pairs, variance_aware_angle
@@ -31,8 +32,10 @@ def token_covariance(x: Tensor, products: Products = PLAIN) -> Tensor:
         Tensor: Shape (B, C, C), float32 at least.
     """
     mean = x.mean(dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    total = mean.new_zeros(len(x), 1, x.shape[2], x.shape[2])
-    for part in x.split(at_once(x[:, :1].nbytes), dim=1):  # the centred tokens stay in cache
+    total = mean.new_zeros(x.shape[0], 1, x.shape[2], x.shape[2])
+    # In parts, so that the centred tokens stay in cache.
+    parts = [x] if symbolic() else x.split(at_once(x[:, :1].nbytes), dim=1)
+    for part in parts:
         centred = (at_least_float32(part) - mean).unsqueeze(1)
         total = total + products.gather(centred, centred)
     return total.squeeze(1) / x.shape[1]

@@ -7,8 +7,11 @@ from torch import Tensor
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, N, C): a view of a channels-last map."""
-    return x.flatten(2).transpose(1, 2)
+    """(B, C, H, W) to (B, N, C): a view of a channels-last map.
+
+    Runtimes of exported graphs fuse this transposition with the layout of the convolution before.
+    """
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def to_map(x: Tensor, hw_shape: tuple[int, int]) -> Tensor:

@@ -1,0 +1,57 @@
+"""The form for exported graphs is the reference's in another order."""
+
+import itertools
+
+import pytest
+import torch
+
+from mirrorla_mm.backbones import MirrorLA, NaLaFormer
+from mirrorla_mm.ops import mirror_attention, use_backend
+from mirrorla_mm.ops.backend import select_backend
+from mirrorla_mm.ops.options import Options
+from tests.archs import TOY
+
+FEATURE_MAPS = ('mirror', 'elu', 'relu')
+EVERY = list(itertools.product(FEATURE_MAPS, (True, False), ((5, 7), None), (1, 3)))
+
+
+@pytest.mark.parametrize('feature_map, rank_augmented, hw_shape, heads', EVERY)
+def test_it_gives_what_the_reference_gives(feature_map, rank_augmented, hw_shape, heads):
+    q, k, v = torch.randn(3, 2, heads, 35, 8, dtype=torch.float64)
+    theta = torch.randn(heads, 4, dtype=torch.float64) if feature_map == 'mirror' else None
+    outputs = []
+    for backend in ('torch', 'graph'):
+        with use_backend(backend):
+            outputs.append(
+                mirror_attention(
+                    q,
+                    k,
+                    v,
+                    theta,
+                    feature_map=feature_map,
+                    rank_augmented=rank_augmented,
+                    hw_shape=hw_shape,
+                )
+            )
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
+
+
+def test_nothing_but_an_export_takes_it():
+    q = torch.rand(1, 1, 6, 4)
+    graph = select_backend(q, q, q, None, None, Options('relu'))
+    with use_backend('graph'):
+        assert select_backend(q, q, q, None, None, Options('relu')) is not graph
+
+
+@pytest.mark.parametrize('host', [MirrorLA, NaLaFormer])
+@pytest.mark.parametrize('reflection', [{}, dict(shared=False, variance_aware=False)])
+def test_a_backbone_in_this_form_is_the_same(host, reflection):
+    layout = ('linear', 'linear', 'softmax', 'linear')
+    options = dict(reflection=reflection) if host is MirrorLA else {}
+    model = host(TOY, layout, **options).double().eval()
+    images = torch.rand(2, 3, 97, 131, dtype=torch.float64)
+    outputs = []
+    for backend in ('torch', 'graph'):
+        with use_backend(backend):
+            outputs.append(model(images))
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-10)
