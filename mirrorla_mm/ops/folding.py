@@ -65,7 +65,8 @@ def projected_angle(
     """
     weight = at_least_float32(weight)
     # Rounding may leave a variance of zero slightly negative.
-    variance = ((weight @ token_covariance(x, products)) * weight).sum(-1).clamp_min(0)
+    columns = weight.t()  # on the right: an exporter would fix the batch's size otherwise
+    variance = ((token_covariance(x, products) @ columns) * columns).sum(-2).clamp_min(0)
     variance = mean_of_pairs(variance.unflatten(-1, (len(theta), -1)))
     return variance_aware_angle(theta, variance, lam, alpha_max)
 
