@@ -91,7 +91,9 @@ class Windows(NamedTuple):
 
     def grid(self, hw_shape: tuple[int, int]) -> tuple[int, int]:
         """Windows along each axis of a map of queries."""
-        height, width = (-(-n // (self.side * self.reduction)) for n in hw_shape)
+        side = self.side * self.reduction
+        # Of positive numbers: ONNX rounds a negative quotient towards zero.
+        height, width = ((n + side - 1) // side for n in hw_shape)
         return height, width
 
     def cut(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
