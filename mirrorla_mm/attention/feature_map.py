@@ -87,7 +87,7 @@ class FeatureMapAttention(LinearAttention):
         self, x: Tensor, hw_shape: tuple[int, int], plan: Plan
     ) -> tuple[Tensor, ...]:
         theta, theta_k, options = self.operator(hw_shape, plan.folds)
-        whole = plan.backend.packed is not None and self.sr is None
+        whole = plan.backend.packed is not None and self.sr is None and not plan.folds
         if not whole or self._reflects_first(plan, options):
             return super()._attend_projected(x, hw_shape, plan)
         packed = F.linear(x, *self.projection())

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .backend import Backend, for_graphs, register_backend
-from .lean import feature_map, reflect
+from .lean import feature_map
 from .linear_attention import NORMALISER_EPS
 from .options import Options
 from .precision import at_least_float32, saturate, without_autocast
+from .reflection import reflect
 from .rope import rope_frequencies
 
 

@@ -144,7 +144,7 @@ def fast_gather(k: Tensor, v: Tensor) -> Tensor:
     if not by_strips(k):
         return plain_gather(k, v)
     ways = (plain_gather, gather_by_convolution)[: 1 + has_onednn(k.dtype)]
-    key = ('gather', k.shape[1], k.shape[-1], v.shape[-1], k.dtype)
+    key = ('gather', *_size(k), k.shape[-1], v.shape[-1], k.dtype)
     return ways[_fastest(key, lambda: [partial(way, k, v) for way in ways])](k, v)
 
 
@@ -153,8 +153,13 @@ def fast_read(q: Tensor, state: Tensor) -> Tensor:
     if not by_strips(q):
         return plain_read(q, state)
     ways = (plain_read, read_by_diagonal, read_by_convolution)[: 2 + has_onednn(q.dtype)]
-    key = ('read', *state.shape[1:], q.dtype)
+    key = ('read', *_size(q), *state.shape[2:], q.dtype)
     return ways[_fastest(key, lambda: [partial(way, q, state) for way in ways])](q, state)
+
+
+def _size(x: Tensor) -> tuple[int, int, int]:
+    """Images, heads and the magnitude of the number of tokens."""
+    return *x.shape[:2], x.shape[-2].bit_length()
 
 
 FAST = Products(fast_affine, fast_gather, fast_read)
@@ -181,7 +186,12 @@ _choices: dict[tuple, int] = {}
 
 
 def _fastest(key: tuple, calls: Callable[[], list[Callable[[], Tensor]]]) -> int:
-    """Which of some calls takes the shortest time, measured once for each key."""
+    """Which of some calls takes the shortest time, measured once for each key.
+
+    The first where torch has to be deterministic: a measurement may turn out otherwise next time.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return 0
     key = (*key, torch.get_num_threads())
     if key not in _choices:
         # In turn, so that what else the machine does hits all alike; the first round warms up.
@@ -200,14 +210,15 @@ def _time(call: Callable[[], Tensor]) -> float:
 class FastLinear(nn.Linear):
     """A linear layer of deploy mode: in strips it runs in the way that is fastest.
 
-    What it makes of its weights for that is kept beside them until they change.
+    What it makes of its weights for that is kept beside them until they change. It does not notice
+    weights that are written in place through ``.data``.
     """
 
-    _made: tuple[torch.dtype, list[tuple[int, int]], Affine] | None = None
+    _made: tuple[torch.dtype, tuple, Affine, list[Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C')."""
-        if not by_strips(x):
+        if x.dim() == 1 or not x.numel() or not by_strips(x):
             return super().forward(x)
         dtype = strip_dtype(x)
         tokens = x.to(dtype).reshape(-1, x.shape[-1])
@@ -216,12 +227,18 @@ class FastLinear(nn.Linear):
     def affine(self, dtype: torch.dtype) -> Affine:
         """The layer in its fastest way, for tokens of this dtype."""
         parameters = [t for t in (self.weight, self.bias) if t is not None]
-        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in parameters]
-        if self._made is None or self._made[:2] != (dtype, state):
+        state = (
+            torch.are_deterministic_algorithms_enabled(),
+            *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in parameters),
+        )
+        made = self._made  # Read once: another thread may replace it.
+        if made is None or made[:2] != (dtype, state):
             # Ordinary tensors, whatever mode the caller is in: what is made of them is kept.
             with torch.inference_mode(False), torch.no_grad():
-                self._made = dtype, state, fast_affine(*_cast(self, dtype))
-        return self._made[2]
+                # Kept as well, so that no other weight can come to lie at their address.
+                kept = [t.detach() for t in parameters]
+                made = self._made = dtype, state, fast_affine(*_cast(self, dtype)), kept
+        return made[2]
 
     def __getstate__(self) -> dict:
         """Without what is made of the weights, which can be neither copied nor pickled."""

@@ -244,3 +244,17 @@ def test_an_option_that_a_method_cannot_take_is_refused(method, option):
     name, value = next(iter(option.items()))
     with pytest.raises(ValueError, match=f'{method} brings {name}=.* cannot take {name}={value}'):
         MODELS.get(method)(DIMS, 2, **option)
+
+
+def test_a_backend_with_strips_and_a_packed_form_keeps_the_reflection(monkeypatch):
+    """With gradients there are no strips; the projection reflects, and not the packed form."""
+    attention, x = randomised(MirrorAttention), tokens()
+    with use_backend('torch'):
+        expected = attention(x, HW)
+
+    def packed(*_):
+        pytest.fail('the packed form would reflect nothing')
+
+    lean = backends._backends['lean']
+    monkeypatch.setitem(backends._backends, 'mine', lean._replace(packed=packed))
+    torch.testing.assert_close(attention(x, HW), expected, rtol=1e-9, atol=1e-9)

@@ -4,8 +4,11 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
+from mirrorla_mm.attention import MirrorAttention
 from mirrorla_mm.backbones import MirrorLA, NaLaFormer
+from mirrorla_mm.engine.export import RawOutputs, export, largest_error
 from mirrorla_mm.ops import mirror_attention, use_backend
 from mirrorla_mm.ops.backend import select_backend
 from mirrorla_mm.ops.options import Options
@@ -55,3 +58,25 @@ def test_a_backbone_in_this_form_is_the_same(host, reflection):
         with use_backend(backend):
             outputs.append(model(images))
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-10)
+
+
+class OnMaps(nn.Module):
+    """An attention of tokens, as a module of maps of three channels."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 1)
+        self.attention = MirrorAttention(16, 2, **options)
+
+    def forward(self, x):
+        tokens = self.stem(x).permute(0, 2, 3, 1).flatten(1, 2)
+        return self.attention(tokens, x.shape[-2:])
+
+
+@pytest.mark.slow
+def test_reduced_keys_are_reflected_in_an_onnx_graph(tmp_path):
+    """ONNX has no complex numbers; without a reduction the projection reflects."""
+    model = RawOutputs(OnMaps(sr_ratio=2).eval().requires_grad_(False))
+    file = tmp_path / 'model.onnx'
+    export(model, file, 'onnx', (12, 14))
+    assert largest_error(model, file, 'onnx', [(12, 14), (9, 7)], batch=3) < 1e-5

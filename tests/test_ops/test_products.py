@@ -115,6 +115,65 @@ def test_a_fast_layer_follows_its_weights():
         torch.testing.assert_close(layer(x), layer.bias.expand(2, 3, 5))
 
 
+def test_a_fast_layer_sees_weights_that_are_replaced_twice(monkeypatch):
+    """The second would lie where the first one lay, at the same version."""
+    monkeypatch.setattr(products, '_fastest', lambda *_: -1)  # the last way keeps no weight alive
+    layer, x = fast_linear(16, 8), torch.ones(4, 16)
+    with torch.no_grad():
+        for _ in range(30):
+            layer(x)
+            layer.weight.data = torch.randn(8, 16)
+            layer.weight.data = torch.randn(8, 16)
+            torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize('shape', [(8,), (0, 8), (2, 0, 8)])
+@torch.no_grad()
+def test_a_fast_layer_takes_a_vector_and_no_rows(shape):
+    layer, x = fast_linear(8, 5), torch.randn(shape)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_two_threads_with_two_dtypes_get_their_own_product(monkeypatch):
+    layer, entered = fast_linear(8, 5), []
+    fast_affine = products.fast_affine
+
+    def interrupted(weight, bias):
+        made = fast_affine(weight, bias)
+        if not entered:
+            entered.append(True)
+            layer.affine(torch.float64)  # as another thread would, right before the store
+        return made
+
+    monkeypatch.setattr(products, 'fast_affine', interrupted)
+    with torch.no_grad():
+        assert layer.affine(torch.float32)(torch.ones(2, 8)).dtype == torch.float32
+
+
+def test_deterministic_algorithms_measure_nothing(monkeypatch):
+    monkeypatch.setattr(products, '_choices', {})
+    layer, x = fast_linear(8, 5), torch.randn(3, 8)
+    with torch.no_grad():
+        layer(x)
+        measured = layer._made
+        products._choices.clear()
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert torch.equal(layer(x), torch.addmm(layer.bias, x, layer.weight.t()))
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert layer._made is not measured and not products._choices
+
+
+@torch.no_grad()
+def test_few_tokens_do_not_choose_for_many(monkeypatch):
+    monkeypatch.setattr(products, '_choices', {})
+    for tokens in (4, 64, 65):
+        k = heads(1, 2, tokens, 4)
+        products.fast_read(k, products.fast_gather(k, k))
+    assert len(products._choices) == 4
+
+
 def test_a_fast_layer_is_copied_and_pickled_without_what_it_made():
     layer, x = fast_linear(8, 5), torch.randn(3, 8)
     with torch.inference_mode():
