@@ -148,8 +148,8 @@ def read_square(path: str, size: int) -> np.ndarray:
         image = Image.open(path).convert('RGB')
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f'{path} cannot be read: {str(error) or "it is damaged"}.') from error
-    halvings = max(int(np.log2(max(min(image.size) / (2 * size), 0.5))) + 1, 0)
-    image = image.reduce(2**halvings) if halvings else image
+    while min(image.size) >= 2 * size:
+        image = image.resize([side // 2 for side in image.size], Image.Resampling.BOX)
     scale = size / min(image.size)
     image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
     left, top = ((side - size) // 2 for side in image.size)

@@ -187,23 +187,19 @@ class NoiseStreams:
         shape: tuple[int, ...],
         device: torch.device | str = 'cpu',
     ) -> None:
-        self.streams = [_stream(seed, number) for number in numbers]
+        # torch's CPU generator takes 32 bits of a seed, so that two of 50000 samples could meet.
+        self.streams = [np.random.default_rng((seed, number)) for number in numbers]
         self.shape = shape
         self.device = device
 
     def __call__(self) -> Tensor:
         """The next noise of every sample, (B, *shape)."""
-        noise = [torch.randn(self.shape, generator=stream) for stream in self.streams]
-        return torch.stack(noise).to(self.device)
+        noise = [stream.standard_normal(self.shape, np.float32) for stream in self.streams]
+        return torch.from_numpy(np.stack(noise)).to(self.device)
 
     def labels(self, num_classes: int) -> Tensor:
         """A class for every sample, (B,), int64."""
-        return torch.cat([torch.randint(num_classes, (1,), generator=s) for s in self.streams])
-
-
-def _stream(seed: int, number: int) -> torch.Generator:
-    state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        return torch.tensor([int(stream.integers(num_classes)) for stream in self.streams])
 
 
 def part_file(folder: Path, batch: int) -> Path:

@@ -99,6 +99,14 @@ def test_any_image_becomes_a_square_of_its_mean(tmp_path, size):
     assert square.mean() == pytest.approx(pixels.mean(), abs=3)
 
 
+def test_an_image_below_twice_the_size_is_not_halved(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / 'x.png')
+    plain = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))
+    assert (read_square(tmp_path / 'x.png', 32) == plain).all()
+
+
 def test_damaged_images_are_refused_in_a_sentence(tmp_path):
     file = tmp_path / 'x.png'
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(file)

@@ -10,6 +10,7 @@ from torch import nn
 
 from mirrorla_mm.diffusion import DiffusionModel
 from mirrorla_mm.diffusion.sampling import (
+    NoiseStreams,
     Order,
     draw_share,
     part_file,
@@ -63,6 +64,12 @@ def test_another_seed_draws_others(tmp_path):
     model = pixel_model()
     files = [draw_share(model, replace(ORDER, seed=s), tmp_path / str(s)) for s in (0, 1)]
     assert (np.load(files[0])['arr_0'] != np.load(files[1])['arr_0']).any()
+
+
+def test_streams_of_samples_do_not_meet():
+    numbers = (50699, 55170)  # With seed 0 torch's generator gives them one stream.
+    first, second = NoiseStreams(0, numbers, (3, 4, 4))()
+    assert first.dtype == torch.float32 and not torch.equal(first, second)
 
 
 def test_a_stopped_run_goes_on_and_redraws_nothing(tmp_path, monkeypatch):

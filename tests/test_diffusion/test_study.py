@@ -16,7 +16,7 @@ from mirrorla_mm.diffusion.study import (
 def result(arm, seed, mse, accuracy=0.5):
     return dict(
         arm=arm, seed=seed, mse=mse, accuracy=accuracy, fd=2.0, fd_of_real=1.0, parameters=7,
-        accuracy_of_real=1.0, seconds_per_step=0.1,
+        accuracy_of_real=1.0,
     )  # fmt: skip
 
 
@@ -44,6 +44,12 @@ def test_distance_of_normal_features_is_the_formula():
 def test_losses_are_paired_by_seed():
     assert ratios(RESULTS, 'mirror') == pytest.approx([1.025, 1.015])
     assert ratios([*RESULTS, result('relu', 7, 1.0)], 'relu') == []
+    lone = [
+        result('mirror', 5, 0.1),
+        *(r for r in RESULTS if (r['arm'], r['seed']) != ('control', 0)),
+    ]
+    assert ratios(lone, 'mirror', 'control') == pytest.approx([0.2233 / 0.23])
+    assert 'the loss is -2.9% (one seed)' in verdict(lone)
 
 
 def test_the_sentence_claims_what_the_numbers_allow():
@@ -54,7 +60,7 @@ def test_the_sentence_claims_what_the_numbers_allow():
     assert 'does not obey the class' in verdict(random)
     assert verdict(RESULTS[:4]) == ''
     assert '| mirror + gate + lepe | 2 | 7 |' in table(RESULTS)
-    assert table(RESULTS).endswith('| real drawings |  |  |  |  | 1.000 | 1.00 |  |')
+    assert table(RESULTS).endswith('| real drawings |  |  |  |  | 1.000 | 1.00 |')
 
 
 def test_drawings_are_real_images_and_the_judge_has_features():

@@ -147,20 +147,28 @@ def test_the_study_starts_all_arms_alike_goes_on_and_shows_what_was_drawn(run, c
     Path('work').mkdir()
     torch.save(Judge().state_dict(), 'work/judge.pth')
     command = ('studies/diffusion', '--config', config, '--work-dir', 'work', '--iters', 2)
-    command += ('--samples', 12, '--report', 'report', '--seeds', 0, '--arms')
+    command += ('--samples', 48, '--report', 'report', '--seeds', 0, '--arms')
     run(*command, 'softmax')
-    run(*command, 'softmax', 'mirror')
+    run(*command, 'softmax', 'control', 'mirror')
     assert 'softmax, seed 0: done before' in capsys.readouterr().out
-    starts = [
+    softmax, control, mirror = (
         torch.load(f'work/{arm}/seed-0/iter_2.pth', weights_only=False)['state_dict']
-        for arm in ('softmax', 'mirror')
-    ]
-    for name, value in starts[0].items():
-        assert torch.equal(starts[1][name][: len(value)], value), name
+        for arm in ('softmax', 'control', 'mirror')
+    )
+    for less, more in ((softmax, control), (control, mirror)):
+        for name, value in less.items():
+            assert torch.equal(more[name][: len(value)], value), name
     results = json.loads(Path('report/results.json').read_text())
-    assert [r['arm'] for r in results] == ['softmax', 'mirror']
+    assert [r['arm'] for r in results] == ['softmax', 'control', 'mirror']
     assert np.isfinite([r[key] for r in results for key in ('mse', 'fd', 'fd_of_real')]).all()
     for grid in ('work/mirror/seed-0.png', 'report/samples.png'):
         with Image.open(grid) as image:
             assert min(image.size) > 60
     assert 'mirror + gate + lepe' in Path('report/results.md').read_text()
+    for change, message in (
+        (('--iters', 4), 'seed-0.json is of 2 iterations and 48 samples, not of 4 and 48'),
+        (('--samples', 60), 'not of 2 and 60: name another folder with --work-dir'),
+        (('--samples', 47), '--samples needs to be 48 at least, got 47'),
+    ):
+        changed = (*command, 'softmax', *change)
+        assert message in told(capsys, lambda changed=changed: run(*changed))

@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import platform
-import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from mirrorla_mm.diffusion.sampling import NoiseStreams, save_grid, to_uint8
 from mirrorla_mm.diffusion.shapes import CLASSES
 from mirrorla_mm.diffusion.study import (
     ARMS,
+    COLUMNS,
     REFERENCE,
     Judge,
     compare_grids,
@@ -67,35 +68,34 @@ def parse_args() -> argparse.Namespace:
 class SameStart(Hook):
     """Starts every arm of a seed from the same weights wherever arms have them in common.
 
-    Of a projection with a gate those are the rows of q, k and v.
+    Of a projection with a gate softmax has the rows of q, k and v, the control all of them.
 
     Args:
-        model (dict): Config of the arm whose weights all arms start from.
+        models (Sequence[dict]): Configs of the arms whose weights all arms start from; the later
+            ones go over the earlier ones.
     """
 
-    def __init__(self, model: dict) -> None:
-        self.model = model
+    def __init__(self, models: Sequence[dict]) -> None:
+        self.models = models
 
     def before_train(self, runner: Runner) -> None:
         """Copy the weights, unless the run is a resumed one."""
         if runner.iter > 0:
             return
-        set_random_seed(runner.seed)
         own = runner.model.state_dict()
-        for name, value in MODELS.build(self.model).state_dict().items():
-            if name in own:
-                own[name][: len(value)].copy_(value)
+        for model in self.models:
+            set_random_seed(runner.seed)
+            for name, value in MODELS.build(model).state_dict().items():
+                if name in own:
+                    rows = min(len(own[name]), len(value))
+                    own[name][:rows].copy_(value[:rows])
 
 
 class Progress(Hook):
-    """Says where the study stands, on one line, and where this part of it began."""
+    """Says where the study stands, on one line."""
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.first = 0
-
-    def before_train(self, runner: Runner) -> None:
-        self.first = runner.iter
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         loss = outputs['loss'].item()
@@ -125,12 +125,10 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
 def run(args: argparse.Namespace, judge: Judge, name: str, seed: int, label: str) -> dict:
     """Train and judge one arm with one seed."""
     runner = Runner.from_cfg(run_config(args, name, seed))
-    progress = Progress(label)
-    runner.register_hook(progress)
-    runner.register_hook(SameStart(run_config(args, REFERENCE, seed).model))
-    start = time.time()
+    runner.register_hook(Progress(label))
+    shared = [run_config(args, arm, seed).model for arm in ('control', REFERENCE)]
+    runner.register_hook(SameStart(shared))
     runner.train()
-    seconds = time.time() - start
     ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
     model = ema.ema_model.module.eval()
     images, labels = draw(model, args.samples, seed)
@@ -151,7 +149,6 @@ def run(args: argparse.Namespace, judge: Judge, name: str, seed: int, label: str
         fd=frechet_distance(features[0], features[2]),
         fd_of_real=frechet_distance(features[1], features[2]),
         samples=args.samples,
-        seconds_per_step=round(seconds / max(runner.max_iters - progress.first, 1), 3),
         machine=torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f'{platform.machine()}, {torch.get_num_threads()} thread(s)',
@@ -199,8 +196,28 @@ def ready_judge(work_dir: Path) -> Judge:
     return judge
 
 
+def check_settings(args: argparse.Namespace) -> None:
+    """Make sure that the grid can be filled and that results of other settings are not mixed in.
+
+    Raises:
+        UserError: If there are too few samples, or a finished run had other settings.
+    """
+    fewest = COLUMNS * len(CLASSES)
+    if args.samples < fewest:
+        raise UserError(f'--samples needs to be {fewest} at least, got {args.samples}.')
+    iters = args.iters or Config.fromfile(args.config).train_cfg.max_iters
+    for path in sorted(args.work_dir.glob('*/seed-*.json')):
+        done = json.loads(path.read_text())
+        if (done['iters'], done['samples']) != (iters, args.samples):
+            raise UserError(
+                f'{path} is of {done["iters"]} iterations and {done["samples"]} samples, not of '
+                f'{iters} and {args.samples}: name another folder with --work-dir.'
+            )
+
+
 def run_missing(args: argparse.Namespace) -> None:
     """Train what has no result yet, one run at a time."""
+    check_settings(args)
     judge = ready_judge(args.work_dir)
     todo = [(name, seed) for seed in args.seeds for name in args.arms]
     for number, (name, seed) in enumerate(todo, 1):
