@@ -162,8 +162,8 @@ def swin_warning(backbone: dict, stages: Sequence[int]) -> str | None:
         return None
     return (
         "Swin's window attention is linear in the number of tokens already. The new layers of the "
-        f'stages {_listed(stages)} see the whole map instead of a window, so what they are to '
-        'imitate is not what they are good at; --backbone-options linear_window=7 keeps windows.'
+        f'stages {_listed(stages)} see the whole map instead of a window, so they are poor at '
+        'imitating windows; --backbone-options linear_window=7 keeps windows.'
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -13,9 +14,11 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from ..converters.backbone import OUTPUT_NORMS
 from ..registry import MODELS, register_model
-from .checkpoint import CheckpointError, load_checkpoint_file
+from .checkpoint import CheckpointError, load_checkpoint_file, misfit
 from .checkpoint_fit import check_fit
+from .errors import UserError
 from .linearise import layers_of
 
 __all__ = ['AttentionTransfer', 'copy_weights', 'layer_errors']
@@ -32,7 +35,7 @@ class AttentionTransfer(BaseModel):
     """A frozen teacher, and a student that differs from it in the attention of some stages.
 
     - ``'attention'``: each new layer gets the input of the teacher's layer and learns its output,
-      head by head, before the projection; only parameters that the teacher has not are trained. So
+      head by head, before the projection; only parameters that the teacher lacks are trained. So
       layers learn independently of one another (STILL, arXiv 2602.02180).
     - ``'features'``: the student runs by itself and learns the teacher's output maps; all
       parameters of the new layers are trained.
@@ -162,10 +165,18 @@ def build_backbone(cfg: dict) -> nn.Module:
 def load_backbone(backbone: nn.Module, file: str) -> None:
     """Fill a backbone from a checkpoint of it, or of a whole model.
 
+    Norms of outputs that the checkpoint lacks, as a classifier's does, keep their values.
+
+    Args:
+        backbone (nn.Module): The backbone.
+        file (str): Its checkpoint.
+
     Raises:
-        CheckpointError: If a parameter or statistic is missing or has another shape.
+        CheckpointError: If another parameter or statistic is missing or one has another shape.
     """
-    check_fit(nn.ModuleDict(dict(backbone=backbone)), dict(state_dict=weights_of(file)), file)
+    model = nn.ModuleDict(dict(backbone=backbone))
+    norms = {key: v for key, v in model.state_dict().items() if re.match(OUTPUT_NORMS, key)}
+    check_fit(model, dict(state_dict={**norms, **weights_of(file)}), file)
 
 
 def weights_of(file: str) -> dict[str, Tensor]:
@@ -174,22 +185,41 @@ def weights_of(file: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If the file holds no weights.
     """
+    weights = stored_weights(file)
+    if any(key.startswith(PREFIX) for key in weights):
+        return weights
+    return {f'{PREFIX}{key}': value for key, value in weights.items()}
+
+
+def stored_weights(file: str) -> dict[str, Tensor]:
+    """Weights of a checkpoint by the names that they have there.
+
+    Raises:
+        CheckpointError: If the file holds no weights.
+    """
     checkpoint = load_checkpoint_file(file, 'cpu')
     weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not weights:
         raise CheckpointError(f'The checkpoint {file} holds no weights.')
-    if any(key.startswith(PREFIX) for key in weights):
-        return dict(weights)
-    return {f'{PREFIX}{key}': value for key, value in weights.items()}
+    return dict(weights)
 
 
 def copy_weights(teacher: nn.Module, student: nn.Module) -> list[str]:
     """Copy whatever teacher and student have in common.
 
     Returns:
-        list[str]: Parameters of the student that the teacher has not, at their initial values.
+        list[str]: Parameters of the student that the teacher lacks, at their initial values.
+
+    Raises:
+        UserError: If a weight of both has another shape in the student.
     """
-    missing = student.load_state_dict(teacher.state_dict(), strict=False).missing_keys
+    try:
+        missing = student.load_state_dict(teacher.state_dict(), strict=False).missing_keys
+    except RuntimeError as error:
+        raise UserError(
+            f'The new attention cannot start from the old weights, as {misfit(error)}: choose '
+            'another with --attn.'
+        ) from None
     return [name for name, _ in student.named_parameters() if name in set(missing)]
 
 
@@ -250,7 +280,7 @@ def heads_of(layer: nn.Module, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
     # PVT's layers add what they get as the identity.
     adds = 'identity' in inspect.signature(layer.forward).parameters
     identity = (torch.zeros_like(x),) if adds else ()
-    # Without gradients our layers take roads on which the projection is not a step of its own.
+    # Without gradients our layers fuse the projection into other steps.
     with unprojected(layer), torch.enable_grad():
         return layer(x, hw_shape, *identity).float()
 

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from .linearise_model import (
     copy_weights,
     layer_errors,
     load_backbone,
+    stored_weights,
     weights_of,
 )
 from .prepare import prepare_training
@@ -161,10 +163,11 @@ class Linearisation:
         if self._is_there(file):
             return file
         cfg = self.fine_tuning_config(start)
-        runner = self._runner(cfg)
-        runner.train()
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._write(model.state_dict(), file)
+        self._runner(cfg).train()
+        if is_main_process():
+            # The last checkpoint holds what is tested: averages, where the config keeps some.
+            self._write(weights_of(str(find_latest_checkpoint(cfg.work_dir))), file)
+        barrier()
         return file
 
     def export(self, file: Path) -> tuple[Path, Path]:
@@ -186,7 +189,7 @@ class Linearisation:
 
     def metrics(self, state: str) -> dict[str, float] | None:
         """Test scores of a state; None without a test, or while the head has no trained weights."""
-        if not self.cfg.get('test_evaluator') or (state != FINE_TUNED and not self.has_head()):
+        if not self.cfg.get('test_evaluator') or (state != FINE_TUNED and not self.has_head):
             return None
         teacher = state == 'teacher'
         file = self.checkpoint if teacher else str(self.file(state))
@@ -237,9 +240,15 @@ class Linearisation:
                 for data in chosen
             ]
 
+    @cached_property
     def has_head(self) -> bool:
-        """Whether the checkpoint holds more than a backbone."""
-        return any(not key.startswith(PREFIX) for key in weights_of(self.checkpoint))
+        """Whether the checkpoint holds all parameters beyond the backbone, so it can be tested."""
+        names = (
+            name for name, _ in ROOT_MODELS.build(copy.deepcopy(self.cfg.model)).named_parameters()
+        )
+        rest = {name for name in names if not name.startswith(PREFIX)}
+        held = stored_weights(self.checkpoint).keys()
+        return rest <= held and any(key.startswith(PREFIX) for key in held)
 
     # --- Parts ----------------------------------------------------------------------------------
 
@@ -310,24 +319,25 @@ class Linearisation:
 
     def _save(self, backbone: nn.Module, file: Path) -> None:
         """Write the old model with another backbone."""
-        rest = {k: v for k, v in weights_of(self.checkpoint).items() if not k.startswith(PREFIX)}
-        own = {f'{PREFIX}{key}': value for key, value in backbone.state_dict().items()}
-        self._write({**own, **rest}, file)
+        if is_main_process():
+            old = weights_of(self.checkpoint).items()
+            rest = {key: value for key, value in old if not key.startswith(PREFIX)}
+            own = {f'{PREFIX}{key}': value.cpu() for key, value in backbone.state_dict().items()}
+            self._write({**own, **rest}, file)
+        barrier()
 
     def _write(self, weights: Mapping[str, Tensor], file: Path) -> None:
-        if is_main_process():
-            content = io.BytesIO()
-            meta = load_checkpoint_file(self.checkpoint, 'cpu')
-            meta = meta.get('meta') if isinstance(meta, dict) else None
-            classes = {
-                k: meta[k] for k in ('dataset_meta',) if isinstance(meta, dict) and k in meta
-            }
-            torch.save(
-                dict(meta=classes, state_dict={k: v.cpu() for k, v in weights.items()}), content
-            )
-            with whole_file(file) as partial:
-                partial.write_bytes(content.getvalue())
-        barrier()
+        """Write weights with the names of the old model's classes."""
+        old = load_checkpoint_file(self.checkpoint, 'cpu')
+        meta = old.get('meta') if isinstance(old, dict) else None
+        classes = meta.get('dataset_meta') if isinstance(meta, dict) else None
+        content = io.BytesIO()
+        torch.save(
+            dict(meta=dict(dataset_meta=classes) if classes else {}, state_dict=dict(weights)),
+            content,
+        )
+        with whole_file(file) as partial:
+            partial.write_bytes(content.getvalue())
 
     def _claim_work_dir(self) -> None:
         """Refuse a folder whose files come from other settings."""

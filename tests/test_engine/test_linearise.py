@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 
+from mirrorla_mm.engine.checkpoint import CheckpointError
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.linearise import layers_of, linear_backbone, linear_config, swin_warning
 from mirrorla_mm.engine.linearise_model import (
@@ -16,6 +17,7 @@ from mirrorla_mm.engine.linearise_model import (
     heads_of,
     layer_errors,
     layer_inputs,
+    load_backbone,
 )
 from mirrorla_mm.registry import MODELS
 
@@ -143,6 +145,33 @@ def test_options_of_the_new_backbone_are_not_the_old_ones():
     student = built(new.model.backbone)
     assert student.stages[2].blocks[0].attn.window_size == 4
     copy_weights(built(cfg.model.backbone), student)
+
+
+@pytest.mark.parametrize(
+    ('name', 'attn', 'stage'),
+    [('ravlt', 'AgentAttention', 3), ('dit', 'NaLaAttention', 1), ('dit', 'PolaAttention', 1)],
+)
+def test_an_attention_with_weights_of_another_shape_is_refused(name, attn, stage):
+    backbone = DIT if name == 'dit' else BACKBONES[name]
+    student = built(linear_backbone(backbone, dict(type=attn), [stage]))
+    with pytest.raises(UserError, match=r'attn\.\S+ has the shape \[.*choose another'):
+        copy_weights(built(backbone), student)
+
+
+def test_norms_of_outputs_that_a_classifier_lacks_are_new(tmp_path):
+    classifier = built(dict(BACKBONES['ravlt'], out_indices=(3,), out_norm=False))
+    file = tmp_path / 'classifier.pth'
+    weights = {f'backbone.{key}': value for key, value in classifier.state_dict().items()}
+    torch.save(dict(state_dict={**weights, 'head.fc.weight': torch.zeros(9, 16)}), file)
+    teacher = built(dict(BACKBONES['ravlt'], out_norm=True))
+    load_backbone(teacher, str(file))
+    ours = teacher.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in classifier.state_dict().items())
+    assert ours.keys() - classifier.state_dict().keys()
+    del weights['backbone.stages.2.0.attn.proj.weight']
+    torch.save(dict(state_dict=weights), file)
+    with pytest.raises(CheckpointError, match='of another model'):
+        load_backbone(teacher, str(file))
 
 
 def test_swin_alone_comes_with_a_warning():

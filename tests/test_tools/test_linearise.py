@@ -109,6 +109,35 @@ def test_a_converted_hybrid_becomes_strictly_linear_mirrorla_in_one_command(
     assert all(torch.equal(ours[key], weights[key]) for key in shared)
 
 
+def test_a_classifier_starts_a_segmentor_whose_fine_tuning_ends_with_the_averages(
+    config, run, tmp_path, capsys
+):
+    ema = """
+model['backbone'].update(type='mirrorla_mm.RAVLT', layout='hybrid')
+custom_hooks = [dict(type='EMAHook', momentum=0.5)]
+"""
+    cfg = dict(type='mirrorla_mm.RAVLT', arch=ARCH, out_indices=(3,), out_norm=False)
+    weights = {f'backbone.{k}': value for k, value in MODELS.build(cfg).state_dict().items()}
+    weights |= {'neck.weight': torch.zeros(3), 'head.fc.weight': torch.zeros(9, 32)}
+    file = tmp_path / 'classifier.pth'
+    torch.save(dict(state_dict=weights), file)
+    command = ['linearise', config('segmentation', ema), file, '--attn', 'ReLUAttention']
+    run(*command, '--iters', 0, 0, 2, '--work-dir', 'w')
+    # The head of the classifier is none of the segmentor's: only the last state is tested.
+    assert 'mIoU' in capsys.readouterr().out
+    assert list(json.loads((tmp_path / 'w/results.json').read_text())) == [
+        'errors of copied',
+        'errors of fine-tuned',
+        'metrics of fine-tuned',
+    ]
+    ours = backbone_of(tmp_path / 'w/linearised.pth')
+    saved = load_checkpoint_file(tmp_path / 'w/fine-tuned-training/iter_2.pth')
+    key = 'backbone.stages.2.0.attn.qkv.weight'
+    assert torch.equal(ours[key], saved['state_dict'][key])
+    raw = {k.removeprefix('module.'): value for k, value in saved['ema_state_dict'].items()}
+    assert not torch.equal(ours[key], raw[key])
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
