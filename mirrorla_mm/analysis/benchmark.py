@@ -41,7 +41,8 @@ PEERS = {
         (64, 128, 320, 512),
     ),
 }
-
+# Of each group a variant has one word at most: one model, one runtime or dtype.
+EXCLUSIVE = ({'reference', *PEERS}, *({'onnx', word} for word in ('compile', 'amp', 'bf16')))
 
 # Instructions that decide how fast a processor multiplies.
 FLAGS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve', 'bf16')
@@ -57,7 +58,7 @@ class Subject:
         config (str, optional): Config of a detector or segmentor, measured as a whole.
         backbone_only (bool): Measure the config's backbone alone.
         train (bool): A training step of the backbone, forwards and backwards, instead of inference.
-        batch (int): Pictures at a time.
+        batch (int): Images at a time.
         device (str): Device.
         threads (int): CPU threads.
         cpu_time (bool): Count processor time of all threads instead of the time that passes, for a
@@ -100,12 +101,16 @@ def parse_variant(text: str) -> set[str]:
     """The words of a variant such as ``'deploy+compile'``.
 
     Raises:
-        ValueError: If a word is unknown.
+        ValueError: If a word is unknown, or words exclude each other.
     """
     words = set(text.split('+'))
     if words - {*WORDS, *PEERS}:
         known = ', '.join((*WORDS, *PEERS))
         raise ValueError(f"Unknown variant '{text}': join words of {known} by '+'.")
+    for group in EXCLUSIVE:
+        if len(words & group) > 1:
+            both = ' and '.join(sorted(words & group))
+            raise ValueError(f"Variant '{text}' joins {both}, which exclude each other.")
     return words
 
 
@@ -121,7 +126,7 @@ def measure_latency(
     """Time variants in turn, after two rounds of warm-up; the first is what ratios refer to."""
     torch.set_num_threads(subject.threads)
     steps = [build_step(subject, variant) for variant in variants]
-    inputs = pictures(subject, shape)
+    inputs = images(subject, shape)
     for step in steps * 2:
         step(inputs)
     clock = time.process_time if subject.cpu_time else time.perf_counter
@@ -156,8 +161,8 @@ def in_fresh_process(function: Callable[..., T], *args: object) -> T:
 
 def _peak_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tuple[float, float]:
     torch.set_num_threads(subject.threads)
-    step, inputs = build_step(subject, variant), pictures(subject, shape)
-    step(pictures(subject, (64, 64)))  # What libraries allocate once.
+    step, inputs = build_step(subject, variant), images(subject, shape)
+    step(images(subject, (64, 64)))  # What libraries allocate once.
     if subject.device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -192,13 +197,13 @@ def elapsed(
     return clock() - start
 
 
-def pictures(subject: Subject, shape: tuple[int, int]) -> Tensor:
+def images(subject: Subject, shape: tuple[int, int]) -> Tensor:
     """A batch of noise."""
     return torch.rand(subject.batch, 3, *shape, device=subject.device)
 
 
 def build_step(subject: Subject, variant: str) -> Callable[[Tensor], object]:
-    """A function of a batch of pictures that runs one variant once."""
+    """A function of a batch of images that runs one variant once."""
     words = parse_variant(variant)
     torch.manual_seed(0)
     model = build_model(subject, words).to(subject.device)
@@ -282,16 +287,16 @@ def reference_backbone(arch: str | dict, layout: str) -> ReferenceRAVLT:
     )
 
 
-def _samples(model: nn.Module, pictures: Tensor) -> list:
+def _samples(model: nn.Module, images: Tensor) -> list:
     """Metadata that a detector or segmentor wants of each image."""
     if type(model).__module__.startswith('mmseg'):
         from mmseg.structures import SegDataSample as Sample
     else:
         from mmdet.structures import DetDataSample as Sample
-    size = tuple(pictures.shape[-2:])
+    size = tuple(images.shape[-2:])
     keys = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
     meta = {**dict.fromkeys(keys, size), 'scale_factor': (1.0, 1.0)}
-    return [Sample(metainfo=meta) for _ in pictures]
+    return [Sample(metainfo=meta) for _ in images]
 
 
 def machine() -> str:

@@ -18,7 +18,8 @@ def deploy(model: Model, dtype: str | None = None) -> Model:
     """Fold every module of a model for good; outputs stay the same but for rounding.
 
     Linear layers and the products of linear attention run in the way that the processor runs
-    fastest, which is measured for each shape when it first comes up.
+    fastest, which is measured for each shape when it first comes up. Counters of FLOPs do
+    not see the products of packed layers: count before.
 
     A module of this package folds itself in ``fold_for_inference``. Those of others that have
     OpenMMLab's ``switch_to_deploy`` are switched. Load weights before; there is no way back to
@@ -26,9 +27,9 @@ def deploy(model: Model, dtype: str | None = None) -> Model:
 
     Args:
         model (nn.Module): Any model.
-        dtype (str, optional): ``'bfloat16'``: our backbones compute in it, but for statistics,
-            normalisers and softmax, and return float32. On a processor without bfloat16
-            arithmetic they stay in float32, with a warning.
+        dtype (str, optional): ``'bfloat16'``: MirrorLA, RAVLT and NaLaFormer compute in it, but for
+            statistics, normalisers and softmax, and return float32. Without one of them, or on a
+            processor without bfloat16 arithmetic, all stays in float32, with a warning.
 
     Returns:
         nn.Module: The model itself, in evaluation mode.
@@ -38,12 +39,14 @@ def deploy(model: Model, dtype: str | None = None) -> Model:
     """
     if dtype not in (None, 'bfloat16'):
         raise ValueError(f"deploy() takes dtype='bfloat16' or None (float32), got {dtype!r}.")
+    reason = None
     if dtype and not has_bfloat16():
-        print_log(
-            'This processor has no bfloat16 arithmetic: deploy mode stays in float32.',
-            logger='current',
-            level=logging.WARNING,
-        )
+        reason = 'This processor has no bfloat16 arithmetic'
+    elif dtype and not any(hasattr(module, 'deploy_dtype') for module in model.modules()):
+        reason = 'No backbone here can compute in bfloat16'
+    if reason:
+        message = f'{reason}: deploy mode stays in float32.'
+        print_log(message, logger='current', level=logging.WARNING)
         dtype = None
     model.eval()
     for module in list(model.modules()):

@@ -140,8 +140,7 @@ class ConvFFN(BaseModule):
 
     def _by_convolutions(self, x: Tensor) -> Tensor:
         # A runtime keeps its own layout from the first convolution to the last.
-        kernels = (layer.weight[..., None, None] for layer in (self.fc1, self.fc2))
-        first, last = kernels
+        first, last = (layer.weight[..., None, None] for layer in (self.fc1, self.fc2))
         x = self.dwconv(self.act(F.conv2d(x, first, self.fc1.bias)))
         return F.conv2d(x, last, self.fc2.bias)
 

@@ -7,8 +7,8 @@
 - ``'graph'``: large products for runtimes of exported graphs; never chosen unless it is forced.
 
 A backend registers itself with a function that says why it cannot take some inputs; among those
-that can, the last registered wins. ``MIRRORLA_BACKEND=torch|lean|triton`` or :func:`use_backend`
-force one. Forcing one that cannot run is an error that says why.
+that can, the last registered wins. ``MIRRORLA_BACKEND=torch|lean|triton|graph`` or
+:func:`use_backend` force one. Forcing one that cannot run is an error that says why.
 """
 
 from __future__ import annotations

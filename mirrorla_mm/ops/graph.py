@@ -16,7 +16,7 @@ from .linear_attention import NORMALISER_EPS
 from .options import Options
 from .precision import at_least_float32, saturate, without_autocast
 from .reflection import reflect
-from .rope import rope_frequencies
+from .rope import rope_2d
 
 
 @without_autocast
@@ -60,25 +60,10 @@ def _tables(
     hw_shape: tuple[int, int], heads: int, like: Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cosine and sine of each token's angles, (N, C), and the quarter turn of all pairs (C, C)."""
-    frequency = rope_frequencies(dim, device=like.device, dtype=like.dtype).repeat_interleave(2)
-    angles = [
-        torch.arange(n, device=like.device, dtype=like.dtype)[:, None] * frequency for n in hw_shape
-    ]
-    height, width = hw_shape
-    cosine, sine = (
-        torch.cat(
-            (
-                function(angles[0])[:, None].expand(height, width, -1),
-                function(angles[1])[None].expand(height, width, -1),
-            ),
-            dim=-1,
-        )
-        .flatten(0, 1)
-        .repeat(1, heads)
-        for function in (torch.cos, torch.sin)
-    )
+    angle = rope_2d(hw_shape, dim, device=like.device, dtype=like.dtype)
+    angle = angle.repeat_interleave(2, dim=-1).repeat(1, heads)
     turn = like.new_tensor([[0.0, 1.0], [-1.0, 0.0]])
-    return cosine, sine, torch.block_diag(*[turn] * (heads * dim // 2))
+    return angle.cos(), angle.sin(), torch.block_diag(*[turn] * (heads * dim // 2))
 
 
 def _turn(x: Tensor, cosine: Tensor, sine: Tensor, quarter: Tensor) -> Tensor:

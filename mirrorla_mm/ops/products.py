@@ -24,10 +24,10 @@ ROUNDS = 5
 
 
 class Products(NamedTuple):
-    """The products of a linear attention, in one way each.
+    """The matrix products of a linear attention.
 
     Attributes:
-        affine: A weight (C', C) and a bias (C',), if any, to the function of tokens that they are.
+        affine: Makes a function of tokens from a weight (C', C) and an optional bias (C',).
         gather: Two features of tokens (B, H, n, d) and (B, H, n, e) to the sums over the tokens
             ``k^T v``, shape (B, H, d, e).
         read: Features (B, H, n, d) and a state (B, H, d, e) to (B, H, n, e).
@@ -114,7 +114,10 @@ def read_by_convolution(q: Tensor, state: Tensor) -> Tensor:
 
 
 def read_by_diagonal(q: Tensor, state: Tensor) -> Tensor:
-    """One product of all heads with the states on the diagonal of a matrix."""
+    """One product of all heads with the states on the diagonal of a matrix.
+
+    An infinite feature makes all heads of its token NaN, not its own head alone.
+    """
     diagonal = torch.stack([torch.block_diag(*states) for states in state])
     return (q.transpose(1, 2).flatten(2) @ diagonal).unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
 

@@ -13,10 +13,10 @@ from mirrorla_mm.analysis.benchmark import (
     Subject,
     build_model,
     build_step,
+    images,
     measure_latency,
     measure_memory,
     parse_variant,
-    pictures,
     reference_backbone,
     with_peers,
 )
@@ -68,7 +68,7 @@ def test_gradients_do_not_outlive_the_step():
     try:
         step = build_step(subject, 'eager')
         for _ in range(2):
-            step(pictures(subject, (64, 64)))
+            step(images(subject, (64, 64)))
     finally:
         handle.remove()
     assert seen and all(seen)
@@ -92,3 +92,10 @@ def test_a_peer_is_the_upstream_backbone_with_its_channels(peer):
 def test_unknown_variants_are_refused():
     with pytest.raises(ValueError, match="Unknown variant 'deploy\\+int8'"):
         parse_variant('deploy+int8')
+
+
+@pytest.mark.parametrize('words', ['bf16+onnx', 'amp+onnx', 'compile+onnx', 'resnet50+swin-t'])
+def test_words_that_exclude_each_other_are_refused(words):
+    first, second = words.split('+')
+    with pytest.raises(ValueError, match=f'joins {first} and {second}, which exclude each other'):
+        parse_variant(words)

@@ -112,6 +112,17 @@ def test_without_bfloat16_arithmetic_it_says_so_and_stays_in_float32(monkeypatch
     assert len(logged) == 1 and 'stays in float32' in logged[0]
 
 
+def test_a_model_that_cannot_compute_in_bfloat16_says_so(monkeypatch):
+    monkeypatch.setattr(deploying, 'has_bfloat16', lambda: True)
+    logged = []
+    monkeypatch.setattr(deploying, 'print_log', lambda text, **_: logged.append(text))
+    deploying.deploy(nn.Sequential(nn.Linear(4, 4)), 'bfloat16')
+    expected = 'No backbone here can compute in bfloat16: deploy mode stays in float32.'
+    assert logged == [expected]
+    assert deploying.deploy(MirrorLA(TOY), 'bfloat16').deploy_dtype == 'bfloat16'
+    assert logged == [expected]
+
+
 def test_other_dtypes_are_refused():
     with pytest.raises(ValueError, match="got 'float16'"):
         MirrorLA(TOY).switch_to_deploy('float16')

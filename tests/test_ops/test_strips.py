@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mirrorla_mm.ops import strips, use_backend
 from mirrorla_mm.ops.strips import Rows, at_once, by_strips, conv_rows, or_by_strips, row_strips
@@ -91,3 +92,12 @@ def test_a_training_module_keeps_its_plain_form():
     with torch.no_grad():
         assert layer(x) == 1 and layer.eval()(x) == 2
     assert layer(x) == 1
+
+
+@torch.no_grad()
+def test_fake_tensors_and_the_form_for_graphs_have_no_strips():
+    assert by_strips(torch.ones(2)) and by_strips(nn.Parameter(torch.ones(2)))
+    with FakeTensorMode():
+        assert not by_strips(torch.ones(2))
+    with use_backend('graph'):
+        assert not by_strips(torch.ones(2))
