@@ -1,7 +1,8 @@
 """Draw samples of a trained diffusion model: a grid to look at and the evaluators' .npz.
 
     python tools/sample.py CONFIG CHECKPOINT --vae VAE_FOLDER --out-dir samples
-    python tools/sample.py CONFIG CHECKPOINT --vae VAE_FOLDER --classes 207 360 --guidance 4
+    python tools/sample.py CONFIG CHECKPOINT --vae VAE_FOLDER --classes 207 360 --guidance 4 \\
+        --out-dir grid
     torchrun --nproc_per_node 8 tools/sample.py CONFIG CHECKPOINT --vae VAE_FOLDER --number 50000
 
 The same seed gives the same samples, however many processes draw them. A run that was stopped goes
@@ -71,6 +72,8 @@ def main() -> None:
     )
     device = args.device or (f'cuda:{local}' if torch.cuda.is_available() else 'cpu')
     with one_line_errors():
+        if args.grid < 1:
+            raise UserError(f'--grid needs to be 1 at least, got {args.grid}.')
         cfg = read_config(args)
         require_file(args.checkpoint)
         vae = load_vae(args.vae).to(device) if args.vae else None
@@ -82,7 +85,8 @@ def main() -> None:
             args.guided_channels,
             tuple(args.classes),
             args.batch_size,
-            fingerprint(model, cfg),
+            fingerprint(model, str(cfg.model.to_dict())),
+            fingerprint(vae) if vae else '',
         )
         file = draw_share(model, order, args.out_dir, vae, rank, world)
         if file is not None:

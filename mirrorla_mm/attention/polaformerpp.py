@@ -6,6 +6,8 @@ from ..ops.lean import LinearState
 from ..registry import register_attention
 from .linear import LinearAttention, Place
 
+LARGEST = 30.0  # Of the exponential's inputs.
+
 
 @register_attention
 class PolaPPAttention(LinearAttention):
@@ -18,7 +20,8 @@ class PolaPPAttention(LinearAttention):
     (0, 1) learned per channel, one for each half.
 
     Source: the published DiT of PolaFormer++ (github.com/ZacharyMeng/PolaFormerPP,
-    ``downstream/dit``), whose files load as they are. Complexity O(N d^2) per head. Shapes are
+    ``downstream/dit``), whose files load as they are. Unlike the authors'
+    code, inputs of the exponential are clamped to 30. Complexity O(N d^2) per head. Shapes are
     those of :class:`~mirrorla_mm.attention.base.Attention`.
 
     Args:
@@ -60,6 +63,3 @@ class PolaPPAttention(LinearAttention):
             if f'{prefix}qkvg.{name}' in state_dict:  # the authors' name
                 state_dict[f'{prefix}qkv.{name}'] = state_dict.pop(f'{prefix}qkvg.{name}')
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-LARGEST = 30.0

@@ -24,7 +24,7 @@ class ClassFolders(BaseDataset):
 
     Args:
         data_root (str): Where the folders are, with files in them or further below.
-        suffixes (tuple[str, ...]): Of the files. Defaults to ``.npy``, latents.
+        suffixes (tuple[str, ...]): Of the files, in any case. Defaults to ``.npy``, latents.
         **kwargs: Options of :class:`mmengine.dataset.BaseDataset`: ``pipeline``, ``indices``.
 
     Raises:
@@ -65,7 +65,8 @@ def files_of(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     Raises:
         DataError: If there are none.
     """
-    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in suffixes)
+    lower = {suffix.lower() for suffix in suffixes}
+    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in lower)
     if not files:
         raise DataError(f'The folder {folder} holds no {", ".join(suffixes)}.')
     return files
@@ -162,6 +163,7 @@ class PackDiffusionInputs(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Pack one."""
+        results = dict(results, img_shape=results['img'].shape[-2:])
         metainfo = {key: results[key] for key in META_KEYS if key in results}
         sample = BaseDataElement(metainfo=metainfo, gt_label=results['gt_label'])
         return dict(inputs=torch.from_numpy(results['img']), data_samples=sample)

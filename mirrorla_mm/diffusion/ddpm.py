@@ -36,7 +36,8 @@ class DDPM:
         sampling_steps (int): Steps of the sampling, evenly among T. Defaults to 250.
 
     Raises:
-        UserError: If the sampler is unknown, or there are fewer steps than 2 or more than T.
+        UserError: If the sampler is unknown, there are fewer steps than 2 or more than T, or a beta
+            does not lie in (0, 1).
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class DDPM:
                 f'sampling_steps needs to lie between 2 and the {num_steps} steps of the training, '
                 f'got {sampling_steps}.'
             )
+        if not all(0 < beta < 1 for beta in betas):
+            raise UserError(f'betas need to lie between 0 and 1, got {tuple(betas)}.')
         signal = (1 - torch.linspace(*betas, num_steps, dtype=torch.float64)).cumprod(0)
         self.chain = Chain(signal, torch.arange(num_steps))
         kept = torch.linspace(0, num_steps - 1, sampling_steps, dtype=torch.float64).round().long()
@@ -74,7 +77,7 @@ class DDPM:
             tuple[Tensor, Tensor]: Both of shape (B,), the bound in bits per number.
         """
         noisy = self.chain.noisy(x, t, noise)
-        predicted, share = network(noisy, t).to(x.dtype).chunk(2, dim=1)
+        predicted, share = predict(network, noisy, t)
         mse = (predicted - noise).square().flatten(1).mean(1)
         bound = self.chain.bound(x, noisy, t, predicted.detach(), share)
         return mse, bound.flatten(1).mean(1) / math.log(2)
@@ -99,7 +102,7 @@ class DDPM:
         for i in reversed(range(len(self.short_chain))):
             step = torch.full((len(x),), i, device=x.device)
             t = self.short_chain.times.to(x.device)[step]
-            predicted, share = network(x, t).to(x.dtype).chunk(2, dim=1)
+            predicted, share = predict(network, x, t)
             x = self.step(x, step, predicted, share, draw if i else None)
         return x
 
@@ -118,6 +121,22 @@ class DDPM:
         data = chain.data(x, i, noise)
         signal = chain.at(chain.previous, i, x)
         return signal.sqrt() * data + (1 - signal).sqrt() * noise
+
+
+def predict(network: Network, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise and the share of the variance, each of the shape of x (B, C, ...).
+
+    Raises:
+        UserError: If the network does not give 2C channels.
+    """
+    output = network(x, t).to(x.dtype)
+    if output.shape[1] != 2 * x.shape[1]:
+        raise UserError(
+            f'DDPM learns a variance and needs {2 * x.shape[1]} channels of the network, got '
+            f'{output.shape[1]}: set model.backbone.learn_sigma=True.'
+        )
+    predicted, share = output.chunk(2, dim=1)
+    return predicted, share
 
 
 class Chain:
@@ -172,6 +191,9 @@ class Chain:
             t (Tensor): Shape (B,).
             noise (Tensor): Predicted, shape of x_t.
             share (Tensor): Predicted, -1 for the smallest variance and 1 for the largest.
+
+        Returns:
+            tuple[Tensor, Tensor]: Both of the shape of x_t.
         """
         mean = self.posterior_mean(self.data(noisy, t, noise), noisy, t)
         bounds = (self.at(table, t, noisy) for table in (self.log_smallest, self.log_largest))
@@ -182,6 +204,16 @@ class Chain:
 
         The divergence of the predicted from the true distribution of x_{t-1}; at t = 0 the code
         length of x itself, in bins of 2/255 of [-1, 1].
+
+        Args:
+            x (Tensor): Data, shape (B, C, ...).
+            noisy (Tensor): x_t, shape of x.
+            t (Tensor): Shape (B,), int64.
+            noise (Tensor): Predicted, shape of x.
+            share (Tensor): Predicted, as in :meth:`backwards`.
+
+        Returns:
+            Tensor: Shape of x.
         """
         mean, log_variance = self.backwards(noisy, t, noise, share)
         truth = self.posterior_mean(x, noisy, t)

@@ -52,7 +52,17 @@ class Processor(BaseModule):
         attention_mask: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        """Attend over the tokens (B, N, C) of a square grid.
+        """Attend over the tokens of a square grid.
+
+        Args:
+            attn (nn.Module): diffusers' attention, which is not used.
+            hidden_states (Tensor): Tokens, shape (B, N, C).
+            encoder_hidden_states (Tensor, optional): Not supported.
+            attention_mask (Tensor, optional): Not supported.
+            **kwargs: Not used.
+
+        Returns:
+            Tensor: Shape (B, N, C).
 
         Raises:
             UserError: If the tokens are no square grid, or a mask or another sequence is given.
@@ -78,13 +88,18 @@ def replace_attention(model: DiTTransformer2DModel, attn_cfg: dict) -> DiTTransf
 
     Returns:
         DiTTransformer2DModel: The same model. ``save_pretrained`` writes all its weights, but
-        ``from_pretrained`` would leave those of the attention out without a word: load them by
+        ``from_pretrained`` drops those of the attention with no more than a warning: load them by
         :func:`load`.
+
+    Raises:
+        UserError: If it was replaced before.
     """
     config = model.config
     side = config.sample_size // config.patch_size
     for block in model.transformer_blocks:
         old = block.attn1
+        if isinstance(old.processor, Processor):
+            raise UserError('The attention was replaced before.')
         processor = Processor(
             attn_cfg, model.inner_dim, config.num_attention_heads, (side, side)
         ).to(old.to_q.weight)

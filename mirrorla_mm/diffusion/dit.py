@@ -123,7 +123,15 @@ class DiT(BaseModule):
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
     def example(self, shape: tuple[int, int], device: torch.device) -> tuple[Tensor, ...]:
-        """Arguments of :meth:`forward` for one image of a height and width."""
+        """Arguments of :meth:`forward` for one image.
+
+        Args:
+            shape (tuple[int, int]): Height and width in pixels.
+            device (torch.device): Where they are made.
+
+        Returns:
+            tuple[Tensor, ...]: x, t and y.
+        """
         x = torch.empty(1, self.in_shape[0], *shape, device=device)
         y = torch.zeros(1, dtype=torch.long, device=device)
         return x, torch.zeros(1, device=device), y

@@ -74,10 +74,11 @@ class DiffusionModel(BaseModel):
             the scale of the data.
 
         Raises:
-            DataError: If a class is out of range.
+            DataError: If a class is out of range, or a sample smaller than the others.
             UserError: If the data have another size than the network's.
             ValueError: If there is no such mode.
         """
+        check_shapes(inputs, data_samples)
         labels = self._labels(data_samples).to(inputs.device)
         if mode == 'loss':
             return self._loss(inputs, labels)
@@ -167,6 +168,21 @@ def guided(
         return torch.cat((torch.lerp(free[:, :n], named[:, :n], scale), named[:, n:]), dim=1)
 
     return run
+
+
+def check_shapes(inputs: Tensor, data_samples: list[BaseDataElement]) -> None:
+    """Make sure that no sample of a batch (B, C, S, S) was padded to the size of the others.
+
+    Raises:
+        DataError: If the ``img_shape`` of one is another.
+    """
+    size = tuple(inputs.shape[-2:])
+    for sample in data_samples:
+        if tuple(sample.get('img_shape', size)) != size:
+            raise DataError(
+                f'{sample.get("img_path", "A sample")} is of the size {sample.img_shape}, and '
+                f'others of its batch of {size}: all need to have one size.'
+            )
 
 
 def check_guidance(scale: float) -> None:

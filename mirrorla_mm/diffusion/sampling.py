@@ -43,6 +43,7 @@ class Order:
         classes (tuple[int, ...]): In turn; drawn at random where there are none.
         batch_size (int): Samples at a time.
         model (str): A fingerprint of weights and config.
+        vae (str): A fingerprint of the decoder's weights; empty without one.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Order:
     classes: tuple[int, ...]
     batch_size: int
     model: str
+    vae: str = ''
 
     @property
     def batches(self) -> int:
@@ -71,6 +73,9 @@ def load_model(cfg: Config, checkpoint: str | os.PathLike, device: str) -> Diffu
         checkpoint (str | os.PathLike): Of a training here, or published by DiT's or SiT's authors.
         device (str): Such as ``'cuda:0'``.
 
+    Returns:
+        DiffusionModel: Ready to sample.
+
     Raises:
         CheckpointError: If the checkpoint cannot be read or is of another model.
         UserError: If the config is none of a diffusion model.
@@ -84,25 +89,25 @@ def load_model(cfg: Config, checkpoint: str | os.PathLike, device: str) -> Diffu
     if not isinstance(content, dict):
         raise CheckpointError(f'The checkpoint {checkpoint} holds no weights.')
     # Both authors' files hold the network's own names, those of a training beside its average.
-    published = content.get('ema', content)
+    published = content.get('ema') or content
     part: nn.Module = model.backbone if 'x_embedder.proj.weight' in published else model
     check_fit(part, published, str(checkpoint))
     return model.to(device).eval()
 
 
-def fingerprint(model: DiffusionModel, cfg: Config) -> str:
-    """Of the weights of a model and of what else its config says about it."""
-    digest = hashlib.sha256(str(cfg.model.to_dict()).encode())
+def fingerprint(model: nn.Module, settings: str = '') -> str:
+    """Of the weights of a model and of what else its settings say about it."""
+    digest = hashlib.sha256(settings.encode())
     for weight in model.state_dict().values():
         digest.update(weight.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def check_order(order: Order, num_classes: int) -> None:
-    """Make sure that an order can be drawn.
+def check_order(order: Order, num_classes: int, channels: int) -> None:
+    """Make sure that a model of so many classes and channels can draw an order.
 
     Raises:
-        UserError: If a class is out of range, or a number makes no sense.
+        UserError: If a class or the guided channels are out of range, or a number makes no sense.
     """
     check_guidance(order.guidance)
     if order.number < 1 or order.batch_size < 1 or order.seed < 0:
@@ -110,6 +115,8 @@ def check_order(order: Order, num_classes: int) -> None:
     wrong = [label for label in order.classes if not 0 <= label < num_classes]
     if wrong:
         raise UserError(f'There is no class {wrong[0]}: the model has 0 to {num_classes - 1}.')
+    if order.guided_channels is not None and not 1 <= order.guided_channels <= channels:
+        raise UserError(f'The guided channels need to be 1 to {channels}: {order.guided_channels}.')
 
 
 def draw_share(
@@ -120,13 +127,13 @@ def draw_share(
     rank: int = 0,
     world: int = 1,
 ) -> Path | None:
-    """Draw this process's share of the batches that are missing; whoever ends last joins them.
+    """Draw this process's share of the missing batches; the process that ends last joins them.
 
     Args:
         model (DiffusionModel): From :func:`load_model`.
         order (Order): What to draw.
-        folder (Path): Gets ``parts/``, one file a batch, and in the end the evaluators' file and
-            ``grid.png``. Made where missing.
+        folder (Path): Gets ``parts/``, one file a batch, and in the end the evaluators' file.
+            Made where missing.
         vae (nn.Module, optional): Of latents; from :func:`~mirrorla_mm.diffusion.vae.load_vae`.
         rank (int): Of this process, in [0, world).
         world (int): Processes that share the batches.
@@ -138,10 +145,11 @@ def draw_share(
         UserError: If the folder holds samples of another order, or the model draws latents and
             there is no VAE.
     """
-    check_order(order, model.backbone.num_classes)
-    if model.backbone.in_shape[0] != 3 and vae is None:
+    channels = model.backbone.in_shape[0]
+    check_order(order, model.backbone.num_classes, channels)
+    if channels != 3 and vae is None:
         raise UserError('This model draws latents: name the folder of a VAE with --vae.')
-    keep_order(order, folder)
+    keep_settings(folder / ORDER, asdict(order), any((folder / PARTS).glob('*.npz')))
     mine = [b for b in range(rank, order.batches, world) if not part_file(folder, b).exists()]
     for batch in track(mine, 'Drawing', disable=rank > 0):
         images, labels = draw_batch(model, order, batch, vae)
@@ -154,7 +162,17 @@ def draw_share(
 def draw_batch(
     model: DiffusionModel, order: Order, batch: int, vae: nn.Module | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, h, w, 3), uint8, and classes (n,) of one batch."""
+    """Draw one batch.
+
+    Args:
+        model (DiffusionModel): From :func:`load_model`.
+        order (Order): What to draw.
+        batch (int): Number of the batch, from 0.
+        vae (nn.Module, optional): Of latents.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: Images (n, h, w, 3), uint8, and classes (n,), int64.
+    """
     backbone, device = model.backbone, next(model.parameters()).device
     numbers = order.samples_of(batch)
     noise = NoiseStreams(order.seed, numbers, backbone.in_shape, device)
@@ -207,22 +225,27 @@ def part_file(folder: Path, batch: int) -> Path:
     return folder / PARTS / f'{batch:06d}.npz'
 
 
-def keep_order(order: Order, folder: Path) -> None:
-    """Note the order beside its samples.
+def keep_settings(file: Path, settings: dict, begun: bool) -> None:
+    """Note settings beside what is made with them.
+
+    Args:
+        file (Path): The note, in the folder of the results.
+        settings (dict): What the results depend on.
+        begun (bool): Whether the folder has results.
 
     Raises:
-        UserError: If another one is noted there.
+        UserError: If it has results of other settings.
     """
-    text = json.dumps(asdict(order), indent=1) + '\n'
-    file = folder / ORDER
-    if not file.exists():
-        with whole_file(file) as partial:
-            partial.write_text(text, encoding='utf-8')
-    elif file.read_text(encoding='utf-8') != text:
+    text = json.dumps(settings, indent=1) + '\n'
+    if file.exists() and file.read_text(encoding='utf-8') == text:
+        return
+    if begun:
         raise UserError(
-            f'{folder} holds samples of another model or of other settings ({file}): name another '
-            'folder with --out-dir.'
+            f'{file.parent} holds results of another model or of other settings ({file}): name '
+            'another folder to write to.'
         )
+    with whole_file(file) as partial:
+        partial.write_text(text, encoding='utf-8')
 
 
 def join_parts(order: Order, folder: Path) -> Path:
@@ -262,13 +285,19 @@ def read_part(folder: Path, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save_grid(images: np.ndarray, path: Path, columns: int) -> None:
-    """Write images (n, h, w, 3), uint8, as one PNG, whole or not at all."""
+    """Write images as one PNG, whole or not at all.
+
+    Args:
+        images (np.ndarray): Shape (n, h, w, 3), uint8.
+        path (Path): The file.
+        columns (int): Images in a row.
+    """
     with whole_file(path) as partial:
         Image.fromarray(tile(images, columns)).save(partial, format='PNG')
 
 
 def save_first(order: Order, folder: Path, columns: int) -> Path:
-    """Write a square grid of the first samples, by their class where classes were asked for."""
+    """Write a square grid of the first samples, in the order of their numbers."""
     images: Sequence[np.ndarray] = []
     for batch in range(order.batches):
         if sum(map(len, images)) < columns**2:
@@ -278,7 +307,16 @@ def save_first(order: Order, folder: Path, columns: int) -> Path:
 
 
 def tile(images: np.ndarray, columns: int, margin: int = 1) -> np.ndarray:
-    """Images (n, h, w, 3), uint8, row by row in one; what is left of the last row is white."""
+    """Put images row by row into one; what is left of the last row is white.
+
+    Args:
+        images (np.ndarray): Shape (n, h, w, 3), uint8.
+        columns (int): Images in a row.
+        margin (int): White pixels between images and around them. Defaults to 1.
+
+    Returns:
+        np.ndarray: Shape (rows (h + margin) + margin, columns (w + margin) + margin, 3), uint8.
+    """
     rows = -(-len(images) // columns)
     height, width = (side + margin for side in images.shape[1:3])
     sheet = np.full((rows * height + margin, columns * width + margin, 3), 255, np.uint8)

@@ -42,12 +42,12 @@ class DrawnShapes(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """The classes in turn."""
-        return [dict(gt_label=index % len(CLASSES)) for index in range(self.length)]
+        return [dict(number=index, gt_label=index % len(CLASSES)) for index in range(self.length)]
 
     def get_data_info(self, idx: int) -> dict:
         """Draw one."""
         data = super().get_data_info(idx)
-        rng = np.random.default_rng((self.seed, idx))
+        rng = np.random.default_rng((self.seed, data['number']))
         return dict(data, img=draw_shape(rng, data['gt_label']).transpose(2, 0, 1).copy())
 
 

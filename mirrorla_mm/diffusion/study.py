@@ -26,7 +26,7 @@ class Arm:
     """One attention in the host.
 
     Attributes:
-        label (str): For people.
+        label (str): Name in tables.
         attn_cfg (dict): What the host builds.
     """
 
@@ -167,7 +167,7 @@ def verdict(results: Sequence[dict]) -> str:
     obeys = 'obeys the class' if accuracy > 2 * chance else 'does not obey the class'
     ratio = mean(ratios(results, 'mirror'))
     sentence = (
-        f'{ARMS["mirror"].label} trains stably, {obeys} ({accuracy:.0%}, chance is '
+        f'{ARMS["mirror"].label} did not diverge, {obeys} ({accuracy:.0%}, chance is '
         f'{chance:.0%}), and its validation loss is {ratio:.3f} times that of softmax.'
     )
     pairs = ratios(results, 'mirror', 'control')

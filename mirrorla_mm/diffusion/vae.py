@@ -14,6 +14,9 @@ from ..engine.atomic import whole_file
 from ..engine.errors import UserError
 from ..restoration.datasets import SUFFIXES
 from .datasets import class_folders, files_of, read_square
+from .sampling import fingerprint, keep_settings
+
+SETTINGS = 'encoding.json'
 
 
 def load_vae(folder: str | os.PathLike) -> nn.Module:
@@ -78,8 +81,13 @@ def encode_folders(
 
     Raises:
         DataError: If there are no images, or one cannot be read.
+        UserError: If a number is below 1, or the target holds latents of another VAE or size.
     """
+    if size < 1 or batch_size < 1:
+        raise UserError(f'Size and batch size need to be 1 at least, got {size} and {batch_size}.')
     images = [path for folder in class_folders(source) for path in files_of(folder, SUFFIXES)]
+    settings = dict(size=size, vae=fingerprint(vae))
+    keep_settings(target / SETTINGS, settings, any(target.rglob('*.npy')))
     # The suffix stays, as two images may differ in it alone.
     places = [target / path.relative_to(source).with_name(f'{path.name}.npy') for path in images]
     todo = [pair for pair in zip(images, places) if not pair[1].exists()]

@@ -1,13 +1,18 @@
 """Folders of latents and images, and drawn shapes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from mirrorla_mm.diffusion.datasets import LoadLatent, read_square
 from mirrorla_mm.diffusion.shapes import CLASSES
+from mirrorla_mm.diffusion.vae import encode_folders
 from mirrorla_mm.engine.data import DataError
+from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.registry import DATASETS
 
 PACK = dict(type='mirrorla_mm.PackDiffusionInputs')
@@ -79,7 +84,7 @@ def test_images_are_shrunk_cut_and_mirrored(tmp_path):
     pixels[:, 65:, 0] = 255  # red on the right, black on the left
     Image.fromarray(pixels).save(tmp_path / 'a/x.png')
     square = dict(type='mirrorla_mm.LoadSquareImage', size=32)
-    data = folders(tmp_path, square, suffixes=['.png'])
+    data = folders(tmp_path, square, suffixes=['.PNG'])
     np.random.seed(0)
     images = torch.stack([data[0]['inputs'] for _ in range(20)])
     assert images.shape == (20, 3, 32, 32) and images.dtype == torch.uint8
@@ -107,6 +112,32 @@ def test_an_image_below_twice_the_size_is_not_halved(tmp_path):
     assert (read_square(tmp_path / 'x.png', 32) == plain).all()
 
 
+class Shrinker(nn.Module):
+    """A VAE whose latents are images of half the side."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def encode(self, x):
+        mean = nn.functional.avg_pool2d(x, 2) * self.factor
+        latents = SimpleNamespace(mean=mean, std=torch.ones_like(mean))
+        return SimpleNamespace(latent_dist=latents)
+
+
+def test_latents_of_another_size_or_vae_are_not_mixed(tmp_path):
+    (tmp_path / 'images/a').mkdir(parents=True)
+    Image.new('RGB', (40, 50)).save(tmp_path / 'images/a/x.png')
+    place = tmp_path / 'images', tmp_path / 'out'
+    assert encode_folders(Shrinker(), *place, size=16) == 1
+    assert encode_folders(Shrinker(), *place, size=16) == 0
+    for vae, size in ((Shrinker(), 32), (Shrinker(2.0), 16)):
+        with pytest.raises(UserError, match='another model or of other settings'):
+            encode_folders(vae, *place, size=size)
+    with pytest.raises(UserError, match='1 at least'):
+        encode_folders(Shrinker(), *place, size=0)
+
+
 def test_damaged_images_are_refused_in_a_sentence(tmp_path):
     file = tmp_path / 'x.png'
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(file)
@@ -125,4 +156,6 @@ def test_drawings_depend_on_index_and_seed_alone():
     assert first['inputs'].shape == (3, 32, 32) and first['inputs'].dtype == torch.uint8
     assert torch.equal(first['inputs'], drawn(0, 13)['inputs'])
     assert not torch.equal(first['inputs'], drawn(1, 13)['inputs'])
+    part = dict(type='mirrorla_mm.DrawnShapes', length=20, indices=[13], pipeline=[PACK])
+    assert torch.equal(first['inputs'], DATASETS.build(part)[0]['inputs'])
     assert not torch.equal(first['inputs'], drawn(0, 7)['inputs'])

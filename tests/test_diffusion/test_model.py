@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement
 
-from mirrorla_mm.diffusion import DiffusionModel
+from mirrorla_mm.diffusion import DDPM, DiffusionModel
 from mirrorla_mm.diffusion.model import guided
 from mirrorla_mm.engine.data import DataError
 from mirrorla_mm.engine.errors import UserError
@@ -135,3 +135,19 @@ def test_other_modes_and_shares_are_refused():
         toy_model()(torch.zeros(1, 4, 16, 16), batch(0)['data_samples'], mode='tensor')
     with pytest.raises(ValueError, match=r'in \[0, 1\)'):
         toy_model(class_dropout=1.0)
+
+
+def test_a_padded_sample_is_named():
+    data = batch(0, 1)
+    for sample, side, name in zip(data['data_samples'], (16, 12), 'ab'):
+        sample.set_metainfo(dict(img_path=f'{name}.npy', img_shape=(side, side)))
+    with pytest.raises(DataError, match='b.npy is of the size'):
+        toy_model()(torch.zeros(2, 4, 16, 16), data['data_samples'])
+
+
+def test_ddpm_needs_a_variance_and_betas_that_are_some():
+    x, t = torch.zeros(2, 2, 4, 4), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(UserError, match='needs 4 channels of the network, got 2'):
+        DDPM().errors(lambda x, t: x, x, t, x)
+    with pytest.raises(UserError, match='betas need to lie between 0 and 1'):
+        DDPM(betas=(0.0, 0.02))

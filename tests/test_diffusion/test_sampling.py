@@ -13,6 +13,7 @@ from mirrorla_mm.diffusion.sampling import (
     NoiseStreams,
     Order,
     draw_share,
+    keep_settings,
     part_file,
     save_first,
     tile,
@@ -104,6 +105,8 @@ def test_guidance_changes_the_samples(tmp_path):
         (dict(guidance=-2.0), 'a number from 0'),
         (dict(number=0), '1 at least'),
         (dict(seed=-1), 'the seed 0'),
+        (dict(guided_channels=4), 'need to be 1 to 3: 4'),
+        (dict(guided_channels=0), 'need to be 1 to 3: 0'),
     ],
 )
 def test_an_order_that_makes_no_sense_is_refused(tmp_path, change, message):
@@ -114,8 +117,14 @@ def test_an_order_that_makes_no_sense_is_refused(tmp_path, change, message):
 
 def test_a_folder_of_another_order_is_refused(tmp_path):
     draw_share(pixel_model(), ORDER, tmp_path)
-    with pytest.raises(UserError, match='name another folder with --out-dir'):
-        draw_share(pixel_model(), replace(ORDER, seed=4), tmp_path)
+    for other in (replace(ORDER, seed=4), replace(ORDER, vae='another')):
+        with pytest.raises(UserError, match='name another folder'):
+            draw_share(pixel_model(), other, tmp_path)
+
+
+def test_a_folder_without_samples_takes_another_order(tmp_path):
+    keep_settings(tmp_path / 'order.json', dict(seed=7), begun=False)
+    assert draw_share(pixel_model(), ORDER, tmp_path).exists()
 
 
 def test_a_damaged_part_is_named(tmp_path):
