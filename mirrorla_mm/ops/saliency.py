@@ -8,7 +8,7 @@ from torch import Tensor
 from .precision import at_least_float32
 
 SALIENCY_EPS = 1e-8
-# Logarithms that differ by less are ties, and a tie goes to the first token: so rounding alone,
+# Log-odds that differ by less are ties, and a tie goes to the first token: so rounding alone,
 # which differs from device to device and with the size of a batch, decides nothing.
 RESOLUTION = 4096
 LEAST_LOG = -(2.0**20)
@@ -57,24 +57,27 @@ def self_saliency_divergence(logits: Tensor, own: Tensor, eps: float = SALIENCY_
     return (with_own * torch.log((with_own + eps) / (without + eps))).sum(dim=-1)
 
 
-def log_self_attention(logits: Tensor, own: Tensor) -> Tensor:
-    """Logarithm of the attention that tokens pay to themselves: it orders them as the score does.
+def self_attention_odds(others: Tensor, own: Tensor) -> Tensor:
+    """Log-odds of the attention that tokens pay to themselves: they order them as the score does.
+
+    ``log(a / (1 - a))``, from the logits, so that attention near 1 is told apart as well.
 
     Args:
-        logits (Tensor): Of each token's window, shape (..., n); -inf for what is not in it.
-        own (Tensor): Its own logit among them, shape (...).
+        others (Tensor): Logits of each token's window, shape (..., n); -inf for the token itself
+            and for what is not in the window.
+        own (Tensor): Its own logit, shape (...).
 
     Returns:
-        Tensor: <= 0, shape (...); nothing is differentiated.
+        Tensor: Shape (...), inf for a token that is alone; nothing is differentiated.
     """
-    return own.detach() - logits.detach().logsumexp(dim=-1)
+    return own.detach() - others.detach().logsumexp(dim=-1)
 
 
-def most_salient(log_own: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def most_salient(odds: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The tokens with the largest self-attention.
 
     Args:
-        log_own (Tensor): From :func:`log_self_attention`, shape (..., n).
+        odds (Tensor): From :func:`self_attention_odds`, shape (..., n).
         valid (Tensor): Whether a token is one, bool, to be broadcast to the same shape.
         count (int): How many to take, <= n.
 
@@ -82,8 +85,8 @@ def most_salient(log_own: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Te
         tuple[Tensor, Tensor]: Indices of shape (..., count), and whether each is a token: where
         there are fewer than ``count``, the others are not.
     """
-    n = log_own.shape[-1]
-    log_own = log_own.clamp(min=LEAST_LOG, max=0.0).masked_fill(~valid, 2 * LEAST_LOG)
-    rank = (log_own * RESOLUTION).round().long() * n - torch.arange(n, device=log_own.device)
+    n = odds.shape[-1]
+    odds = odds.clamp(min=LEAST_LOG, max=-LEAST_LOG).masked_fill(~valid, 2 * LEAST_LOG)
+    rank = (odds * RESOLUTION).round().long() * n - torch.arange(n, device=odds.device)
     index = rank.topk(count, dim=-1).indices
-    return index, valid.expand_as(log_own).gather(-1, index)
+    return index, valid.expand_as(odds).gather(-1, index)

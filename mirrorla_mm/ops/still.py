@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .backend import symbolic
 from .precision import at_least_float32, saturate, without_autocast
-from .saliency import log_self_attention, most_salient
+from .saliency import most_salient, self_attention_odds
 
 DENOMINATOR_EPS = 1e-6
 
@@ -79,8 +79,9 @@ class Windows(NamedTuple):
     Attributes:
         side (int): Side of a window, in keys; maps are padded to whole windows.
         top_k (int): Salient tokens of each window, per head. All if there are no more.
-        most (int, optional): Largest number of salient tokens of an image, per head: those with the
-            largest self-attention. It bounds the cost per token. None for no bound.
+        most (int, optional): Largest number of salient tokens of an image, per head: those whose
+            self-attention has the largest odds, over those of an even attention. It bounds the cost
+            per token. None for no bound.
         reduction (int): Queries per key along each axis, where keys were reduced.
     """
 
@@ -140,7 +141,7 @@ class Windows(NamedTuple):
 
 def _cut(x: Tensor, shape: tuple[int, int], grid: tuple[int, int], side: int) -> Tensor:
     bottom, right = (n * side - length for n, length in zip(grid, shape))
-    # Keys that a reduction left over at the border are none's.
+    # Keys that a reduction left over at the border belong to no window.
     x = F.pad(x.unflatten(2, tuple(shape)), (0, 0, 0, right, 0, bottom))
     x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).transpose(3, 4)
     return x.flatten(4, 5).flatten(2, 3)
@@ -163,20 +164,35 @@ def select(
     """
     each, total = windows.candidates(grid)
     tokens = scores.shape[-1]
-    log_own = log_self_attention(scores, scores.diagonal(dim1=-2, dim2=-1))
-    index, real = most_salient(log_own, valid, each)
-    log_own = log_own.gather(-1, index).flatten(2)
+    odds = _odds_over_even(scores, valid.sum(-1, keepdim=True))
+    index, real = most_salient(odds, valid, each)
+    odds = odds.gather(-1, index).flatten(2)
     first = torch.arange(scores.shape[2], device=scores.device).unsqueeze(-1) * tokens
     index, real = (index + first).flatten(2), real.flatten(2)
     if windows.most is None:
         return index, real
     if symbolic():
         spare = (0, total)
-        index, real, log_own = F.pad(index, spare), F.pad(real, spare), F.pad(log_own, spare)
+        index, real, odds = F.pad(index, spare), F.pad(real, spare), F.pad(odds, spare)
     if total == index.shape[-1]:
         return index, real
-    best, real = most_salient(log_own, real, total)
+    best, real = most_salient(odds, real, total)
     return index.gather(-1, best), real
+
+
+def _odds_over_even(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Log-odds of the self-attention over those of an even attention to as many tokens.
+
+    Without the latter a window that the border cuts would win: its tokens share with fewer others.
+
+    Args:
+        scores (Tensor): Of each token's window, -inf elsewhere, shape (..., n, n).
+        tokens (Tensor): How many tokens the window has, to be broadcast to (..., n).
+    """
+    itself = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+    others = scores.detach().masked_fill(itself, -torch.inf)
+    odds = self_attention_odds(others, scores.diagonal(dim1=-2, dim2=-1))
+    return odds + (tokens - 1).clamp(min=1).to(odds.dtype).log()
 
 
 @without_autocast
@@ -193,7 +209,8 @@ def still_attention(
     """STILL on the tokens of a map: ``N n d + N S d + 2 N d f`` multiplications a head.
 
     n are the tokens of a window and S the salient ones, gathered densely. The state of a query's
-    tokens in L sums the other windows: nothing is subtracted, so nothing cancels. Arguments are
+    tokens in L sums the other windows: nothing is subtracted, so nothing cancels. The states take
+    ``(N / n) f (e + 1)`` numbers a head. Arguments are
     those of :func:`one_denominator`, and:
 
     Args:
@@ -290,16 +307,16 @@ def exact_pairs(q: Tensor, k: Tensor, hw_shape: tuple[int, int], windows: Window
     own = windows.per_key(at_least_float32(q), hw_shape)
     scores = own @ at_least_float32(k).mT * q.shape[-1] ** -0.5
     scores = scores.masked_fill(of_key[:, None] != of_key, -torch.inf)
-    log_own = log_self_attention(scores, scores.diagonal(dim1=-2, dim2=-1))
-    salient = torch.zeros_like(log_own, dtype=torch.bool)
+    odds = _odds_over_even(scores, (of_key[:, None] == of_key).sum(-1))
+    salient = torch.zeros_like(odds, dtype=torch.bool)
     for window in of_key.unique():
         inside = of_key == window
-        index, _ = most_salient(log_own, inside, min(windows.top_k, int(inside.sum())))
+        index, _ = most_salient(odds, inside, min(windows.top_k, int(inside.sum())))
         salient = salient.scatter(-1, index, True)
     if windows.most is not None:
         order = of_key.argsort(stable=True)  # in which ties are decided
         count = min(windows.most, len(of_key))
-        index, real = most_salient(log_own[..., order], salient[..., order], count)
+        index, real = most_salient(odds[..., order], salient[..., order], count)
         salient = torch.zeros_like(salient).scatter(-1, order[index], real)
     return salient.unsqueeze(-2) | (of_query[:, None] == of_key)
 
@@ -315,7 +332,7 @@ class CausalState(NamedTuple):
         k (Tensor): Keys of the tokens that are not routed yet, two chunks at most, (B, H, r, d).
         v (Tensor): Their values and a column of ones, shape (B, H, r, e + 1).
         phi_k (Tensor): Their features, shape (B, H, r, f).
-        log_own (Tensor): Logarithm of their self-attention, shape (B, H, r).
+        odds (Tensor): Log-odds of their self-attention, shape (B, H, r).
         salient_k (Tensor): Keys of the salient tokens, shape (B, H, s, d).
         salient_v (Tensor): Their values, shape (B, H, s, e + 1).
         sums (Tensor): ``sum phi(k)^T v`` of all others that are routed, shape (B, H, f, e + 1).
@@ -325,7 +342,7 @@ class CausalState(NamedTuple):
     k: Tensor
     v: Tensor
     phi_k: Tensor
-    log_own: Tensor
+    odds: Tensor
     salient_k: Tensor
     salient_v: Tensor
     sums: Tensor
@@ -366,9 +383,14 @@ def still_causal(
         tuple[Tensor, CausalState]: Outputs of shape (B, H, n, e), dtype of ``v``, and the state of
         all tokens.
 
+    Raises:
+        ValueError: If ``chunk`` < 1 or ``top_k`` < 0.
+
     Source: Meng et al., "STILL", arXiv 2602.02180; by the paper's formulas where its released code
     differs.
     """
+    if chunk < 1 or top_k < 0:
+        raise ValueError(f'still_causal needs chunk >= 1 and top_k >= 0, got {chunk} and {top_k}.')
     dtype = v.dtype
     q, k, v, phi_q, phi_k = map(at_least_float32, (q, k, v, phi_q, phi_k))
     q = q * q.shape[-1] ** -0.5
@@ -405,8 +427,8 @@ def _extend(
     place = torch.arange(keys.shape[2], device=k.device)
     age = place[state.k.shape[2] :, None] - place
     scores = q @ keys.mT
-    recent = scores.masked_fill((age < 0) | (age >= chunk), -torch.inf)
-    log_own = log_self_attention(recent, (q * k).sum(dim=-1))
+    recent = scores.masked_fill((age <= 0) | (age >= chunk), -torch.inf)
+    odds = self_attention_odds(recent, (q * k).sum(dim=-1))
 
     scores = torch.cat((scores.masked_fill(age < 0, -torch.inf), q @ state.salient_k.mT), dim=-1)
     weights = (scores - peak_of(scores)).exp()
@@ -419,17 +441,17 @@ def _extend(
         k=keys,
         v=values,
         phi_k=torch.cat((state.phi_k, phi_k), dim=2),
-        log_own=torch.cat((state.log_own, log_own), dim=2),
+        odds=torch.cat((state.odds, odds), dim=2),
     )
 
 
 def _route(state: CausalState, chunk: int, count: int) -> CausalState:
     """Part the oldest chunk into salient tokens, which stay, and others, which are summed up."""
-    waiting = state.k, state.v, state.phi_k, state.log_own
-    k, v, phi_k, log_own = (x[:, :, :chunk] for x in waiting)
+    waiting = state.k, state.v, state.phi_k, state.odds
+    k, v, phi_k, odds = (x[:, :, :chunk] for x in waiting)
     k_left, v_left, phi_left, log_left = (x[:, :, chunk:] for x in waiting)
-    index, _ = most_salient(log_own, log_own.new_ones(chunk, dtype=torch.bool), count)
-    others = torch.ones_like(log_own).scatter(-1, index, 0.0).unsqueeze(-1)
+    index, _ = most_salient(odds, odds.new_ones(chunk, dtype=torch.bool), count)
+    others = torch.ones_like(odds).scatter(-1, index, 0.0).unsqueeze(-1)
 
     def take(x: Tensor) -> Tensor:
         return x.gather(2, index.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1]))

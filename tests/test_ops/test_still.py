@@ -14,7 +14,7 @@ from mirrorla_mm.ops import (
     still_attention,
     still_causal,
 )
-from mirrorla_mm.ops.saliency import most_salient
+from mirrorla_mm.ops.saliency import most_salient, self_attention_odds
 from mirrorla_mm.ops.still import Windows, exact_pairs, leave_one_out
 
 B, H, D, E, FEATURES = 2, 2, 4, 3, 5
@@ -67,9 +67,9 @@ def test_the_score_differentiates_at_both_ends():
 
 
 def test_ties_go_to_the_first_token_and_places_without_one_come_last():
-    log_own = torch.tensor([-2.0, -1.0, -1.0 + 1e-6, -1.0, 0.0])
+    odds = torch.tensor([-2.0, -1.0, -1.0 + 1e-6, -1.0, 0.0])
     valid = torch.tensor([True, True, True, True, False])
-    index, real = most_salient(log_own, valid, 5)
+    index, real = most_salient(odds, valid, 5)
     assert index.tolist() == [1, 2, 3, 0, 4]
     assert real.tolist() == [True, True, True, True, False]
 
@@ -113,7 +113,9 @@ def salient_by_hand(q, k, of_key, top_k, most):
         for window in of_key.unique():
             tokens = (of_key == window).nonzero().flatten()
             logits = q[b, h, tokens] @ k[b, h, tokens].T / D**0.5
-            scores = self_saliency_divergence(logits, torch.arange(len(tokens)))
+            share = logits.softmax(-1).diagonal()
+            # Over the odds of an even attention; a token alone has all of its attention.
+            scores = share / (1 - share) * max(len(tokens) - 1, 1)
             found += sorted(zip((-scores).tolist(), tokens.tolist()))[:top_k]
         for _, token in sorted(found)[:most]:
             salient[b, h, token] = True
@@ -190,6 +192,21 @@ def test_the_bound_keeps_the_most_salient_tokens():
     all_pairs = exact_pairs(q, k, (8, 8), Windows(2, 2, None))
     assert (few <= all_pairs).all()
     assert (few.any(-2).sum(-1) == 5).all()
+
+
+def test_a_window_that_the_border_cuts_has_no_more_than_its_share():
+    hw, windows = (50, 42), Windows(7, 4, 64)
+    q, k = (torch.randn(1, 4, 50 * 42, 16) * 0.5 for _ in 'qk')
+    chosen = exact_pairs(q, k, hw, windows) & ~exact_pairs(q, k, hw, Windows(7, 0))
+    salient = chosen.any(-2).view(1, 4, *hw)
+    # The last row has a window row to itself: an eighth of the windows, 2 % of the tokens.
+    assert salient.sum() == 4 * 64 and salient[:, :, -1].sum() < 0.4 * 4 * 64
+
+
+def test_attention_near_one_is_told_apart():
+    own = torch.tensor([10.0, 20.0, 15.0])
+    odds = self_attention_odds(torch.zeros(3, 5), own)
+    assert most_salient(odds, torch.ones(3, dtype=torch.bool), 2)[0].tolist() == [1, 2]
 
 
 def test_ties_are_decided_alike_on_both_roads():
@@ -281,6 +298,12 @@ def test_a_chunk_is_routed_only_when_two_more_have_begun():
     for n, salient, waiting in ((8, 0, 8), (9, 1, 5)):
         _, state = still_causal(*(x[:, :, :n] for x in tensors), chunk=4, top_k=1)
         assert state.salient_k.shape[2] == salient and state.k.shape[2] == waiting
+
+
+def test_chunks_have_tokens():
+    for options in (dict(chunk=0), dict(top_k=-1)):
+        with pytest.raises(ValueError, match='needs chunk >= 1 and top_k >= 0'):
+            still_causal(*inputs(3), **options)
 
 
 def test_no_token_sees_a_later_one():
