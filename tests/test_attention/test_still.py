@@ -57,6 +57,8 @@ def by_hand(attention, x):
     together = window[:, None] == window
     scores = q @ k.mT / HEAD**0.5
     own = scores.masked_fill(~together, -torch.inf).softmax(-1).diagonal(dim1=-2, dim2=-1)
+    # Odds over those of an even attention; a token that is alone has all of its attention.
+    own = own / (1 - own) * (together.sum(-1) - 1).clamp(min=1)
     best = torch.stack([own.where(window == w, -1).argmax(-1) for w in window.unique()], -1)
     order = own.gather(-1, best).argsort(-1, descending=True)[..., :4]
     salient = torch.zeros_like(own, dtype=torch.bool).scatter(-1, best.gather(-1, order), True)
