@@ -20,15 +20,13 @@ from mirrorla_mm.engine.errors import one_line_errors
 from mirrorla_mm.engine.launch import ConfigOptions, add_common_arguments, load_config
 from mirrorla_mm.engine.linearise import swin_warning
 from mirrorla_mm.engine.linearise_model import Inputs, build_backbone
-from mirrorla_mm.engine.linearise_stages import Linearisation
+from mirrorla_mm.engine.linearise_stages import STEPS, Linearisation
 
 import torch
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from rich.console import Console
 from rich.table import Table
-
-STEPS = ('attention', 'features', 'fine-tuned')
 
 
 def parse_args() -> argparse.Namespace:
@@ -82,6 +80,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.iters) < 0:
         parser.error('--iters takes numbers from 0 on.')
+    if 'type' in args.attn_options:
+        parser.error('--attn-options takes no type: name the attention by --attn.')
+    if 'type' in args.backbone_options:
+        parser.error('--backbone-options takes no type: the config names the backbone.')
     return args
 
 
@@ -89,7 +91,7 @@ def table(run: Linearisation, inputs: list[Inputs], metrics: bool) -> Table:
     """Error of each layer, metrics, latency and memory, of the old model and of each state."""
     states = list(run.states())
     result = Table(title=f'{run.work_dir}: squared error of the new layers, over their power')
-    for name in ('', 'softmax', *states):
+    for name in ('', 'old', *states):
         result.add_column(name, justify='right' if name else 'left')
     errors = [run.errors(state, inputs) for state in states]
     for layer in errors[0]:
@@ -105,7 +107,10 @@ def table(run: Linearisation, inputs: list[Inputs], metrics: bool) -> Table:
     empty = [''] * (len(states) - 1)
     size = 'x'.join(map(str, inputs[0][0].shape[-2:]))
     result.add_row(
-        f'backbone, ms at {size}', f'{1e3 * old.seconds:.1f}', *empty, f'{1e3 * new.seconds:.1f}'
+        f'backbone, ms at {size} on a CPU',
+        f'{1e3 * old.seconds:.1f}',
+        *empty,
+        f'{1e3 * new.seconds:.1f}',
     )
     result.add_row(
         'its memory, MiB', f'{old.memory / 2**20:.1f}', *empty, f'{new.memory / 2**20:.1f}'

@@ -41,8 +41,8 @@ class STILLAttention(Attention):
             makes the cost linear. None for no bound. Defaults to 64.
         feature_map (str): ``'np'``: STILL's norm-preserving map behind a learned reflection and
             matrix of each head, q and k apart; ``'np-mirror'``: behind MirrorLA's reflections,
-            which keep norms by themselves; ``'relu-mirror'``: the ReLU of these. Defaults to
-            ``'np'``.
+            which keep norms across heads, so each head is rescaled too; ``'relu-mirror'``: the
+            ReLU of these. Defaults to ``'np'``.
         linear_gate (bool): Multiply the linear part of the numerator by ``sigmoid(linear(x))``.
             Defaults to True.
         reflection (dict, optional): Options of
@@ -69,6 +69,12 @@ class STILLAttention(Attention):
         **kwargs,
     ) -> None:
         super().__init__(embed_dims, num_heads, **kwargs)
+        numbers = (window, top_k, 1 if max_selected is None else max_selected)
+        if any(type(number) is not int for number in numbers):
+            raise ValueError(
+                'STILLAttention needs whole numbers for window, top_k and max_selected, got '
+                f'{window}, {top_k} and {max_selected}.'
+            )
         if window < 1 or top_k < 0 or (max_selected is not None and max_selected < 1):
             raise ValueError(
                 'STILLAttention needs window >= 1, top_k >= 0 and max_selected >= 1 or None, got '

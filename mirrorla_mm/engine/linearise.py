@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from ..attention import Attention
+from ..attention import Attention, SoftmaxAttention
 from ..backbones.ravlt import ARCHS, arch_settings, stage_attentions
 from ..registry import MODELS
 from .errors import UserError
@@ -192,11 +192,11 @@ def _check_attention(attn: dict[str, Any]) -> None:
     known = sorted(
         name
         for name, cls in MODELS.module_dict.items()
-        if isinstance(cls, type) and issubclass(cls, Attention)
+        if isinstance(cls, type) and issubclass(cls, Attention) and cls is not SoftmaxAttention
     )
     if attn.get('type', '').rpartition('.')[2] not in known:
         raise UserError(
-            f"There is no attention '{attn.get('type')}'; choose from {', '.join(known)}."
+            f"There is no linear attention '{attn.get('type')}'; choose from {', '.join(known)}."
         )
 
 

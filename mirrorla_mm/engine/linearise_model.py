@@ -51,6 +51,7 @@ class AttentionTransfer(BaseModel):
         target (str): ``'attention'`` or ``'features'``.
         process (dict, optional): That of a diffusion model.
         data_preprocessor (dict, optional): That of the config.
+        class_dropout (float): Share of a diffusion model's samples that train without their class.
 
     Raises:
         ValueError: If ``target`` is not valid.
@@ -65,12 +66,14 @@ class AttentionTransfer(BaseModel):
         target: str = 'attention',
         process: dict | None = None,
         data_preprocessor: dict | None = None,
+        class_dropout: float = 0.0,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
         if target not in TARGETS:
             raise ValueError(f"target needs to be one of {', '.join(TARGETS)}, got '{target}'.")
         self.checkpoints = tuple(checkpoints)
         self.target = target
+        self.class_dropout = class_dropout
         self.process = build_process(process)
         self.teacher, self.student = (build_backbone(cfg) for cfg in (teacher, student))
         new = copy_weights(self.teacher, self.student)
@@ -101,7 +104,12 @@ class AttentionTransfer(BaseModel):
         if mode != 'loss':
             raise NotImplementedError('An attention transfer is trained, not tested.')
         loss = self.attention_loss if self.target == 'attention' else self.feature_loss
-        return dict(loss=loss(backbone_inputs(self.process, inputs, data_samples)))
+        given = backbone_inputs(self.process, inputs, data_samples)
+        if self.process is not None and self.training:
+            *given, labels = given
+            nameless = torch.rand(labels.shape, device=labels.device) < self.class_dropout
+            given = (*given, labels.masked_fill(nameless, self.teacher.num_classes))
+        return dict(loss=loss(given))
 
     def attention_loss(self, inputs: Inputs) -> Tensor:
         """1000 times the mean over the layers of the squared error of the heads' outputs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ from .launch import build_runner
 from .linearise import layers_of, linear_config
 from .linearise_model import (
     PREFIX,
+    TARGETS,
     Inputs,
     backbone_inputs,
     build_backbone,
@@ -50,12 +52,14 @@ from .prepare import prepare_training
 from .resuming import find_latest_checkpoint
 from .work_dir import hold_work_dir
 
-__all__ = ['Linearisation', 'named', 'shorten']
+__all__ = ['STEPS', 'Linearisation', 'named', 'shorten']
 
-TRANSFERS = ('attention', 'features')
 FINE_TUNED = 'fine-tuned'
+STEPS = (*TARGETS, FINE_TUNED)
 SETTINGS = 'settings.json'
 RESULTS = 'results.json'
+# Settings that say where a run takes place, not what it computes.
+PLACES = ('work_dir', 'launcher', 'log_level', 'resume', 'experiment_name')
 
 
 class Linearisation:
@@ -110,7 +114,7 @@ class Linearisation:
             Path: The file of the last.
         """
         file = self.copy()
-        for target in TRANSFERS:
+        for target in TARGETS:
             if not self.iters[target]:
                 continue
             if target == 'attention' and not self.new_parameters:
@@ -127,8 +131,8 @@ class Linearisation:
 
     def states(self) -> dict[str, Path]:
         """Files of the states that there are, in order."""
-        names = ('copied', *TRANSFERS, FINE_TUNED)
-        return {name: self.file(name) for name in names if self.file(name).is_file()}
+        names = ('copied', *TARGETS, FINE_TUNED)
+        return {name: self.file(name) for name in names if self._is_there(self.file(name))}
 
     def file(self, state: str) -> Path:
         """The file of a state."""
@@ -272,6 +276,8 @@ class Linearisation:
                     target=target,
                     process=self.cfg.model.get('process'),
                     data_preprocessor=self._preprocessor(),
+                    # The default is that of DiffusionModel.
+                    class_dropout=self.cfg.model.get('class_dropout', 0.1),
                 ),
                 train_dataloader=copy.deepcopy(self.cfg.train_dataloader),
                 optim_wrapper=dict(
@@ -307,7 +313,11 @@ class Linearisation:
 
     def _preprocessor(self) -> dict:
         found = self.cfg.model.get('data_preprocessor') or self.cfg.get('data_preprocessor')
-        return dict(found or dict(type='BaseDataPreprocessor'))
+        if not found:
+            return dict(type='BaseDataPreprocessor')
+        # As mmpretrain's own command line does.
+        classifies = self.cfg.get('default_scope') == 'mmpretrain'
+        return {**(dict(type='ClsDataPreprocessor') if classifies else {}), **found}
 
     def _teacher(self) -> nn.Module:
         teacher = build_backbone(self.cfg.model.backbone)
@@ -340,9 +350,12 @@ class Linearisation:
             partial.write_bytes(content.getvalue())
 
     def _claim_work_dir(self) -> None:
-        """Refuse a folder whose files come from other settings."""
+        """Refuse a folder whose files come from other settings, weights or data."""
+        cfg = {key: value for key, value in self.cfg.to_dict().items() if key not in PLACES}
         settings = dict(
             checkpoint=str(Path(self.checkpoint).resolve()),
+            weights=hashlib.sha256(Path(self.checkpoint).read_bytes()).hexdigest(),
+            config=hashlib.sha256(json.dumps(cfg, default=str).encode()).hexdigest(),
             backbone=json.loads(json.dumps(self.student.model.backbone.to_dict(), default=str)),
             iters=self.iters,
             lrs=self.lrs,
@@ -363,7 +376,10 @@ class Linearisation:
     def _remembered(self, key: str, measure: Any) -> dict[str, float]:
         """What was measured before, else what is measured now."""
         file = self.work_dir / RESULTS
-        results = json.loads(file.read_text('utf-8')) if file.is_file() else {}
+        found = [json.loads(file.read_text('utf-8')) if file.is_file() else {}]
+        # The folder of the first process is the one that counts.
+        broadcast_object_list(found)
+        results = found[0]
         if key not in results:
             results[key] = measure()
             if is_main_process():

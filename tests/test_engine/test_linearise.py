@@ -131,7 +131,13 @@ def test_the_config_starts_from_nothing_of_the_old_backbone():
         (dict(type='mmdet.ResNet'), 'ReLUAttention', [3], "backbone 'ResNet' cannot be linearised"),
         (BACKBONES['ravlt'], 'ReLUAttention', [0, 3], 'has the stages 1 to 4, not 0, 3'),
         (BACKBONES['ravlt'], 'ReLUAttention', [], 'has the stages 1 to 4, not none'),
-        (BACKBONES['ravlt'], 'Linformer', [3], "There is no attention 'Linformer'; choose from"),
+        (BACKBONES['ravlt'], 'SoftmaxAttention', [3], "no linear attention 'SoftmaxAttention'"),
+        (
+            BACKBONES['ravlt'],
+            'Linformer',
+            [3],
+            "There is no linear attention 'Linformer'; choose from",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(backbone, attn, stages, message):
@@ -287,3 +293,6 @@ def test_a_dit_learns_from_latents_noised_as_in_its_training(process, tmp_path):
     [(x, t, y)] = seen
     assert y.tolist() == [0, 2] and t.shape == (2,) and x.shape == latents.shape
     assert not torch.allclose(x, latents)
+    model.class_dropout = 1.0
+    model(latents, samples)
+    assert seen[-1][2].tolist() == [3, 3]  # the label of no class

@@ -141,7 +141,7 @@ custom_hooks = [dict(type='EMAHook', momentum=0.5)]
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--attn', 'Linformer'], "There is no attention 'Linformer'"),
+        (['--attn', 'Linformer'], "There is no linear attention 'Linformer'"),
         (['--attn', 'ReLUAttention', '--stages', '5'], 'has the stages 1 to 4, not 5'),
         (
             ['--attn', 'STILLAttention', '--attn-options', 'feature_map=elu'],
@@ -181,3 +181,16 @@ def test_missing_files_and_another_works_folder_are_refused(softmax, run, capsys
     with pytest.raises(SystemExit):
         run(*command, '--work-dir', 'one', '--attn', 'ELUAttention')
     assert 'holds a linearisation with other settings' in capsys.readouterr().err
+    command += ['--work-dir', 'one', '--attn', 'ReLUAttention']
+    with pytest.raises(SystemExit):
+        run(*command, '--cfg-options', 'randomness.seed=7')
+    assert 'holds a linearisation with other settings' in capsys.readouterr().err
+    weights = load_checkpoint_file(checkpoint)['state_dict']
+    torch.save(dict(state_dict={key: value + 1 for key, value in weights.items()}), checkpoint)
+    with pytest.raises(SystemExit):
+        run(*command)
+    assert 'holds a linearisation with other settings' in capsys.readouterr().err
+    for option in ('--attn-options', '--backbone-options'):
+        with pytest.raises(SystemExit):
+            run(*command, option, 'type=RALA')
+        assert f'{option} takes no type' in capsys.readouterr().err

@@ -101,7 +101,17 @@ class Study:
 
     def part(self, name: str, work: Callable[[], dict]) -> None:
         """Do one part, unless it is done, and keep what it gives."""
+        args = self.args
+        settings = dict(
+            iters=[args.teacher_iters, args.iters], scenes=list(args.scenes), config=args.config
+        )
         if name in self.results:
+            kept = self.results[name]
+            if any(kept.get(key, value) != value for key, value in settings.items()):
+                sys.exit(
+                    f'error: {self.file} holds results of other --iters, --teacher-iters, --scenes '
+                    'or --config: name another --work-dir.'
+                )
             return
         start = time.time()
         result = work()
@@ -111,7 +121,7 @@ class Study:
             machine=f'{platform.machine()}, {torch.get_num_threads()} thread(s)',
             torch=torch.__version__,
             date=date.today().isoformat(),
-            iters=[self.args.teacher_iters, self.args.iters],
+            **settings,
         )
         with whole_file(self.file) as partial:
             partial.write_text(json.dumps(self.results, indent=1) + '\n', encoding='utf-8')
