@@ -251,7 +251,7 @@ class Study:
             for state, found in states.items():
                 cells = ' | '.join(f'{mean(found[layer]):.3f}' for layer in layers)
                 lines.append(f'| {arm}, {state} | {cells} |')
-        text = '\n'.join(lines) + '\n'
+        text = '\n'.join(['# Results of the study', '', *lines]) + '\n'
         if self.args.report:
             self.args.report.mkdir(parents=True, exist_ok=True)
             (self.args.report / 'results.md').write_text(text, encoding='utf-8')
