@@ -243,7 +243,7 @@ def report(args: argparse.Namespace) -> None:
         return
     args.report.mkdir(parents=True, exist_ok=True)
     (args.report / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
-    (args.report / 'results.md').write_text(text)
+    (args.report / 'results.md').write_text(f'# Results of the study\n\n{text}')
     compare_grids(args.work_dir, results, args.report / 'samples.png')
 
 
