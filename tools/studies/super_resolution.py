@@ -265,7 +265,7 @@ def report(args: argparse.Namespace) -> None:
     text = f'{table(results)}\n\n{verdict(results)}\n'
     print(f'\n{text}')
     with whole_file(args.report / 'results.md') as partial:
-        partial.write_text(text, encoding='utf-8')
+        partial.write_text(f'# Results of the study\n\n{text}', encoding='utf-8')
     plot(results, args.report / 'results.png')
 
 
