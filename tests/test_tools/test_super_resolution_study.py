@@ -72,7 +72,8 @@ def test_rows_are_trained_tested_resumed_and_compared(run, arguments, capsys):
     again = results()
     for key in ('PSNR', 'dead', 'rank', 'settings'):
         assert again['mirror_seed-0'][key] == before['mirror_seed-0'][key]
-    assert Path('report/results.md').read_text() in said
+    title, table = Path('report/results.md').read_text().split('\n\n', 1)
+    assert title.startswith('# ') and table in said
     assert Path('report/results.png').stat().st_size > 1000
 
 
