@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..restoration.study import half_width
+from ..analysis.study_runs import half_width
 from .sampling import tile, to_uint8
 from .shapes import CLASSES, DrawnShapes
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import platform
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+from mirrorla_mm.analysis.study_runs import Progress, machine, run_missing
 from mirrorla_mm.diffusion.model import DiffusionModel
 from mirrorla_mm.diffusion.sampling import NoiseStreams, save_grid, to_uint8
 from mirrorla_mm.diffusion.shapes import CLASSES
@@ -38,7 +37,7 @@ from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner, set_random_seed
@@ -91,26 +90,17 @@ class SameStart(Hook):
                     own[name][:rows].copy_(value[:rows])
 
 
-class Progress(Hook):
-    """Says where the study stands, on one line."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        loss = outputs['loss'].item()
-        if not math.isfinite(loss):
-            raise UserError(f'{self.label}: the loss is {loss} after {runner.iter + 1} steps.')
-        if self.every_n_train_iters(runner, 50):
-            print(
-                f'{self.label}: {runner.iter + 1}/{runner.max_iters}, loss {loss:.4f}', flush=True
-            )
+def model_config(args: argparse.Namespace, name: str) -> ConfigDict:
+    """The study's host with one arm's attention."""
+    model = Config.fromfile(args.config).model
+    model.backbone.attn_cfg = ARMS[name].attn_cfg
+    return model
 
 
 def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
     """The study's config with one arm's attention, seed and length."""
     cfg = Config.fromfile(args.config)
-    cfg.model.backbone.attn_cfg = ARMS[name].attn_cfg
+    cfg.model = model_config(args, name)
     cfg.work_dir = str(args.work_dir / name / f'seed-{seed}')
     cfg.experiment_name = cfg.visualizer.name = f'dit-{name}-seed-{seed}'
     cfg.randomness = dict(seed=seed)
@@ -125,9 +115,8 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
 def run(args: argparse.Namespace, judge: Judge, name: str, seed: int, label: str) -> dict:
     """Train and judge one arm with one seed."""
     runner = Runner.from_cfg(run_config(args, name, seed))
-    runner.register_hook(Progress(label))
-    shared = [run_config(args, arm, seed).model for arm in ('control', REFERENCE)]
-    runner.register_hook(SameStart(shared))
+    runner.register_hook(Progress(label, interval=50))
+    runner.register_hook(SameStart([model_config(args, arm) for arm in ('control', REFERENCE)]))
     runner.train()
     ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
     model = ema.ema_model.module.eval()
@@ -149,9 +138,7 @@ def run(args: argparse.Namespace, judge: Judge, name: str, seed: int, label: str
         fd=frechet_distance(features[0], features[2]),
         fd_of_real=frechet_distance(features[1], features[2]),
         samples=args.samples,
-        machine=torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f'{platform.machine()}, {torch.get_num_threads()} thread(s)',
+        machine=machine(),
         torch=torch.__version__,
         date=date.today().isoformat(),
     )
@@ -215,23 +202,6 @@ def check_settings(args: argparse.Namespace) -> None:
             )
 
 
-def run_missing(args: argparse.Namespace) -> None:
-    """Train what has no result yet, one run at a time."""
-    check_settings(args)
-    judge = ready_judge(args.work_dir)
-    todo = [(name, seed) for seed in args.seeds for name in args.arms]
-    for number, (name, seed) in enumerate(todo, 1):
-        path = args.work_dir / name / f'seed-{seed}.json'
-        label = f'[{number}/{len(todo)}] {ARMS[name].label}, seed {seed}'
-        if path.exists():
-            print(f'{label}: done before')
-            continue
-        result = run(args, judge, name, seed, label)
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(result, indent=1) + '\n')
-        print(f'{label}: MSE {result["mse"]:.4f}, accuracy {result["accuracy"]:.3f}', flush=True)
-
-
 def report(args: argparse.Namespace) -> None:
     """Table, verdict and, with ``--report``, the files."""
     results = read_results(args.work_dir)
@@ -251,7 +221,14 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         if not args.report_only:
-            run_missing(args)
+            check_settings(args)
+            judge = ready_judge(args.work_dir)
+            run_missing(
+                [(name, seed) for seed in args.seeds for name in args.arms],
+                lambda name, seed: args.work_dir / name / f'seed-{seed}.json',
+                lambda name: ARMS[name].label,
+                lambda name, seed, label: run(args, judge, name, seed, label),
+            )
         report(args)
 
 

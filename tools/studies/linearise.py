@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from statistics import mean
 
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
 from mirrorla_mm.analysis.study import mean_and_spread
+from mirrorla_mm.analysis.study_runs import machine
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.launch import build_runner
@@ -118,7 +118,7 @@ class Study:
         self.results[name] = dict(
             result,
             seconds=round(time.time() - start),
-            machine=f'{platform.machine()}, {torch.get_num_threads()} thread(s)',
+            machine=machine(),
             torch=torch.__version__,
             date=date.today().isoformat(),
             **settings,
