@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .stack import InstallationError, Stack, find_stack
+from .stack import BUILD_COMMAND, InstallationError, Stack, find_stack, pip
 
 try:
     import fcntl
@@ -470,12 +470,31 @@ def build_tools(target: Target) -> Path:
 # --- Compiling -----------------------------------------------------------------------------------
 
 
+CUDA_HEADERS = """
+import nvidia, os, pathlib
+found = (path for home in nvidia.__path__ for path in pathlib.Path(home).glob('*/include'))
+print(*sorted(map(str, found)), sep=os.pathsep)
+"""
+
+
+def header_path(environment: Environment) -> str:
+    """Return the user's ``CPATH``, and after it the headers of pip's CUDA packages.
+
+    A toolkit without libraries (cuSPARSE, cuBLAS) lacks headers that torch's own include. Compilers
+    search ``CPATH`` after the toolkit's folder, so a complete toolkit is not disturbed.
+    """
+    folders = os.environ.get('CPATH'), environment.ask(CUDA_HEADERS)
+    return os.pathsep.join(filter(None, folders))
+
+
 def build_variables(target: Target, tools: Path, jobs: int) -> dict[str, str]:
     """Return the environment variables of a build."""
     variables = {**os.environ, 'MMCV_WITH_OPS': '1', 'PYTHONUNBUFFERED': '1'}
     variables['FORCE_CUDA'] = '1' if target.device == 'cuda' else '0'
     if target.device == 'cpu':
         variables['CUDA_VISIBLE_DEVICES'] = ''  # mmcv builds for CUDA wherever it sees a GPU
+    elif headers := header_path(target.environment):
+        variables['CPATH'] = headers
     variables['PATH'] = f'{tools / "bin"}{os.pathsep}{os.environ["PATH"]}'
     variables['PYTHONPATH'] = str(tools)
     variables['CXX'] = find_compiler()
@@ -649,7 +668,7 @@ def targets_for(environment: Environment, stack: Stack) -> list[Target]:
     if torch is None:
         raise SetupError(
             'torch is not installed or does not import, and mmcv is built for one torch: '
-            f"install it with {environment.python} -m pip install 'torch>=2.6'"
+            f"install it with {pip()} install 'torch>=2.6'"
         )
     devices = ['cpu']
     if has_gpu() or cuda_is_forced():
@@ -729,9 +748,7 @@ def run_command(work: Callable[[], None], again: str) -> int:
 
 def main() -> int:
     environment = Environment(Path(sys.executable))
-    return run_command(
-        lambda: install_mmcv(environment, find_stack()), 'python -m mirrorla_mm.build_mmcv'
-    )
+    return run_command(lambda: install_mmcv(environment, find_stack()), BUILD_COMMAND)
 
 
 if __name__ == '__main__':

@@ -6,16 +6,31 @@ environment holds one of the two. This module needs the standard library alone.
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
+import traceback
 import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 
-__all__ = ['STACKS', 'InstallationError', 'Stack', 'find_stack', 'mend', 'report', 'trouble']
+__all__ = [
+    'BUILD_COMMAND',
+    'STACKS',
+    'InstallationError',
+    'Stack',
+    'find_stack',
+    'install_command',
+    'mend',
+    'pip',
+    'report',
+    'trouble',
+]
 
 IMPORT_NAMES = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
 BUILD_COMMAND = 'python -m mirrorla_mm.build_mmcv'
@@ -23,6 +38,40 @@ BUILD_COMMAND = 'python -m mirrorla_mm.build_mmcv'
 
 class InstallationError(ImportError):
     """A package is missing or broken; the message is one sentence with the command to run."""
+
+
+def pip() -> str:
+    """Return the command that manages this environment: uv makes environments without pip."""
+    return 'pip' if find_spec('pip') else 'uv pip'
+
+
+def _record() -> dict:
+    """Return what pip noted of where this package came from (PEP 610), {} if it noted nothing."""
+    try:
+        return json.loads(distribution('mirrorla_mm').read_text('direct_url.json') or '{}')
+    except PackageNotFoundError:
+        return {}
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of this package, which no index offers.
+
+    Args:
+        extra: Name of an extra in ``pyproject.toml``, for example ``openmmlab``.
+
+    Returns:
+        It names the checkout that runs, else where the package was installed from.
+    """
+    record = _record()
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / 'pyproject.toml').is_file():
+        option = '-e ' if record.get('dir_info', {}).get('editable') else ''
+        return f'{pip()} install {option}{shlex.quote(f"{checkout}[{extra}]")}'
+    source = record.get('url', '')
+    if 'vcs_info' in record:
+        source = f'{record["vcs_info"]["vcs"]}+{source}@{record["vcs_info"]["commit_id"]}'
+    requirement = f'mirrorla_mm[{extra}]' + (f' @ {source}' if source else '')
+    return f'{pip()} install {shlex.quote(requirement)}'
 
 
 @dataclass(frozen=True)
@@ -52,10 +101,6 @@ class Stack:
     @property
     def distributions(self) -> tuple[str, ...]:
         return self.mmengine, self.mmcv, self.mmdet, self.mmseg
-
-    @property
-    def install_command(self) -> str:
-        return f"pip install 'mirrorla_mm[{self.name}]'"
 
 
 OPENMMLAB = Stack(
@@ -107,14 +152,14 @@ def find_stack() -> Stack:
             f'OpenMMLab packages ({", ".join(present["openmmlab"])}) and onedl packages '
             f"({', '.join(present['onedl'])}) are installed together and overwrite one another's "
             'files: remove all of them and install one set, with '
-            f'pip uninstall -y {" ".join(sum(present.values(), []))} && '
-            f'{OPENMMLAB.install_command} && {BUILD_COMMAND}'
+            f'{pip()} uninstall -y {" ".join(sum(present.values(), []))} && '
+            f'{install_command(OPENMMLAB.name)} && {BUILD_COMMAND}'
         )
     if not found or found[0].mmengine not in present[found[0].name]:
         stack = found[0] if found else OPENMMLAB
         raise InstallationError(
             f'mirrorla_mm offers its operators alone, as {stack.mmengine} is not installed: for '
-            f'the models run {stack.install_command} && {BUILD_COMMAND}'
+            f'the models run {install_command(stack.name)} && {BUILD_COMMAND}'
         )
     return found[0]
 
@@ -129,7 +174,7 @@ def trouble() -> str | None:
     if stack.needs_pkg_resources and find_spec('pkg_resources') is None:
         return (
             f'{stack.mmengine} {version(stack.mmengine)} needs pkg_resources, which setuptools '
-            f"dropped in version 82: run pip install 'setuptools<82'"
+            f"dropped in version 82: run {pip()} install 'setuptools<82'"
         )
     try:
         import_module('torch')  # its libraries are those that the ops are linked against
@@ -143,15 +188,36 @@ def trouble() -> str | None:
     return None
 
 
+def _warn(sentence: str) -> bool:
+    """Warn without the line of source that warnings quote; whether anyone was shown it."""
+    shown = False
+    show = warnings.showwarning
+
+    def show_sentence(message, category, filename, lineno, file=None, line=None) -> None:
+        nonlocal shown
+        shown = True
+        show(message, category, filename, lineno, file, '')
+
+    warnings.showwarning = show_sentence
+    try:
+        warnings.warn(sentence, stacklevel=4)
+    finally:
+        warnings.showwarning = show
+    return shown
+
+
 def report(sentence: str) -> None:
-    """Warn of what :func:`trouble` found; a program that it ends shows no traceback."""
-    warnings.warn(sentence, stacklevel=3)
+    """Warn of what :func:`trouble` found; a program that it ends says it without a traceback."""
+    shown = _warn(sentence)
     shown_otherwise = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         missing = (error.name or '').partition('.')[0] if isinstance(error, ImportError) else ''
         if isinstance(error, InstallationError) or missing in IMPORT_NAMES:
-            print(f'error: {sentence}', file=sys.stderr)
+            frames = (frame for frame, _ in traceback.walk_tb(trace))
+            importing = all(frame.f_code.co_name == '<module>' for frame in frames)
+            if not (shown and importing):  # else the warning stands in the line above
+                print(f'error: {sentence}', file=sys.stderr)
         else:
             shown_otherwise(kind, error, trace)
 

@@ -16,6 +16,8 @@ import pytest
 from mirrorla_mm import build_mmcv
 from mirrorla_mm.stack import STACKS
 
+ROOT = Path(__file__).resolve().parents[1]
+SETUP = str(ROOT / 'tools' / 'dev' / 'setup_env.py')
 OPENMMLAB, ONEDL = STACKS['openmmlab'], STACKS['onedl']
 
 
@@ -71,10 +73,26 @@ def test_missing_torch_names_the_command(tmp_path):
     environment = build_mmcv.Environment(executable(tmp_path / 'python', 'exit 1'))
     with pytest.raises(build_mmcv.SetupError) as error:
         build_mmcv.targets_for(environment, OPENMMLAB)
-    assert one_line(error).endswith("-m pip install 'torch>=2.6'")
+    assert one_line(error).endswith("with pip install 'torch>=2.6'")
 
 
 # --- The machine ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('command', [('-m', 'mirrorla_mm.build_mmcv'), (SETUP,)])
+def test_windows_is_refused_in_one_sentence_that_ends_in_the_command(tmp_path, command):
+    (tmp_path / 'sitecustomize.py').write_text('import sys; sys.modules["fcntl"] = None')
+    path = f'{tmp_path}{os.pathsep}{ROOT}'
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': path},
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        '[setup] this runs on Linux and macOS: get a Linux inside Windows with wsl --install\n'
+    )
 
 
 def test_missing_headers_are_named(tmp_path):
@@ -366,6 +384,18 @@ def test_cpu_build_does_not_see_the_gpu(monkeypatch, tmp_path):
     assert (cpu['FORCE_CUDA'], cpu['CUDA_VISIBLE_DEVICES']) == ('0', '')
     assert cuda['FORCE_CUDA'] == '1'
     assert cpu['MAX_JOBS'] == '3' and cpu['MMCV_WITH_OPS'] == '1'
+
+
+def test_cuda_build_finds_the_headers_of_pip_s_cuda_packages(monkeypatch, tmp_path):
+    monkeypatch.setattr(build_mmcv, 'find_compiler', lambda: 'g++')
+    folders = [tmp_path / 'nvidia' / name / 'include' for name in ('cu13', 'cudnn')]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    monkeypatch.setenv('CPATH', '/mine')
+    found = build_mmcv.build_variables(target_for(device='cuda'), tmp_path, 1)['CPATH'].split(':')
+    assert found[:3] == ['/mine', *map(str, folders)]
+    assert build_mmcv.build_variables(target_for(), tmp_path, 1)['CPATH'] == '/mine'
 
 
 def test_headers_are_precompiled_once_and_only_for_gcc(tmp_path, monkeypatch):

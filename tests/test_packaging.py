@@ -156,6 +156,12 @@ def test_stack_s_extra_asks_for_its_packages_and_for_none_of_the_other(unpacked,
     assert not requirements_of(unpacked, 'all') & set(STACKS[name].distributions)
 
 
+def test_all_holds_every_extra_but_the_stacks_and_mmcv(unpacked):
+    extras = {*metadata(unpacked).get_all('Provides-Extra')} - {'all', 'mim', *STACKS}
+    names = set().union(*(requirements_of(unpacked, extra) for extra in extras))
+    assert requirements_of(unpacked, 'all') == names
+
+
 def test_every_range_holds_the_tested_version(unpacked):
     lines = (ROOT / 'requirements' / 'tested.txt').read_text().splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith('#')]

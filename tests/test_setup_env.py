@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'tools' / 'dev' / 'setup_env.py'
 
@@ -239,3 +240,18 @@ def test_tests_of_every_end_of_a_range_exist():
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ''), done.stderr
+
+
+# --- Where else it is called ---------------------------------------------------------------------
+
+
+def test_container_and_workflow_set_up_as_a_checkout_does(env):
+    root = SCRIPT.parents[2]
+    assert 'make setup STACK=${STACK}' in (root / 'Dockerfile').read_text()
+    workflow = yaml.safe_load((root / '.github' / 'workflows' / 'test.yml').read_text())
+    job = workflow['jobs']['test']
+    matrix = job['strategy']['matrix']
+    assert matrix['python'] == [env.version_text(version) for version in env.PYTHONS]
+    assert matrix['stack'] == [*env.STACKS]
+    commands = [step['run'] for step in job['steps'] if 'run' in step]
+    assert commands == ['make setup PYTHON=python STACK=${{ matrix.stack }}', 'make test']

@@ -1,9 +1,13 @@
 """Which set of OpenMMLab packages is installed, and what is said where it does not work."""
 
+import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,7 +47,7 @@ def test_missing_stack_names_the_commands(installed, packages):
     installed(*packages)
     name = 'onedl' if packages == ('onedl-mmcv',) else 'openmmlab'
     assert one_sentence(stack.trouble()).endswith(
-        f"run pip install 'mirrorla_mm[{name}]' && python -m mirrorla_mm.build_mmcv"
+        f'run {stack.install_command(name)} && python -m mirrorla_mm.build_mmcv'
     )
 
 
@@ -57,7 +61,7 @@ def test_mixed_stacks_are_refused_with_the_commands_that_part_them(installed):
 
 
 def test_setuptools_without_pkg_resources_is_named_where_it_is_needed(installed, monkeypatch):
-    monkeypatch.setattr(stack, 'find_spec', lambda name: None)
+    monkeypatch.setattr(stack, 'find_spec', lambda name: name == 'pip' or None)
     monkeypatch.setattr(stack, 'version', lambda name: '0.10.7')
     monkeypatch.setattr(stack, 'import_module', lambda name: None)
     installed(*OPENMMLAB.distributions)
@@ -77,23 +81,85 @@ def test_ops_of_another_torch_are_named_with_the_reason(installed, monkeypatch):
     assert one_sentence(stack.trouble()).endswith('run python -m mirrorla_mm.build_mmcv')
 
 
-def run(tmp_path, code, *distributions):
-    """Run code where only the given distributions and no OpenMMLab package can be imported."""
-    for name in distributions:
+# --- The command that installs an extra ----------------------------------------------------------
+
+
+@pytest.fixture
+def came_from(monkeypatch):
+    """Pretend that pip noted this of where the package came from."""
+
+    def pretend(**record):
+        found = SimpleNamespace(read_text=lambda name: json.dumps(record))
+        monkeypatch.setattr(stack, 'distribution', lambda name: found)
+
+    return pretend
+
+
+def test_extras_are_installed_from_the_checkout_that_runs(came_from):
+    came_from(url='file:///elsewhere', dir_info={})
+    assert shlex.split(stack.install_command('export'))[2:] == [f'{ROOT}[export]']
+    came_from(url=ROOT.as_uri(), dir_info=dict(editable=True))
+    assert shlex.split(stack.install_command('export'))[2:] == ['-e', f'{ROOT}[export]']
+
+
+@pytest.mark.parametrize(
+    ('record', 'source'),
+    [
+        (dict(url='file:///me/mirrorla%20mm', dir_info={}), ' @ file:///me/mirrorla%20mm'),
+        (
+            dict(url='https://host/it.git', vcs_info=dict(vcs='git', commit_id='1234')),
+            ' @ git+https://host/it.git@1234',
+        ),
+        ({}, ''),
+    ],
+)
+def test_extras_are_installed_from_where_the_package_came(
+    came_from, tmp_path, monkeypatch, record, source
+):
+    monkeypatch.setattr(stack, '__file__', str(tmp_path / 'site-packages/mirrorla_mm/stack.py'))
+    came_from(**record)
+    command = shlex.split(stack.install_command('onedl'))
+    assert command == ['pip', 'install', f'mirrorla_mm[onedl]{source}']
+
+
+def test_environment_without_pip_is_uv_s(installed, monkeypatch):
+    monkeypatch.setattr(stack, 'find_spec', lambda name: None)
+    assert stack.install_command('onedl').startswith('uv pip install ')
+    installed('mmengine', 'onedl-mmengine')
+    assert 'uv pip uninstall -y mmengine onedl-mmengine && uv pip install' in stack.trouble()
+
+
+# --- What is shown -------------------------------------------------------------------------------
+
+HIDE = """
+import sys, importlib.metadata as metadata
+real = metadata.version
+def version(name):
+    if name.startswith(('mm', 'onedl')) and name not in {there!r}:
+        raise metadata.PackageNotFoundError(name)
+    return real(name)
+metadata.version = version
+sys.modules['mmengine'] = sys.modules['mmcv'] = None
+"""
+
+
+def run(tmp_path, *arguments, there=()):
+    """Run Python where no OpenMMLab package can be imported, and only these are installed."""
+    for name in there:
         folder = tmp_path / f'{name.replace("-", "_")}-1.0.dist-info'
         folder.mkdir()
         (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n')
-    hide = (
-        'import sys, importlib.metadata as metadata; real = metadata.version\n'
-        'def version(name):\n'
-        f'    if name.startswith(("mm", "onedl")) and name not in {distributions!r}:\n'
-        '        raise metadata.PackageNotFoundError(name)\n'
-        '    return real(name)\n'
-        'metadata.version = version\n'
-        f'sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n'
+    (tmp_path / 'sitecustomize.py').write_text(HIDE.format(there=there))
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'},
     )
-    command = [sys.executable, '-c', hide + code]
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+
+SENTENCE = r'mirrorla_mm offers its operators .* run pip install .*build_mmcv\n'
 
 
 def test_operators_alone_import_and_the_rest_says_what_to_run(tmp_path):
@@ -112,37 +178,37 @@ for name in ('registry', 'engine', 'backbones'):
     else:
         raise AssertionError(name)
 """
-    done = run(tmp_path, code)
+    done = run(tmp_path, '-c', code)
     assert done.returncode == 0, done.stderr
-    assert one_sentence(done.stdout.strip()).endswith('python -m mirrorla_mm.build_mmcv')
+    assert re.fullmatch(SENTENCE, done.stdout)
 
 
 @pytest.mark.parametrize('tool', ['train.py', 'inference.py', 'model_converters/backbone.py'])
-def test_tools_say_what_to_run_without_a_traceback(tmp_path, tool):
-    code = (
-        'class Hide:\n'
-        '    def find_spec(self, name, *_):\n'
-        '        if name in ("mmengine", "mmcv"): raise ModuleNotFoundError(name, name=name)\n'
-        'import runpy; sys.meta_path.insert(0, Hide())\n'
-        f'runpy.run_path({str(ROOT / "tools" / tool)!r}, run_name="__main__")'
-    )
-    done = run(tmp_path, code)
-    assert done.returncode == 1 and 'Traceback' not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert re.fullmatch(r'error: mirrorla_mm offers .* run pip install .*build_mmcv', last)
+def test_tools_say_once_what_to_run_without_a_traceback(tmp_path, tool):
+    path = ROOT / 'tools' / tool
+    done = run(tmp_path, path)
+    assert done.returncode == 1
+    assert re.fullmatch(rf'{path}:\d+: UserWarning: {SENTENCE}', done.stderr)
+    done = run(tmp_path, '-W', 'ignore', path)
+    assert done.returncode == 1
+    assert re.fullmatch(f'error: {SENTENCE}', done.stderr)
+
+
+def test_program_that_comes_to_need_the_models_says_then_what_to_run(tmp_path):
+    code = 'import mirrorla_mm\ndef main():\n    print("work")\n    import mmengine\nmain()'
+    done = run(tmp_path, '-c', code)
+    assert (done.returncode, done.stdout) == (1, 'work\n')
+    assert re.fullmatch(f'<string>:1: UserWarning: {SENTENCE}error: {SENTENCE}', done.stderr)
 
 
 def test_errors_of_another_kind_keep_their_traceback(tmp_path):
-    done = run(tmp_path, 'import mirrorla_mm; raise ImportError("something else")')
+    done = run(tmp_path, '-c', 'import mirrorla_mm; raise ImportError("something else")')
     assert 'Traceback' in done.stderr and done.stderr.endswith('ImportError: something else\n')
 
 
 def test_mixed_stacks_are_refused_by_the_command_too(tmp_path):
-    code = (
-        'import runpy, warnings; warnings.simplefilter("ignore")\n'
-        'runpy.run_module("mirrorla_mm.build_mmcv", run_name="__main__")'
-    )
-    done = run(tmp_path, code, 'mmengine', 'onedl-mmengine')
+    command = '-m', 'mirrorla_mm.build_mmcv'
+    done = run(tmp_path, *command, there=('mmengine', 'onedl-mmengine'))
     assert done.returncode == 1
     assert re.fullmatch(r'\[setup\] OpenMMLab packages .*build_mmcv\n', done.stderr)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..engine.atomic import whole_file
 from ..engine.errors import UserError
 from ..restoration.datasets import SUFFIXES
+from ..stack import install_command
 from .datasets import class_folders, files_of, read_square
 from .sampling import fingerprint, keep_settings
 
@@ -34,7 +35,7 @@ def load_vae(folder: str | os.PathLike) -> nn.Module:
         from diffusers import AutoencoderKL
     except ImportError as error:
         raise UserError(
-            "A VAE needs diffusers, which is not installed: pip install 'mirrorla_mm[diffusers]'"
+            f'A VAE needs diffusers, which is not installed: {install_command("diffusers")}'
         ) from error
     try:
         return AutoencoderKL.from_pretrained(

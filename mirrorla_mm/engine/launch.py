@@ -14,6 +14,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..stack import BUILD_COMMAND
 from .data import move_data
 from .dataset_checks import check_datasets
 from .distributed import use_gloo_without_gpu
@@ -131,8 +132,8 @@ def build_runner(cfg: Config) -> Runner:
     if gpu_without_ops() and task_scope(cfg) == 'mmdet':
         raise UserError(
             'This mmcv was compiled without CUDA, and a detector needs its ops (NMS, RoIAlign, '
-            'focal loss) on the GPU: compile mmcv where nvcc is on PATH (make setup does), or set '
-            'CUDA_VISIBLE_DEVICES= to run on the CPU.'
+            'focal loss) on the GPU: set CUDA_VISIBLE_DEVICES= to run on the CPU, or, with nvcc on '
+            f'PATH, run {BUILD_COMMAND}'
         )
     check_datasets()
     use_gloo_without_gpu(cfg)

@@ -92,6 +92,6 @@ def _library() -> Any:
         import safetensors.torch
     except ImportError:
         raise UserError(
-            'This file is in the format of safetensors: pip install safetensors.'
+            'This file is in the format of safetensors: run pip install safetensors'
         ) from None
     return safetensors.torch

@@ -1,7 +1,7 @@
 """Prove the version ranges that the requirements state: install each end, and try it.
 
     python tools/dev/prove_ranges.py              # every end
-    python tools/dev/prove_ranges.py numpy        # those whose name begins so
+    python tools/dev/prove_ranges.py newest       # those whose name begins so
     python tools/dev/prove_ranges.py --list
 
 Each end gets an environment of its own, filled by README's lines, in which some of the tests run.
@@ -20,23 +20,33 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from setup_env import ROOT, SetupError, key_of, python_version, run_command, say
+from setup_env import ROOT, STACKS, SetupError, key_of, python_version, run_command, say
 
 FOLDER = ROOT / '.cache' / 'ranges'
 
 MODELS = ('test_registry.py', 'test_stack.py', 'test_engine/test_checkpoint.py', 'test_heads')
 OPERATORS = ('test_ops/test_reflection.py', 'test_ops/test_mirror_attention.py')
+IMAGES = ('test_apis', 'test_demo_figures.py')
+TESTED = 'torch==2.13.0'
+OLDEST = ('torch==2.6.0', 'numpy==1.26.*', 'pillow==10.1.*')
 REFUSED = "run pip install 'setuptools<82'"
+VERSIONS = """
+import platform
+from importlib.metadata import distributions
+wanted = {'torch', 'mmcv', 'onedl-mmcv', 'numpy', 'pillow', 'setuptools', 'triton', 'onnx'}
+found = {each.metadata['Name'].lower(): each.version for each in distributions()}
+print('Python', platform.python_version(), *(f'{n} {found[n]}' for n in sorted(wanted & {*found})))
+"""
 
 
 @dataclass(frozen=True)
 class End:
-    """One end of a range.
+    """One end of one range, or of several.
 
     Attributes:
         name: What it is the end of.
         python: Version of Python.
-        extras: Extras of this package; the stack's among them.
+        extras: Extras of this package; mmcv is built where a stack is among them.
         pins: Requirements that make it this end.
         tests: What runs, below ``tests/``.
         says: For an end that is refused: how the sentence ends.
@@ -45,30 +55,27 @@ class End:
     name: str
     python: str = '3.11'
     extras: str = 'openmmlab'
-    pins: tuple[str, ...] = ('torch==2.13.0',)
+    pins: tuple[str, ...] = (TESTED,)
     tests: tuple[str, ...] = (*MODELS, *OPERATORS)
     says: str | None = None
 
+    def builds_mmcv(self) -> bool:
+        return not {*self.extras.split(',')}.isdisjoint(STACKS)
+
 
 ENDS = (
-    End('torch, tested'),
-    End('torch, oldest', pins=('torch==2.6.0',)),
-    End('torch, newest', pins=('torch',)),
-    End('torch, newest, with Python 3.13', python='3.13', pins=('torch',)),
-    End('Python 3.10', python='3.10'),
-    End('Python 3.12', python='3.12'),
-    End('Python 3.13', python='3.13'),
-    End('onedl with Python 3.11', extras='onedl'),
+    End('tested torch, Python 3.11'),
+    End('tested torch, Python 3.12', python='3.12'),
+    End('tested torch, Python 3.13', python='3.13'),
+    End('newest torch, Python 3.11', pins=('torch',)),
+    End('newest torch, Python 3.12', python='3.12', pins=('torch',)),
+    End('newest torch, Python 3.13', python='3.13', pins=('torch',)),
+    End('oldest torch, NumPy and Pillow', pins=OLDEST, tests=(*MODELS, *OPERATORS, *IMAGES)),
+    End('oldest Python', python='3.10'),
+    End('onedl with newest setuptools', extras='onedl', pins=(TESTED, 'setuptools>=82')),
     End('onedl with Python 3.13', python='3.13', extras='onedl'),
-    End('numpy, oldest', pins=('torch==2.13.0', 'numpy==1.26.*')),
-    End('numpy, newest', pins=('torch==2.13.0', 'numpy')),
-    End(
-        'pillow, oldest',
-        pins=('torch==2.13.0', 'pillow==10.1.*'),
-        tests=('test_apis', 'test_demo_figures.py'),
-    ),
-    End('setuptools, newest with onedl', extras='onedl', pins=('torch==2.13.0', 'setuptools>=82')),
-    End('setuptools, newest', pins=('torch==2.13.0', 'setuptools>=82'), says=REFUSED),
+    End('newest setuptools', pins=(TESTED, 'setuptools>=82'), says=REFUSED),
+    End('oldest NumPy', pins=(TESTED, 'numpy==1.26.*')),
     End(
         'export, oldest torch',
         extras='openmmlab,export',
@@ -77,7 +84,7 @@ ENDS = (
     ),
     End(
         'triton, oldest torch',
-        extras='openmmlab,triton',
+        extras='triton',
         pins=('torch==2.10.*',),
         tests=('test_ops/test_triton.py',),
     ),
@@ -94,10 +101,14 @@ class Trial:
         self.log = self.folder / 'log'
         self.record = self.folder / 'passed'
         files = sorted((ROOT / 'requirements').glob('*.txt'))
-        self.key = key_of(end, ROOT / 'setup.py', *files)
+        self.key = key_of(end, ROOT / 'setup.py', ROOT / 'pyproject.toml', *files)
 
-    def has_passed(self) -> bool:
-        return self.record.exists() and self.record.read_text() == self.key
+    def passed(self) -> str | None:
+        """Return when it passed and with which versions, None where it has not."""
+        if not self.record.exists():
+            return None
+        key, _, what = self.record.read_text().partition('\n')
+        return what if key == self.key else None
 
     def call(self, *command: str | Path) -> subprocess.CompletedProcess:
         words = [str(part) for part in command]
@@ -107,31 +118,49 @@ class Trial:
             log.write(done.stdout + done.stderr)
         return done
 
-    def must(self, *command: str | Path) -> None:
-        if self.call(*command).returncode:
+    def must(self, *command: str | Path) -> str:
+        done = self.call(*command)
+        if done.returncode:
             raise SetupError(f'the last command in {self.log} failed')
+        return done.stdout.strip()
 
-    def run(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+    def install(self) -> None:
         name = f'python{self.end.python}'
         if python_version(name) is None:
             raise SetupError(f'{name} is not on PATH')
         self.must(name, '-m', 'venv', 'env')
         package = f'{ROOT}[{self.end.extras},tests]'
+        pip = self.python, '-m', 'pip', 'install'
         if self.end.says is None:
-            self.must(self.python, '-m', 'pip', 'install', package, *self.end.pins)
+            self.must(*pip, package, *self.end.pins)
         else:  # pip would refuse the pins beside the package, but takes them after it
-            self.must(self.python, '-m', 'pip', 'install', package)
-            self.must(self.python, '-m', 'pip', 'install', *self.end.pins)
-        self.must(self.python, '-m', 'mirrorla_mm.build_mmcv')
+            self.must(*pip, package)
+            self.must(*pip, *self.end.pins)
+        if self.end.builds_mmcv():
+            self.must(self.python, '-m', 'mirrorla_mm.build_mmcv')
+
+    def try_out(self) -> str:
+        """Run its tests, or see it refused; return what happened in a few words."""
         if self.end.says is None:
             tests = [ROOT / 'tests' / name for name in self.end.tests]
-            self.must(self.python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *tests)
-        elif self.end.says not in self.call(self.python, '-c', 'import mirrorla_mm').stderr:
+            # Without a stack there is no mmengine, which the tests' common fixtures import.
+            options = () if self.end.builds_mmcv() else ('--noconftest',)
+            pytest = self.python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider'
+            return self.must(*pytest, *options, *tests).splitlines()[-1]
+        if not self.call(self.python, '-c', 'import mirrorla_mm').stderr.endswith(
+            f'{self.end.says}\n'
+        ):
             raise SetupError(f'it was not refused, see {self.log}')
+        return 'refused'
+
+    def run(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.install()
+        outcome = self.try_out()
+        versions = self.must(self.python, '-c', VERSIONS)
         shutil.rmtree(self.folder / 'env')
-        self.record.write_text(self.key)
+        self.record.write_text(f'{self.key}\n{time.strftime("%Y-%m-%d")}, {versions}: {outcome}')
 
 
 def prove(ends: list[End]) -> None:
@@ -141,7 +170,7 @@ def prove(ends: list[End]) -> None:
         trial = Trial(end)
         start = time.monotonic()
         outcome = 'passed before'
-        if not trial.has_passed():
+        if trial.passed() is None:
             say(f'{number}/{len(ends)} {end.name}: log in {trial.log}')
             try:
                 trial.run()
@@ -164,7 +193,7 @@ def main() -> int:
     ends = [end for end in ENDS if not args.names or end.name.startswith(tuple(args.names))]
     if args.list:
         for end in ends:
-            print('passed' if Trial(end).has_passed() else '      ', end.name, *end.pins)
+            print(f'{end.name}: {Trial(end).passed() or "not proved"}')
         return 0
     if not ends:
         parser.error(f'no end begins so; --list names them: {", ".join(args.names)}')
