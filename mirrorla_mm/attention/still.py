@@ -114,7 +114,19 @@ class STILLAttention(Attention):
         hw_shape: tuple[int, int],
         linear_gate: Tensor | None = None,
     ) -> Tensor:
-        """q of shape (B, H, N, d), k and v of (B, H, M, d), the gate of the linear part like q."""
+        """Attend, with one denominator for the exact and for the linear part.
+
+        Args:
+            q (Tensor): Queries, shape (B, H, N, d).
+            k (Tensor): Keys, shape (B, H, M, d); M < N where they are reduced.
+            v (Tensor): Values, shape (B, H, M, d).
+            hw_shape (tuple[int, int]): Height and width of the map of queries in tokens.
+            linear_gate (Tensor, optional): Factors of the linear part, shape (B, H, N, d). Defaults
+                to 1.
+
+        Returns:
+            Tensor: Shape (B, H, N, d), dtype of ``v``.
+        """
         if self.rope:
             turn = Rope(hw_shape, self.head_dim, q, plain=plain_form())
             q, k = turn(at_least_float32(q)), turn(at_least_float32(k))
@@ -125,7 +137,15 @@ class STILLAttention(Attention):
         return still_attention(q, k, v, *features, hw_shape, self.windows, linear_gate)
 
     def features(self, x: Tensor, key: bool = False) -> Tensor:
-        """Features of queries, or with ``key`` of keys: (B, H, n, d) to (B, H, n, d or 2d)."""
+        """Map queries or keys to the features of the linear part.
+
+        Args:
+            x (Tensor): After the position embedding, float32 at least, shape (B, H, n, d).
+            key (bool): Whether they are keys. Defaults to False.
+
+        Returns:
+            Tensor: >= 0, shape (B, H, n, 2d), with ``relu-mirror`` (B, H, n, d).
+        """
         if self.feature_map == 'np':
             return np_map(x, (self.map_k if key else self.map_q)(x))
         reflected = self.reflection.reflect_all(x, key)
@@ -149,8 +169,10 @@ class HeadMap(BaseModule):
     """``f(x) = W H x`` of each head, with a learned matrix W and a learned reflection H.
 
     Args:
-        num_heads (int): Heads H.
+        num_heads (int): Number of heads h.
         head_dim (int): Channels d of a head.
+
+    Source: Meng et al., "STILL", arXiv 2602.02180.
     """
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
@@ -160,5 +182,12 @@ class HeadMap(BaseModule):
         self.reflection = nn.Parameter(torch.randn(num_heads, head_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, n, d) to the same shape, float32 at least."""
+        """Turn queries or keys.
+
+        Args:
+            x (Tensor): Float32 at least, shape (B, h, n, d).
+
+        Returns:
+            Tensor: Of the same shape.
+        """
         return x @ (at_least_float32(self.weight) @ householder(self.reflection)).mT

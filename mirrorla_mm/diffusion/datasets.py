@@ -15,7 +15,7 @@ from ..engine.data import DataError
 from ..registry import DATASETS, TRANSFORMS
 
 LATENTS = ('.npy',)
-META_KEYS = ('img_path', 'img_shape')
+META_KEYS = ('img_path',)
 
 
 @DATASETS.register_module(force=True)
@@ -163,7 +163,6 @@ class PackDiffusionInputs(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Pack one."""
-        results = dict(results, img_shape=results['img'].shape[-2:])
         metainfo = {key: results[key] for key in META_KEYS if key in results}
         sample = BaseDataElement(metainfo=metainfo, gt_label=results['gt_label'])
         return dict(inputs=torch.from_numpy(results['img']), data_samples=sample)

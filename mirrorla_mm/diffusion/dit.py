@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -107,8 +109,8 @@ class DiT(BaseModule):
         """
         if tuple(x.shape[1:]) != self.in_shape:
             raise UserError(
-                f'This model takes latents or images of {_by(self.in_shape)}, got '
-                f'{_by(x.shape[1:])}: other data need another in_channels or input_size.'
+                f'This model takes latents or images of {by(self.in_shape)}, got '
+                f'{by(x.shape[1:])}: other data need another in_channels or input_size.'
             )
         tokens = self.x_embedder(x) + self.pos_embed
         condition = self.t_embedder(t) + self.y_embedder(y)
@@ -283,5 +285,6 @@ def arch_settings(arch: str | dict) -> tuple[int, int, int]:
     return arch['embed_dims'], arch['depth'], arch['num_heads']
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def by(shape: Sequence[int]) -> str:
+    """A shape for people, such as ``4x32x32``."""
     return 'x'.join(map(str, shape))

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engine.data import DataError
 from ..engine.errors import UserError
 from ..registry import MODELS, register_model
+from .dit import by
 
 # Images in 0..255; of latents the mean is 0 and the standard deviation 1 / 0.18215.
 PREPROCESSOR = dict(type='ImgDataPreprocessor', mean=(127.5,), std=(127.5,))
@@ -53,6 +54,7 @@ class DiffusionModel(BaseModel):
         self.backbone = MODELS.build(backbone)
         self.process = MODELS.build(process)
         self.class_dropout = class_dropout
+        self.data_preprocessor.register_forward_pre_hook(self._check_shapes)
         self.test_cfg = dict(test_cfg or {})
         check_guidance(self.test_cfg.get('guidance', 1.0))
 
@@ -74,11 +76,10 @@ class DiffusionModel(BaseModel):
             the scale of the data.
 
         Raises:
-            DataError: If a class is out of range, or a sample smaller than the others.
+            DataError: If a class is out of range.
             UserError: If the data have another size than the network's.
             ValueError: If there is no such mode.
         """
-        check_shapes(inputs, data_samples)
         labels = self._labels(data_samples).to(inputs.device)
         if mode == 'loss':
             return self._loss(inputs, labels)
@@ -124,6 +125,17 @@ class DiffusionModel(BaseModel):
         scale = self.data_preprocessor
         return self.process.sample(network, draw) * scale.std + scale.mean
 
+    def _check_shapes(self, preprocessor: nn.Module, args: tuple) -> None:
+        """Name a sample that does not fit, before a batch pads it to the size of the others."""
+        data = args[0]
+        for image, sample in zip(data['inputs'], data['data_samples']):
+            if tuple(image.shape) != self.backbone.in_shape:
+                raise DataError(
+                    f'{sample.get("img_path", "A sample")} is of the size {by(image.shape)}, and '
+                    f'this model takes {by(self.backbone.in_shape)}: other data need another '
+                    'model.backbone.in_channels or model.backbone.input_size.'
+                )
+
     def _labels(self, data_samples: list[BaseDataElement]) -> Tensor:
         labels = torch.tensor([int(sample.gt_label) for sample in data_samples])
         for sample, label in zip(data_samples, labels.tolist()):
@@ -168,21 +180,6 @@ def guided(
         return torch.cat((torch.lerp(free[:, :n], named[:, :n], scale), named[:, n:]), dim=1)
 
     return run
-
-
-def check_shapes(inputs: Tensor, data_samples: list[BaseDataElement]) -> None:
-    """Make sure that no sample of a batch (B, C, S, S) was padded to the size of the others.
-
-    Raises:
-        DataError: If the ``img_shape`` of one is another.
-    """
-    size = tuple(inputs.shape[-2:])
-    for sample in data_samples:
-        if tuple(sample.get('img_shape', size)) != size:
-            raise DataError(
-                f'{sample.get("img_path", "A sample")} is of the size {sample.img_shape}, and '
-                f'others of its batch of {size}: all need to have one size.'
-            )
 
 
 def check_guidance(scale: float) -> None:

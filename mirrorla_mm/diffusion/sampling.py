@@ -119,6 +119,22 @@ def check_order(order: Order, num_classes: int, channels: int) -> None:
         raise UserError(f'The guided channels need to be 1 to {channels}: {order.guided_channels}.')
 
 
+def check_vae(vae: nn.Module | None, channels: int) -> None:
+    """Make sure that what a model draws are images, or latents of the VAE.
+
+    Raises:
+        UserError: If they are neither.
+    """
+    if vae is None:
+        if channels != 3:
+            raise UserError('This model draws latents: name the folder of a VAE with --vae.')
+    elif vae.config.latent_channels != channels:
+        raise UserError(
+            f'The VAE decodes latents of {vae.config.latent_channels} channels, and this model '
+            f'draws {channels}: name its own VAE with --vae, or none where it draws images.'
+        )
+
+
 def draw_share(
     model: DiffusionModel,
     order: Order,
@@ -143,12 +159,11 @@ def draw_share(
 
     Raises:
         UserError: If the folder holds samples of another order, or the model draws latents and
-            there is no VAE.
+            there is no VAE of such latents.
     """
     channels = model.backbone.in_shape[0]
     check_order(order, model.backbone.num_classes, channels)
-    if channels != 3 and vae is None:
-        raise UserError('This model draws latents: name the folder of a VAE with --vae.')
+    check_vae(vae, channels)
     keep_settings(folder / ORDER, asdict(order), any((folder / PARTS).glob('*.npz')))
     mine = [b for b in range(rank, order.batches, world) if not part_file(folder, b).exists()]
     for batch in track(mine, 'Drawing', disable=rank > 0):

@@ -69,8 +69,7 @@ def host_of(backbone: dict) -> Host:
     Raises:
         UserError: If it is none of :data:`HOSTS`.
     """
-    kind = backbone.get('type', '')
-    name = kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+    name = _name(backbone)
     if name not in HOSTS:
         raise UserError(
             f"The backbone '{name}' cannot be linearised: choose a config with one of "
@@ -94,22 +93,22 @@ def linear_backbone(backbone: dict, attn: dict, stages: Iterable[int]) -> dict:
         dict: ``model.backbone`` of the new config.
 
     Raises:
-        UserError: If the backbone is unknown, the attention is none, or there is no such stage.
+        UserError: If the backbone is unknown, the attention is none, there is no such stage, or
+            none of the stages has softmax attention.
     """
     host = host_of(backbone)
     stages = sorted(set(stages))
-    count = _stages(backbone) if host.layout else 1
-    if not stages or not set(stages) <= set(range(1, count + 1)):
-        raise UserError(f'This backbone has the stages 1 to {count}, not {_listed(stages)}.')
+    cfgs = _attentions(backbone, host)
+    if not stages or not set(stages) <= set(range(1, len(cfgs) + 1)):
+        raise UserError(f'This backbone has the stages 1 to {len(cfgs)}, not {_listed(stages)}.')
     _check_attention(attn)
+    _check_softmax(cfgs, stages)
     new = copy.deepcopy(dict(backbone))
-    new.pop('init_cfg', None)
-    new.pop('pretrained', None)
+    for key in ('init_cfg', 'pretrained', 'attn_cfg'):
+        new.pop(key, None)
     new['type'] = f'mirrorla_mm.{host.linear}'
     if host.layout is None:
         return dict(new, attn_cfg=copy.deepcopy(dict(attn)))
-    old = new.pop('attn_cfg', None) or host.attention(new)
-    cfgs = list(stage_attentions(old, new.get('layout') or host.layout, count))
     if host.linear == 'LinearPVT':
         # Keys that were reduced stay reduced, with the same weights.
         softmax, linear = (new.get(name, default) for name, default in REDUCTIONS.items())
@@ -167,12 +166,39 @@ def swin_warning(backbone: dict, stages: Sequence[int]) -> str | None:
     )
 
 
+def _attentions(backbone: dict, host: Host) -> list[dict | None]:
+    """The attention of each stage; None where it is the softmax of the host."""
+    named = copy.deepcopy(backbone.get('attn_cfg')) or host.attention(backbone)
+    if host.layout is None:
+        return [backbone.get('attn_cfg')]
+    layout = backbone.get('layout') or host.layout
+    return list(stage_attentions(named, layout, _stages(backbone)))
+
+
+def _check_softmax(cfgs: Sequence[dict | None], stages: Sequence[int]) -> None:
+    kinds = enumerate(cfgs, 1)
+    softmax = [n for n, cfg in kinds if cfg is None or _name(cfg) == SoftmaxAttention.__name__]
+    if not softmax:
+        raise UserError('This backbone has no softmax attention: there is nothing to linearise.')
+    if not set(stages) & set(softmax):
+        raise UserError(
+            f'The attention of the stages {_listed(stages)} is linear already: softmax is that of '
+            f'{_listed(softmax)}, name them with --stages.'
+        )
+
+
+def _name(cfg: dict) -> str:
+    """The class of a config, without its scope."""
+    kind = cfg.get('type', '')
+    return kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+
+
 def _common_reflection(cfgs: Sequence[dict | None]) -> dict | None:
     """Options of the reflections where every stage has the same mirror map, else None."""
     first = dict((cfgs[0] or {}).get('reflection') or {})
     same = [
         cfg is not None
-        and cfg['type'].rpartition('.')[2] == MIRROR['type']
+        and _name(cfg) == MIRROR['type']
         and not cfg.keys() - {'type', 'reflection'}
         and dict(cfg.get('reflection') or {}) == first
         for cfg in cfgs
@@ -194,7 +220,7 @@ def _check_attention(attn: dict[str, Any]) -> None:
         for name, cls in MODELS.module_dict.items()
         if isinstance(cls, type) and issubclass(cls, Attention) and cls is not SoftmaxAttention
     )
-    if attn.get('type', '').rpartition('.')[2] not in known:
+    if _name(attn) not in known:
         raise UserError(
             f"There is no linear attention '{attn.get('type')}'; choose from {', '.join(known)}."
         )

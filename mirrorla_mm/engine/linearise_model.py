@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,7 @@ class AttentionTransfer(BaseModel):
             CheckpointError: If a file does not fit.
         """
         for backbone, file in zip((self.teacher, self.student), self.checkpoints):
-            load_backbone(backbone, file)
+            load_backbone(backbone, read_checkpoint(file))
 
     def train(self, mode: bool = True) -> AttentionTransfer:
         """Set the mode; the backbones stay in evaluation."""
@@ -100,7 +100,19 @@ class AttentionTransfer(BaseModel):
         return self
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'loss') -> dict:
-        """The loss of a batch of images (B, 3, H, W)."""
+        """The loss of a batch.
+
+        Args:
+            inputs (Tensor): Preprocessed images or latents, shape (B, C, H, W).
+            data_samples (list, optional): Of a diffusion model, with ``gt_label``.
+            mode (str): ``'loss'``. Defaults to it.
+
+        Returns:
+            dict: ``loss``, a scalar.
+
+        Raises:
+            NotImplementedError: If the mode is another.
+        """
         if mode != 'loss':
             raise NotImplementedError('An attention transfer is trained, not tested.')
         loss = self.attention_loss if self.target == 'attention' else self.feature_loss
@@ -144,6 +156,9 @@ def backbone_inputs(process: Any, images: Tensor, data_samples: Any) -> Inputs:
         process (nn.Module, optional): The process of a diffusion model.
         images (Tensor): Shape (B, C, H, W).
         data_samples (list): Of a diffusion model, with ``gt_label``.
+
+    Returns:
+        tuple[Tensor, ...]: The images; or noised ones (B, C, H, W), times (B,) and classes (B,).
     """
     if process is None:
         return (images,)
@@ -165,55 +180,74 @@ def as_tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def build_backbone(cfg: dict) -> nn.Module:
-    """A backbone without weights, none of it frozen."""
+    """Build a backbone without weights, none of it frozen.
+
+    Args:
+        cfg (dict): ``model.backbone`` of a config.
+
+    Raises:
+        ValueError: If an option of it is not valid.
+    """
     cfg = {key: value for key, value in cfg.items() if key not in ('init_cfg', 'frozen_stages')}
     return MODELS.build(cfg)
 
 
-def load_backbone(backbone: nn.Module, file: str) -> None:
+class Checkpoint(NamedTuple):
+    """What a linearisation needs of a checkpoint.
+
+    Attributes:
+        file (str): Its place, for messages.
+        weights (dict[str, Tensor]): Those of the backbone have names with ``backbone.``.
+        whole (bool): Whether it was saved from a whole model, not from a backbone alone.
+        classes (dict): What the model's data set is called and has, empty where it says nothing.
+    """
+
+    file: str
+    weights: dict[str, Tensor]
+    whole: bool
+    classes: dict
+
+
+def read_checkpoint(file: str) -> Checkpoint:
+    """Read the weights of a backbone or of a whole model.
+
+    Raises:
+        CheckpointError: If the file cannot be read or holds no weights.
+    """
+    content = load_checkpoint_file(file, 'cpu')
+    weights = content.get('state_dict', content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not weights:
+        raise CheckpointError(f'The checkpoint {file} holds no weights.')
+    meta = content.get('meta')
+    classes = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    whole = any(key.startswith(PREFIX) for key in weights)
+    names = weights if whole else (f'{PREFIX}{key}' for key in weights)
+    return Checkpoint(file, dict(zip(names, weights.values())), whole, classes or {})
+
+
+def load_backbone(backbone: nn.Module, checkpoint: Checkpoint) -> None:
     """Fill a backbone from a checkpoint of it, or of a whole model.
 
     Norms of outputs that the checkpoint lacks, as a classifier's does, keep their values.
 
     Args:
         backbone (nn.Module): The backbone.
-        file (str): Its checkpoint.
+        checkpoint (Checkpoint): From :func:`read_checkpoint`.
 
     Raises:
         CheckpointError: If another parameter or statistic is missing or one has another shape.
     """
     model = nn.ModuleDict(dict(backbone=backbone))
     norms = {key: v for key, v in model.state_dict().items() if re.match(OUTPUT_NORMS, key)}
-    check_fit(model, dict(state_dict={**norms, **weights_of(file)}), file)
-
-
-def weights_of(file: str) -> dict[str, Tensor]:
-    """Weights of a checkpoint, the backbone's under ``backbone.`` even where it is alone.
-
-    Raises:
-        CheckpointError: If the file holds no weights.
-    """
-    weights = stored_weights(file)
-    if any(key.startswith(PREFIX) for key in weights):
-        return weights
-    return {f'{PREFIX}{key}': value for key, value in weights.items()}
-
-
-def stored_weights(file: str) -> dict[str, Tensor]:
-    """Weights of a checkpoint by the names that they have there.
-
-    Raises:
-        CheckpointError: If the file holds no weights.
-    """
-    checkpoint = load_checkpoint_file(file, 'cpu')
-    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not weights:
-        raise CheckpointError(f'The checkpoint {file} holds no weights.')
-    return dict(weights)
+    check_fit(model, dict(state_dict={**norms, **checkpoint.weights}), checkpoint.file)
 
 
 def copy_weights(teacher: nn.Module, student: nn.Module) -> list[str]:
     """Copy whatever teacher and student have in common.
+
+    Args:
+        teacher (nn.Module): The old backbone.
+        student (nn.Module): The new one, which is filled.
 
     Returns:
         list[str]: Parameters of the student that the teacher lacks, at their initial values.
@@ -255,9 +289,17 @@ def layer_errors(
 def teacher_forced(
     teacher: nn.Module, student: nn.Module, layers: Sequence[str], inputs: Inputs
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, student's and teacher's output of each layer on the teacher's input.
+    """Compare layers one by one, each on the teacher's input.
 
-    Outputs are those of the heads, (B, N, C), before their projection.
+    Args:
+        teacher (nn.Module): Backbone in evaluation mode.
+        student (nn.Module): Backbone in evaluation mode.
+        layers (Sequence[str]): Names of the attention layers, in both.
+        inputs (tuple[Tensor, ...]): From :func:`backbone_inputs`.
+
+    Yields:
+        tuple[str, Tensor, Tensor]: Name, and outputs of the heads of student and teacher, (B, N,
+        C), float32, before their projection. The student's have a gradient.
     """
     for name, (x, hw_shape) in layer_inputs(teacher, layers, inputs).items():
         theirs = heads_of(teacher.get_submodule(name), x, hw_shape).detach()
@@ -268,7 +310,16 @@ def teacher_forced(
 def layer_inputs(
     backbone: nn.Module, layers: Sequence[str], inputs: Inputs
 ) -> dict[str, tuple[Tensor, tuple[int, int]]]:
-    """Tokens (B, N, C) and grid that each layer gets for some inputs of the backbone."""
+    """What each layer gets when the backbone runs.
+
+    Args:
+        backbone (nn.Module): In evaluation mode.
+        layers (Sequence[str]): Names of attention layers.
+        inputs (tuple[Tensor, ...]): From :func:`backbone_inputs`.
+
+    Returns:
+        dict[str, tuple[Tensor, tuple[int, int]]]: Tokens (B, N, C) and their grid, by name.
+    """
     found: dict[str, tuple[Tensor, tuple[int, int]]] = {}
     with ExitStack() as stack:
         for name in layers:
@@ -284,7 +335,16 @@ def layer_inputs(
 
 
 def heads_of(layer: nn.Module, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-    """Outputs of all heads (B, N, C), in float32, before the projection that mixes them."""
+    """Run an attention layer without the projection that mixes its heads.
+
+    Args:
+        layer (nn.Module): With ``proj`` or ``out_proj``, itself or in a part of it.
+        x (Tensor): Tokens, shape (B, N, C).
+        hw_shape (tuple[int, int]): Their grid.
+
+    Returns:
+        Tensor: Outputs of all heads, shape (B, N, C), float32, with a gradient.
+    """
     # PVT's layers add what they get as the identity.
     adds = 'identity' in inspect.signature(layer.forward).parameters
     identity = (torch.zeros_like(x),) if adds else ()

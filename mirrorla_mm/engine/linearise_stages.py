@@ -28,7 +28,6 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .atomic import whole_file
-from .checkpoint import load_checkpoint_file
 from .checkpoint_fit import CheckpointFitHook
 from .data import check_data
 from .distributed import use_gloo_without_gpu
@@ -38,6 +37,7 @@ from .linearise import layers_of, linear_config
 from .linearise_model import (
     PREFIX,
     TARGETS,
+    Checkpoint,
     Inputs,
     backbone_inputs,
     build_backbone,
@@ -45,8 +45,7 @@ from .linearise_model import (
     copy_weights,
     layer_errors,
     load_backbone,
-    stored_weights,
-    weights_of,
+    read_checkpoint,
 )
 from .prepare import prepare_training
 from .resuming import find_latest_checkpoint
@@ -112,6 +111,9 @@ class Linearisation:
 
         Returns:
             Path: The file of the last.
+
+        Raises:
+            UserError: If the data of the config are not there or cannot be trusted.
         """
         file = self.copy()
         for target in TARGETS:
@@ -130,7 +132,11 @@ class Linearisation:
         return file
 
     def states(self) -> dict[str, Path]:
-        """Files of the states that there are, in order."""
+        """Find the files of the states that there are.
+
+        Returns:
+            dict[str, Path]: By the name of the state, in order, ``teacher`` apart.
+        """
         names = ('copied', *TARGETS, FINE_TUNED)
         return {name: self.file(name) for name in names if self._is_there(self.file(name))}
 
@@ -151,7 +157,15 @@ class Linearisation:
         return file
 
     def transfer(self, target: str, start: Path) -> Path:
-        """Train the new layers to imitate the old, see :class:`.AttentionTransfer`."""
+        """Train the new layers to imitate the old, see :class:`.AttentionTransfer`.
+
+        Args:
+            target (str): ``'attention'`` or ``'features'``, the name of the state too.
+            start (Path): The file of the state before.
+
+        Returns:
+            Path: The file of the state.
+        """
         file = self.file(target)
         if self._is_there(file):
             return file
@@ -162,7 +176,14 @@ class Linearisation:
         return file
 
     def fine_tune(self, start: Path) -> Path:
-        """Train the whole model on its task, by the config."""
+        """Train the whole model on its task, by the config.
+
+        Args:
+            start (Path): The file of the state before.
+
+        Returns:
+            Path: The file of the state.
+        """
         file = self.file(FINE_TUNED)
         if self._is_there(file):
             return file
@@ -170,12 +191,20 @@ class Linearisation:
         self._runner(cfg).train()
         if is_main_process():
             # The last checkpoint holds what is tested: averages, where the config keeps some.
-            self._write(weights_of(str(find_latest_checkpoint(cfg.work_dir))), file)
+            last = read_checkpoint(str(find_latest_checkpoint(cfg.work_dir)))
+            self._write(last.weights, file)
         barrier()
         return file
 
     def export(self, file: Path) -> tuple[Path, Path]:
-        """Write the config and the checkpoint that the ordinary tools take."""
+        """Write the config and the checkpoint that the ordinary tools take.
+
+        Args:
+            file (Path): The file of a state.
+
+        Returns:
+            tuple[Path, Path]: ``linearised.py`` and ``linearised.pth`` of the work dir.
+        """
         config, checkpoint = self.work_dir / 'linearised.py', self.work_dir / 'linearised.pth'
         cfg = copy.deepcopy(self.student)
         for key in ('work_dir', 'launcher'):
@@ -192,7 +221,19 @@ class Linearisation:
     # --- Measurements ---------------------------------------------------------------------------
 
     def metrics(self, state: str) -> dict[str, float] | None:
-        """Test scores of a state; None without a test, or while the head has no trained weights."""
+        """Test a state by the config.
+
+        Args:
+            state (str): ``teacher`` or one of :meth:`states`.
+
+        Returns:
+            dict[str, float] | None: Scores by name; None without a test in the config, or while the
+            head has no trained weights.
+
+        Raises:
+            UserError: If the test data are not there.
+            CheckpointError: If the state's file does not fit.
+        """
         if not self.cfg.get('test_evaluator') or (state != FINE_TUNED and not self.has_head):
             return None
         teacher = state == 'teacher'
@@ -210,12 +251,20 @@ class Linearisation:
         return self._remembered(f'metrics of {state}', test)
 
     def errors(self, state: str, batches: Sequence[Inputs]) -> dict[str, float]:
-        """Relative squared error of each new layer, averaged over batches of :meth:`inputs`."""
+        """Compare the new layers with the old ones.
+
+        Args:
+            state (str): One of :meth:`states`.
+            batches (Sequence[tuple[Tensor, ...]]): From :meth:`inputs`.
+
+        Returns:
+            dict[str, float]: Squared error over power by layer, averaged over the batches.
+        """
 
         def measure() -> dict[str, float]:
             teacher = self._teacher()
             student = build_backbone(self.student.model.backbone)
-            load_backbone(student, str(self.file(state)))
+            load_backbone(student, read_checkpoint(str(self.file(state))))
             teacher.eval()
             student.eval()
             layers = layers_of(student, self.stages)
@@ -231,6 +280,12 @@ class Linearisation:
         """What the backbone gets for the first batches of the test data, or else of the training's.
 
         A diffusion model's noise is the same at each call.
+
+        Args:
+            batches (int): How many. Defaults to 4.
+
+        Returns:
+            list[tuple[Tensor, ...]]: One from :func:`.backbone_inputs` a batch.
         """
         loader = self.cfg.get('test_dataloader') or self.cfg.train_dataloader
         loader = Runner.build_dataloader(copy.deepcopy(loader), seed=0)
@@ -251,8 +306,12 @@ class Linearisation:
             name for name, _ in ROOT_MODELS.build(copy.deepcopy(self.cfg.model)).named_parameters()
         )
         rest = {name for name in names if not name.startswith(PREFIX)}
-        held = stored_weights(self.checkpoint).keys()
-        return rest <= held and any(key.startswith(PREFIX) for key in held)
+        return self.old.whole and rest <= self.old.weights.keys()
+
+    @cached_property
+    def old(self) -> Checkpoint:
+        """The old model's weights, read once."""
+        return read_checkpoint(self.checkpoint)
 
     # --- Parts ----------------------------------------------------------------------------------
 
@@ -281,7 +340,7 @@ class Linearisation:
                 ),
                 train_dataloader=copy.deepcopy(self.cfg.train_dataloader),
                 optim_wrapper=dict(
-                    type='OptimWrapper',
+                    self._precision(),
                     optimizer=dict(type='AdamW', lr=self.lrs[target], weight_decay=0.0),
                 ),
             )
@@ -289,11 +348,25 @@ class Linearisation:
         return shorten(cfg, iters)
 
     def fine_tuning_config(self, start: Path) -> Config:
-        """The user's config with the linear backbone, another start and few iterations."""
+        """The user's config with the linear backbone, another start and few iterations.
+
+        Args:
+            start (Path): The file of the state before.
+        """
         cfg = copy.deepcopy(self.student)
         cfg.load_from = str(start)
         cfg.work_dir = str(self.work_dir / f'{FINE_TUNED}-training')
         return shorten(cfg, self.iters[FINE_TUNED])
+
+    def _precision(self) -> dict:
+        """The optimizer's wrapper, with mixed precision where the config has it."""
+        cfg = self.cfg.get('optim_wrapper') or {}
+        kind = cfg.get('type', 'OptimWrapper')
+        name = kind if isinstance(kind, str) else kind.__name__
+        if not name.endswith('AmpOptimWrapper'):
+            return dict(type='OptimWrapper')
+        options = {key: cfg[key] for key in ('dtype', 'loss_scale') if key in cfg}
+        return dict(type='mirrorla_mm.AmpOptimWrapper', **options)
 
     @staticmethod
     def _is_there(file: Path) -> bool:
@@ -321,7 +394,7 @@ class Linearisation:
 
     def _teacher(self) -> nn.Module:
         teacher = build_backbone(self.cfg.model.backbone)
-        load_backbone(teacher, self.checkpoint)
+        load_backbone(teacher, self.old)
         return teacher
 
     def _new_parameters(self) -> list[str]:
@@ -330,7 +403,7 @@ class Linearisation:
     def _save(self, backbone: nn.Module, file: Path) -> None:
         """Write the old model with another backbone."""
         if is_main_process():
-            old = weights_of(self.checkpoint).items()
+            old = self.old.weights.items()
             rest = {key: value for key, value in old if not key.startswith(PREFIX)}
             own = {f'{PREFIX}{key}': value.cpu() for key, value in backbone.state_dict().items()}
             self._write({**own, **rest}, file)
@@ -338,14 +411,9 @@ class Linearisation:
 
     def _write(self, weights: Mapping[str, Tensor], file: Path) -> None:
         """Write weights with the names of the old model's classes."""
-        old = load_checkpoint_file(self.checkpoint, 'cpu')
-        meta = old.get('meta') if isinstance(old, dict) else None
-        classes = meta.get('dataset_meta') if isinstance(meta, dict) else None
+        meta = dict(dataset_meta=self.old.classes) if self.old.classes else {}
         content = io.BytesIO()
-        torch.save(
-            dict(meta=dict(dataset_meta=classes) if classes else {}, state_dict=dict(weights)),
-            content,
-        )
+        torch.save(dict(meta=meta, state_dict=dict(weights)), content)
         with whole_file(file) as partial:
             partial.write_bytes(content.getvalue())
 
@@ -398,9 +466,16 @@ def _join_processes(cfg: Config) -> None:
 
 
 def shorten(cfg: Config, iters: int) -> Config:
-    """A training of so many iterations, with a short rise and a cosine fall of the learning rate.
+    """Make a config a training of so many iterations, with a rise and a cosine fall of its rate.
 
     Validation is left to the table at the end.
+
+    Args:
+        cfg (Config): Of a training; it is changed.
+        iters (int): Iterations; a tenth of them is the rise.
+
+    Returns:
+        Config: The same.
     """
     cfg.train_cfg = ConfigDict(type='IterBasedTrainLoop', max_iters=iters)
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator', 'test_dataloader', 'test_cfg'):
@@ -428,7 +503,15 @@ def shorten(cfg: Config, iters: int) -> Config:
 
 
 def named(cfg: Config, name: str) -> Config:
-    """Give a run a name of its own: several share this process."""
+    """Give a run a name of its own: several share this process.
+
+    Args:
+        cfg (Config): With ``work_dir``; it is changed.
+        name (str): Of the run.
+
+    Returns:
+        Config: The same.
+    """
     folder = Path(cfg.work_dir)
     cfg.experiment_name = f'{folder.parent.name}-{name}'
     cfg.visualizer = ConfigDict(

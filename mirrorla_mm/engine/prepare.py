@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 
 from .bad_data import check_loading
@@ -14,6 +15,7 @@ __all__ = ['prepare_training']
 
 CHECKPOINT_HOOK = 'mirrorla_mm.CheckpointHook'
 EPOCH_LOOP = 'mirrorla_mm.EpochBasedTrainLoop'
+AMP = 'mirrorla_mm.AmpOptimWrapper'
 HOOKS = ('mirrorla_mm.LostValidationHook', 'mirrorla_mm.FrozenNormHook')
 
 
@@ -30,7 +32,8 @@ def prepare_training(cfg: Config, bad_data: str = 'refuse') -> None:
       (:mod:`.resuming`);
     - a resumed run draws the random numbers of an undisturbed one (:mod:`.reproducible`);
     - images and labels are checked where they are read (:mod:`.bad_data`);
-    - batch norms that are frozen untrained are named (:mod:`.frozen_norms`).
+    - batch norms that are frozen untrained are named (:mod:`.frozen_norms`);
+    - mixed precision runs on a CPU too (:mod:`.amp`).
 
     Args:
         cfg (Config): Of a training run, with ``work_dir``; ``resume`` is set if it resumes, from
@@ -48,6 +51,9 @@ def prepare_training(cfg: Config, bad_data: str = 'refuse') -> None:
     ):
         loop.pop('by_epoch', None)
         loop['type'] = EPOCH_LOOP
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('type') in ('AmpOptimWrapper', MMEngineAmpOptimWrapper):
+        wrapper['type'] = AMP
     custom = cfg.get('custom_hooks') or []
     present = {hook.get('type') for hook in custom if isinstance(hook, dict)}
     cfg.custom_hooks = [*custom, *({'type': hook} for hook in HOOKS if hook not in present)]

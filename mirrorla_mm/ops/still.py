@@ -69,12 +69,22 @@ def one_denominator(
 
 
 def peak_of(scores: Tensor) -> Tensor:
-    """The largest score of each query, finite where it has no key: (..., M) to (..., 1)."""
+    """The largest score of each query.
+
+    Args:
+        scores (Tensor): -inf where a key does not count, shape (..., M).
+
+    Returns:
+        Tensor: Finite, also where no key counts, shape (..., 1).
+    """
     return scores.max(dim=-1, keepdim=True).values.clamp(min=torch.finfo(scores.dtype).min)
 
 
 class Windows(NamedTuple):
     """Which tokens are exact for which queries on a map.
+
+    ``hw_shape`` is always height and width of the map of queries in tokens, ``grid`` the windows
+    along each axis.
 
     Attributes:
         side (int): Side of a window, in keys; maps are padded to whole windows.
@@ -91,22 +101,38 @@ class Windows(NamedTuple):
     reduction: int = 1
 
     def grid(self, hw_shape: tuple[int, int]) -> tuple[int, int]:
-        """Windows along each axis of a map of queries."""
+        """Count the windows along each axis; the last ones may be cut by the border."""
         side = self.side * self.reduction
         # Of positive numbers: ONNX rounds a negative quotient towards zero.
         height, width = ((n + side - 1) // side for n in hw_shape)
         return height, width
 
     def cut(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Queries (B, H, N, c) of a map as windows (B, H, W, n, c), zeros where there is none."""
+        """Cut a map of queries into windows.
+
+        Args:
+            x (Tensor): Shape (B, H, N, c).
+            hw_shape (tuple[int, int]): Of the map.
+
+        Returns:
+            Tensor: Shape (B, H, W, n, c), zeros beyond the border.
+        """
         return _cut(x, hw_shape, self.grid(hw_shape), self.side * self.reduction)
 
     def cut_keys(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Keys (B, H, M, c) of a map of queries as windows (B, H, W, n, c)."""
+        """Cut a map of keys into the windows of its queries.
+
+        Args:
+            x (Tensor): Shape (B, H, M, c).
+            hw_shape (tuple[int, int]): Of the map of queries.
+
+        Returns:
+            Tensor: Shape (B, H, W, n, c), zeros beyond the border.
+        """
         return _cut(x, self.reduced(hw_shape), self.grid(hw_shape), self.side)
 
     def join(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Undo :meth:`cut`."""
+        """Undo :meth:`cut`: (B, H, W, n, c) to (B, H, N, c)."""
         grid, side = self.grid(hw_shape), self.side * self.reduction
         if symbolic():
             # A slice would tie the graph to sizes that are padded wherever this one is.
@@ -118,11 +144,19 @@ class Windows(NamedTuple):
         return x.flatten(4, 5).flatten(2, 3)[:, :, : hw_shape[0], : hw_shape[1]].flatten(2, 3)
 
     def reduced(self, hw_shape: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the map of keys."""
+        """Height and width of the map of keys in tokens."""
         return hw_shape[0] // self.reduction, hw_shape[1] // self.reduction
 
     def per_key(self, q: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """One query a key, the mean of those in its place: (B, H, N, d) to (B, H, M, d)."""
+        """Give each key a query, the mean of those in its place.
+
+        Args:
+            q (Tensor): Queries, shape (B, H, N, d).
+            hw_shape (tuple[int, int]): Of their map.
+
+        Returns:
+            Tensor: Shape (B, H, M, d).
+        """
         if self.reduction == 1:
             return q
         maps = q.flatten(0, 1).transpose(1, 2).unflatten(2, tuple(hw_shape))
@@ -130,7 +164,14 @@ class Windows(NamedTuple):
         return pooled.flatten(2).transpose(1, 2).unflatten(0, q.shape[:2])
 
     def candidates(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Salient tokens of a window and of an image."""
+        """How many tokens of a window, and of an image, are salient, per head.
+
+        Args:
+            grid (tuple[int, int]): From :meth:`grid`.
+
+        Returns:
+            tuple[int, int]: Largest numbers of both.
+        """
         each = min(self.top_k, self.side**2)
         total = grid[0] * grid[1] * each
         if self.most is None or each == 0:
@@ -277,7 +318,14 @@ def _chosen(index: Tensor, real: Tensor, k: Tensor) -> Tensor:
 
 
 def leave_one_out(x: Tensor) -> Tensor:
-    """For each of the sums (B, H, W, ...) along W, the sum of all others, without cancellation."""
+    """Sum all other windows for each window; nothing is subtracted, so nothing cancels.
+
+    Args:
+        x (Tensor): States of windows, shape (B, H, W, ...).
+
+    Returns:
+        Tensor: Of the same shape.
+    """
     none = torch.zeros_like(x[:, :, :1])
     before = torch.cat((none, x[:, :, :-1]), dim=2).cumsum(dim=2)
     after = torch.cat((none, x.flip(2)[:, :, :-1]), dim=2).cumsum(dim=2).flip(2)

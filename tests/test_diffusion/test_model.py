@@ -124,10 +124,21 @@ def test_a_class_out_of_range_is_refused_in_a_sentence(label):
         toy_model().test_step(data)
 
 
-def test_latents_of_another_size_are_refused_in_a_sentence():
-    data = dict(batch(0), inputs=[torch.zeros(4, 32, 32)])
-    with pytest.raises(UserError, match='4x16x16, got 4x32x32'):
-        toy_model().test_step(data)
+@pytest.mark.parametrize('shape', [(4, 32, 32), (3, 16, 16), (4, 16, 12)])
+def test_latents_of_another_size_are_named_alone_and_among_others(shape):
+    data = batch(0, 1)
+    data['data_samples'][1].set_metainfo(dict(img_path='cat/7.npy'))
+    data['inputs'][1] = torch.zeros(shape)
+    said = f'cat/7.npy is of the size {"x".join(map(str, shape))}, and this model takes 4x16x16'
+    for count in (0, 1):
+        part = {key: values[count:] for key, values in data.items()}
+        with pytest.raises(DataError, match=said):
+            toy_model().test_step(part)
+
+
+def test_the_network_names_the_size_of_what_it_gets():
+    with pytest.raises(UserError, match='4x16x16, got 3x32x32'):
+        toy_model()(torch.zeros(1, 3, 32, 32), batch(0)['data_samples'])
 
 
 def test_other_modes_and_shares_are_refused():
@@ -135,14 +146,6 @@ def test_other_modes_and_shares_are_refused():
         toy_model()(torch.zeros(1, 4, 16, 16), batch(0)['data_samples'], mode='tensor')
     with pytest.raises(ValueError, match=r'in \[0, 1\)'):
         toy_model(class_dropout=1.0)
-
-
-def test_a_padded_sample_is_named():
-    data = batch(0, 1)
-    for sample, side, name in zip(data['data_samples'], (16, 12), 'ab'):
-        sample.set_metainfo(dict(img_path=f'{name}.npy', img_shape=(side, side)))
-    with pytest.raises(DataError, match='b.npy is of the size'):
-        toy_model()(torch.zeros(2, 4, 16, 16), data['data_samples'])
 
 
 def test_ddpm_needs_a_variance_and_betas_that_are_some():

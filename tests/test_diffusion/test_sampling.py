@@ -1,6 +1,7 @@
 """Samples by several processes, and what is left of a run that was stopped."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,6 +139,8 @@ def test_a_damaged_part_is_named(tmp_path):
 class Enlarger(nn.Module):
     """A VAE whose images are the first channels of the latents, twice as large, in [-1, 1]."""
 
+    config = SimpleNamespace(latent_channels=4)
+
     def decode(self, latents):
         images = nn.functional.interpolate(latents[:, :3], scale_factor=2).clamp(-1, 1)
         return type('Output', (), dict(sample=images))
@@ -148,6 +151,8 @@ def test_latents_need_a_vae(tmp_path):
     model.backbone = toy_host()
     with pytest.raises(UserError, match='with --vae'):
         draw_share(model, ORDER, tmp_path / 'without')
+    with pytest.raises(UserError, match='latents of 4 channels, and this model draws 3'):
+        draw_share(pixel_model(), ORDER, tmp_path / 'images', Enlarger())
     file = draw_share(model, ORDER, tmp_path / 'with', Enlarger())
     assert file.name == 'samples_10x32x32x3.npz'
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 from mmcv.ops import RoIAlign, batched_nms
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
-from mmengine.optim import OptimWrapper
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
 from mirrorla_mm.engine import amp
+from mirrorla_mm.engine.prepare import prepare_training
 
 
 def wrapper(**options) -> OptimWrapper:
@@ -24,6 +26,20 @@ def test_cpu_computes_in_bfloat16_or_float32(dtype, computed):
         assert model(torch.rand(1, 1, 2, 2)).dtype == computed
     assert model(torch.rand(1, 1, 2, 2)).dtype == torch.float32
     assert model.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize('kind', ['AmpOptimWrapper', AmpOptimWrapper])
+def test_a_config_with_mmengine_s_mixed_precision_is_given_ours(kind):
+    cfg = Config(
+        dict(
+            work_dir='w',
+            train_cfg=dict(max_iters=1),
+            train_dataloader=dict(sampler=dict(type='InfiniteSampler'), dataset={}),
+            optim_wrapper=dict(type=kind, dtype='float16'),
+        )
+    )
+    prepare_training(cfg)
+    assert cfg.optim_wrapper == dict(type='mirrorla_mm.AmpOptimWrapper', dtype='float16')
 
 
 def test_roi_align_takes_bfloat16_forwards_and_backwards():

@@ -18,6 +18,7 @@ from mirrorla_mm.engine.linearise_model import (
     layer_errors,
     layer_inputs,
     load_backbone,
+    read_checkpoint,
 )
 from mirrorla_mm.registry import MODELS
 
@@ -138,6 +139,30 @@ def test_the_config_starts_from_nothing_of_the_old_backbone():
             [3],
             "There is no linear attention 'Linformer'; choose from",
         ),
+        (
+            BACKBONES['mirrorla'],
+            'ReLUAttention',
+            [1, 2],
+            'attention of the stages 1, 2 is linear already: softmax is that of 3, 4',
+        ),
+        (
+            dict(BACKBONES['mirrorla'], layout='linear'),
+            'ReLUAttention',
+            [3],
+            'has no softmax attention: there is nothing to linearise',
+        ),
+        (
+            dict(BACKBONES['ravlt'], layout='linear', attn_cfg=dict(type='RALA')),
+            'MirrorAttention',
+            [1],
+            'there is nothing to linearise',
+        ),
+        (
+            dict(type='mirrorla_mm.DiT', arch='s', attn_cfg=dict(type='mirrorla_mm.ReLUAttention')),
+            'MirrorAttention',
+            [1],
+            'there is nothing to linearise',
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(backbone, attn, stages, message):
@@ -170,14 +195,14 @@ def test_norms_of_outputs_that_a_classifier_lacks_are_new(tmp_path):
     weights = {f'backbone.{key}': value for key, value in classifier.state_dict().items()}
     torch.save(dict(state_dict={**weights, 'head.fc.weight': torch.zeros(9, 16)}), file)
     teacher = built(dict(BACKBONES['ravlt'], out_norm=True))
-    load_backbone(teacher, str(file))
+    load_backbone(teacher, read_checkpoint(str(file)))
     ours = teacher.state_dict()
     assert all(torch.equal(ours[key], value) for key, value in classifier.state_dict().items())
     assert ours.keys() - classifier.state_dict().keys()
     del weights['backbone.stages.2.0.attn.proj.weight']
     torch.save(dict(state_dict=weights), file)
     with pytest.raises(CheckpointError, match='of another model'):
-        load_backbone(teacher, str(file))
+        load_backbone(teacher, read_checkpoint(str(file)))
 
 
 def test_swin_alone_comes_with_a_warning():

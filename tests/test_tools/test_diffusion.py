@@ -115,7 +115,8 @@ def test_mistakes_are_said_in_a_sentence(run, config, capsys):
         ('sample', file, 'other.pth', '--cfg-options', 'model.process.sampler=x'): 'sde, euler',
         ('train', file, '--work-dir', 'w'): 'data/imagenet_latents',
         ('train', file, '--work-dir', 'w', *DATA, 'model.backbone.num_classes=2'): 'of class 2',
-        ('train', file, '--work-dir', 'w', *DATA, 'model.backbone.input_size=4'): '3x4x4, got',
+        ('train', file, '--work-dir', 'w', *DATA, 'model.backbone.input_size=4'): '3x4x4: other',
+        ('train', file, '--work-dir', 'w', *DATA, 'model.backbone.in_channels=4'): '4x8x8: other',
         ('test', file, 'other.pth'): 'which tools/sample.py draws',
         ('encode_latents', 'data/train', 'nowhere', 'out'): 'nowhere is no folder of a VAE',
     }
@@ -166,9 +167,13 @@ def test_the_study_starts_all_arms_alike_goes_on_and_shows_what_was_drawn(run, c
         with Image.open(grid) as image:
             assert min(image.size) > 60
     assert 'mirror + gate + lepe' in Path('report/results.md').read_text()
+    Path('work/softmax/seed-0.json').unlink()  # A run that is under way counts as well.
+    deeper = Path('deeper.py')
+    deeper.write_text(config.read_text().replace('depth=1', 'depth=2'))
     for change, message in (
-        (('--iters', 4), 'seed-0.json is of 2 iterations and 48 samples, not of 4 and 48'),
-        (('--samples', 60), 'not of 2 and 60: name another folder with --work-dir'),
+        (('--iters', 4), 'work holds results of another model or of other settings'),
+        (('--samples', 60), 'name another folder'),
+        (('--config', deeper), 'of other settings'),
         (('--samples', 47), '--samples needs to be 48 at least, got 47'),
     ):
         changed = (*command, 'softmax', *change)

@@ -138,11 +138,33 @@ custom_hooks = [dict(type='EMAHook', momentum=0.5)]
     assert not torch.equal(ours[key], raw[key])
 
 
+def test_transfers_run_in_the_config_s_mixed_precision(softmax, run, monkeypatch, tmp_path):
+    seen = []
+    forward = AttentionTransfer.forward
+
+    def noted(self, *args, **kwargs):
+        loss = forward(self, *args, **kwargs)['loss']
+        seen.append((self.target, torch.is_autocast_enabled('cpu'), loss.dtype))
+        assert loss.isfinite()
+        return dict(loss=loss)
+
+    monkeypatch.setattr(AttentionTransfer, 'forward', noted)
+    command = ['linearise', *softmax, '--attn', 'STILLAttention', '--iters', 1, 1, 1, '--no-test']
+    # mmengine's own, which stops on a CPU.
+    amp = ['optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.dtype=bfloat16']
+    run(*command, '--work-dir', 'half', '--cfg-options', *amp)
+    assert seen == [(target, True, torch.float32) for target in ('attention', 'features')]
+    weights = load_checkpoint_file(tmp_path / 'half/linearised.pth')['state_dict']
+    assert all(value.isfinite().all() for value in weights.values())
+    assert {value.dtype for value in weights.values()} <= {torch.float32, torch.int64}
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
         (['--attn', 'Linformer'], "There is no linear attention 'Linformer'"),
         (['--attn', 'ReLUAttention', '--stages', '5'], 'has the stages 1 to 4, not 5'),
+        (['--attn', 'ReLUAttention', '--stages', '1', '2'], 'linear already: softmax is that of 3'),
         (
             ['--attn', 'STILLAttention', '--attn-options', 'feature_map=elu'],
             "Unknown feature_map 'elu'",

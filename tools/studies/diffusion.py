@@ -9,6 +9,7 @@ so that the same command may be given again and again. Nothing is downloaded. Ex
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from datetime import date
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from mirrorla_mm.analysis.study_runs import Progress, machine, run_missing
 from mirrorla_mm.diffusion.model import DiffusionModel
-from mirrorla_mm.diffusion.sampling import NoiseStreams, save_grid, to_uint8
+from mirrorla_mm.diffusion.sampling import NoiseStreams, keep_settings, save_grid, to_uint8
 from mirrorla_mm.diffusion.shapes import CLASSES
 from mirrorla_mm.diffusion.study import (
     ARMS,
@@ -184,22 +185,22 @@ def ready_judge(work_dir: Path) -> Judge:
 
 
 def check_settings(args: argparse.Namespace) -> None:
-    """Make sure that the grid can be filled and that results of other settings are not mixed in.
+    """Make sure that the grid can be filled and that runs of other settings are not mixed in.
 
     Raises:
-        UserError: If there are too few samples, or a finished run had other settings.
+        UserError: If there are too few samples, or the folder holds runs of other settings.
     """
     fewest = COLUMNS * len(CLASSES)
     if args.samples < fewest:
         raise UserError(f'--samples needs to be {fewest} at least, got {args.samples}.')
-    iters = args.iters or Config.fromfile(args.config).train_cfg.max_iters
-    for path in sorted(args.work_dir.glob('*/seed-*.json')):
-        done = json.loads(path.read_text())
-        if (done['iters'], done['samples']) != (iters, args.samples):
-            raise UserError(
-                f'{path} is of {done["iters"]} iterations and {done["samples"]} samples, not of '
-                f'{iters} and {args.samples}: name another folder with --work-dir.'
-            )
+    cfg = Config.fromfile(args.config)
+    settings = dict(
+        iters=args.iters or cfg.train_cfg.max_iters,
+        samples=args.samples,
+        config=hashlib.sha256(str(cfg.to_dict()).encode()).hexdigest()[:16],
+    )
+    # Runs that were stopped count as well: they would go on with another schedule.
+    keep_settings(args.work_dir / 'study.json', settings, any(args.work_dir.glob('*/seed-*')))
 
 
 def report(args: argparse.Namespace) -> None:

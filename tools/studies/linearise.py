@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from datetime import date
@@ -26,6 +25,7 @@ from mirrorla_mm.analysis.study import mean_and_spread
 from mirrorla_mm.analysis.study_runs import machine
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset
 from mirrorla_mm.engine.atomic import whole_file
+from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.launch import build_runner
 from mirrorla_mm.engine.linearise import linear_config
 from mirrorla_mm.engine.linearise_stages import Linearisation, named, shorten
@@ -108,9 +108,9 @@ class Study:
         if name in self.results:
             kept = self.results[name]
             if any(kept.get(key, value) != value for key, value in settings.items()):
-                sys.exit(
-                    f'error: {self.file} holds results of other --iters, --teacher-iters, --scenes '
-                    'or --config: name another --work-dir.'
+                raise UserError(
+                    f'{self.file} holds results of other --iters, --teacher-iters, --scenes or '
+                    '--config: name another --work-dir.'
                 )
             return
         start = time.time()
@@ -297,17 +297,17 @@ def plot(scores: dict, errors: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> int:
+def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='WARNING')
     # Some twenty runs a seed, each of which would prettify its config for longer than it tests.
     mmengine_config.FormatCode = lambda code, **_: (code, False)
-    study = Study(args)
-    if not args.report_only:
-        study.run()
-    print('\n' + study.report())
-    return 0
+    with one_line_errors():
+        study = Study(args)
+        if not args.report_only:
+            study.run()
+        print('\n' + study.report())
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()
