@@ -19,7 +19,8 @@ from .reflection import (
 )
 from .rope import apply_rope, rope_2d
 from .saliency import self_saliency, self_saliency_divergence
-from .still import one_denominator, still_attention, still_causal
+from .still import one_denominator, still_attention
+from .still_causal import still_causal
 
 # After the reference: the backend registered last is preferred.
 from . import graph  # noqa: F401  isort: skip

@@ -12,32 +12,10 @@ from mirrorla_mm.ops import (
     self_saliency,
     self_saliency_divergence,
     still_attention,
-    still_causal,
 )
 from mirrorla_mm.ops.saliency import most_salient, self_attention_odds
 from mirrorla_mm.ops.still import Windows, exact_pairs, leave_one_out
-
-B, H, D, E, FEATURES = 2, 2, 4, 3, 5
-NAMES = ('q', 'k', 'v', 'phi_q', 'phi_k', 'gate')
-
-
-def inputs(n, m=None, dtype=torch.float64, scale=2.0):
-    """q, k, v, phi_q, phi_k and gate of n queries and m keys."""
-    m = n if m is None else m
-    q, k = torch.randn(B, H, n, D) * scale, torch.randn(B, H, m, D) * scale
-    features = torch.rand(B, H, n, FEATURES), torch.rand(B, H, m, FEATURES)
-    tensors = (q, k, torch.randn(B, H, m, E), *features, torch.rand(B, H, n, E))
-    return [x.to(dtype).requires_grad_() for x in tensors]
-
-
-def assert_same_with_gradients(ours, expected, leaves):
-    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
-    probe = torch.randn_like(expected)
-    grads = [torch.autograd.grad(out, leaves, probe, allow_unused=True) for out in (ours, expected)]
-    for name, a, b in zip(NAMES, *grads):
-        a, b = (torch.zeros(()) if g is None or not g.any() else g for g in (a, b))
-        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f'{n}: {m}')
-
+from tests.test_ops.still_inputs import B, D, H, assert_same_with_gradients, inputs
 
 # --- The score ------------------------------------------------------------------------------------
 
@@ -235,83 +213,3 @@ def test_half_precision_and_constant_tokens_are_finite(dtype, value):
         assert out.dtype == dtype and out.isfinite().all()
         grads = torch.autograd.grad(out.float().mean(), tensors[:5], allow_unused=True)
         assert all(g is None or g.isfinite().all() for g in grads)
-
-
-# --- Sequences ------------------------------------------------------------------------------------
-
-
-def causal_by_hand(q, k, v, phi_q, phi_k, gate, chunk, top_k):
-    """Token by token; tokens become salient chunk by chunk, by the divergence."""
-    n = q.shape[2]
-    salient = torch.zeros(B, H, n, dtype=torch.bool)
-    for b, h in torch.cartesian_prod(torch.arange(B), torch.arange(H)).tolist():
-        scores = []
-        for t in range(n):
-            first = max(0, t - chunk + 1)
-            logits = k[b, h, first : t + 1] @ q[b, h, t] / D**0.5
-            scores.append(self_saliency_divergence(logits, torch.tensor(t - first)))
-        for start in range(0, n, chunk):
-            part = torch.stack(scores[start : start + chunk]).detach()
-            salient[b, h, start + part.argsort(descending=True)[:top_k]] = True
-    outputs = torch.zeros(B, H, n, E, dtype=v.dtype)
-    for t in range(n):
-        c = t // chunk
-        near = list(range(max(0, (c - 1) * chunk), t + 1))
-        early = max(0, (c - 1) * chunk)
-        for b, h in torch.cartesian_prod(torch.arange(B), torch.arange(H)).tolist():
-            exact = [j for j in range(early) if salient[b, h, j]] + near
-            linear = [j for j in range(early) if not salient[b, h, j]]
-            s = k[b, h, exact] @ q[b, h, t] / D**0.5
-            weights = (s - s.max()).exp()
-            products = phi_k[b, h, linear] @ phi_q[b, h, t]
-            numerator = weights @ v[b, h, exact] + gate[b, h, t] * (products @ v[b, h, linear])
-            outputs[b, h, t] = numerator / (weights.sum() + products.sum() + 1e-6)
-    return outputs
-
-
-@pytest.mark.parametrize(
-    ('n', 'chunk', 'top_k'), [(1, 4, 1), (13, 3, 2), (12, 4, 0), (23, 4, 1), (7, 1, 1), (9, 2, 5)]
-)
-def test_the_causal_form_is_the_published_formula(n, chunk, top_k):
-    tensors = inputs(n)
-    out, state = still_causal(*tensors, chunk=chunk, top_k=top_k)
-    assert state.length == n
-    expected = causal_by_hand(*tensors, chunk, top_k)
-    assert_same_with_gradients(out, expected, tensors)
-
-
-@pytest.mark.parametrize('pieces', [[1] * 19, [5, 1, 9, 4], [0, 19], [8, 11]])
-def test_decoding_step_by_step_is_prefill(pieces):
-    tensors = [x.detach() for x in inputs(19)]
-    expected, final = still_causal(*tensors, chunk=4, top_k=1)
-    state, outputs = None, []
-    for part in zip(*(x.split(pieces, dim=2) for x in tensors)):
-        out, state = still_causal(*part, chunk=4, top_k=1, state=state)
-        outputs.append(out)
-    torch.testing.assert_close(torch.cat(outputs, 2), expected)
-    for ours, theirs in zip(state, final):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_a_chunk_is_routed_only_when_two_more_have_begun():
-    tensors = [x.detach() for x in inputs(9)]
-    for n, salient, waiting in ((8, 0, 8), (9, 1, 5)):
-        _, state = still_causal(*(x[:, :, :n] for x in tensors), chunk=4, top_k=1)
-        assert state.salient_k.shape[2] == salient and state.k.shape[2] == waiting
-
-
-def test_chunks_have_tokens():
-    for options in (dict(chunk=0), dict(top_k=-1)):
-        with pytest.raises(ValueError, match='needs chunk >= 1 and top_k >= 0'):
-            still_causal(*inputs(3), **options)
-
-
-def test_no_token_sees_a_later_one():
-    tensors = [x.detach() for x in inputs(14)]
-    before, _ = still_causal(*tensors, chunk=3, top_k=1)
-    changed = [x.clone() for x in tensors]
-    for x in changed:
-        x[:, :, 10:] = torch.rand_like(x[:, :, 10:])
-    after, _ = still_causal(*changed, chunk=3, top_k=1)
-    torch.testing.assert_close(after[:, :, :10], before[:, :, :10])
-    assert not torch.allclose(after[:, :, 10:], before[:, :, 10:])
