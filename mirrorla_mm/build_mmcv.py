@@ -48,7 +48,7 @@ CXX20_SINCE = (2, 14)  # torch's headers
 
 
 class SetupError(Exception):
-    """What is missing or failed, and its remedy, in one line without a full stop.
+    """Something is missing or failed: this and its remedy, in one line without a full stop.
 
     The command line adds what to run after it (:func:`run_command`); ``then`` names another command
     than the one that failed.

@@ -1,4 +1,4 @@
-"""What stands in the fenced blocks of a Markdown page."""
+"""Contents of the fenced blocks of a Markdown page."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def zoo(root: Path) -> str:
 
 
 def _paper_figures() -> dict[str, str]:
-    """What the paper prints of each config, ablations apart."""
+    """Figures that the paper prints of each config, ablations apart."""
     figures = {}
     for table in TABLES:
         for row in table.rows:

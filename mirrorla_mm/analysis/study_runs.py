@@ -1,4 +1,4 @@
-"""What the controlled studies share: their runs, one after the other, and their intervals."""
+"""Parts that the controlled studies share: runs, one after the other, and intervals."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def half_width(values: Sequence[float], pairs: int = 1) -> float:
 
 
 def machine() -> str:
-    """What the runs are made on, for the results."""
+    """Name of the machine, for the results."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f'{platform.machine()}, {torch.get_num_threads()} threads'

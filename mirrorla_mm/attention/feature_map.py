@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops import lean
 from ..ops.backend import Backend, for_graphs
 from ..ops.options import Options
-from .linear import Layer, LinearAttention, Place, Plan
+from .linear import Layer, LinearAttention, Operator, Place, Plan
 from .reflection import Reflection
 
 
@@ -86,29 +86,25 @@ class FeatureMapAttention(LinearAttention):
     def _attend_projected(
         self, x: Tensor, hw_shape: tuple[int, int], plan: Plan
     ) -> tuple[Tensor, ...]:
-        theta, theta_k, options = self.operator(hw_shape, plan.folds)
         whole = plan.backend.packed is not None and self.sr is None and not plan.folds
-        if not whole or self._reflects_first(plan, options):
+        if not whole or self._reflects_first(plan):
             return super()._attend_projected(x, hw_shape, plan)
         packed = F.linear(x, *self.projection())
         packed = packed.unflatten(-1, (-1, self.num_heads, self.head_dim))
-        return plan.backend.packed(packed, theta, theta_k, options)
+        return plan.backend.packed(packed, *plan.operator)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int], plan: Plan
     ) -> Tensor:
-        theta, theta_k, options = self.operator(hw_shape, plan.folds)
-        if self._reflects_first(plan, options):
+        if self._reflects_first(plan):
             q, k = self.reflection(q, k)
-        return plan.backend.run(q, k, v, theta, theta_k, options)
+        return plan.backend.run(q, k, v, *plan.operator)
 
-    def _reflects_first(self, plan: Plan, options: Options) -> bool:
+    def _reflects_first(self, plan: Plan) -> bool:
         """Whether neither the projection nor the operator reflects q and k."""
-        return self._varies and not plan.folds and not options.mirrors
+        return self._varies and not plan.folds and not plan.operator[-1].mirrors
 
-    def operator(
-        self, hw_shape: tuple[int, int], folds: bool = False
-    ) -> tuple[Tensor | None, Tensor | None, Options]:
+    def operator(self, hw_shape: tuple[int, int], folds: bool = False) -> Operator:
         options = Options(
             self.feature_map,
             self.rank_augmented,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import reduce
 from math import prod
 from typing import Any, NamedTuple
 
@@ -13,15 +12,18 @@ from torch import Tensor
 
 from ..ops import lean
 from ..ops.backend import Backend, Heads, for_graphs, select_backend
-from ..ops.maps import to_map, to_tokens
+from ..ops.maps import to_tokens
 from ..ops.options import Options
 from ..ops.precision import at_least_float32, saturate, without_autocast
-from ..ops.products import FAST, PLAIN, affine_of
+from ..ops.products import FAST, PLAIN
 from ..ops.rope import Rope
 from ..ops.strips import Rows, at_once, by_strips, row_strips, strip_dtype
 from .base import Attention
+from .strips import attend_by_strips
 
 State = tuple[Any, ...]
+# theta, theta_k and options of the operator; all None for a method that is not the operator's.
+Operator = tuple[Tensor | None, Tensor | None, Options | None]
 # A Rope, or a table of the method's own with an entry for each row of tokens.
 Place = Any
 # Weight (C, C) or (B, C, C) and bias (C,) or (B, 1, C), if any, of ``x W + b``.
@@ -33,6 +35,7 @@ class Plan(NamedTuple):
 
     Attributes:
         backend (Backend): The implementation of the operator.
+        operator (Operator): What the backend gets beside q, k and v.
         folds (bool): The projection to q and k reflects them at the angles of each image.
         strips (list[Rows], optional): Strip by strip over these rows, each projected when it is
             due; None to project and attend over the whole batch at once.
@@ -40,6 +43,7 @@ class Plan(NamedTuple):
     """
 
     backend: Backend
+    operator: Operator
     folds: bool = False
     strips: list[Rows] | None = None
     images: int = 1
@@ -70,9 +74,7 @@ class LinearAttention(Attention):
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         plan = self.plan(x, hw_shape)
         if plan.strips is not None:
-            x = x.to(strip_dtype(x))
-            with torch.autocast('cpu', enabled=False):
-                return self._by_strips(x, hw_shape, plan)
+            return attend_by_strips(x.to(strip_dtype(x)), self, hw_shape, plan)
         out, v, *gate = self._attend_projected(x, hw_shape, plan)
         return self.finish(out, self.local(x, v, hw_shape), *gate)
 
@@ -90,20 +92,22 @@ class LinearAttention(Attention):
             k = q._replace(shape=(*q.shape[:2], prod(self.kv_shape(hw_shape)), self.head_dim))
         backend = select_backend(q, k, k, *self.operator(hw_shape))
         folds = self.folds(x, backend)
+        operator = self.operator(hw_shape, folds)
         if not (backend.strips and by_strips(x) and self.sr is None and self.sees_parts(folds)):
-            return Plan(backend, folds)
+            return Plan(backend, operator, folds)
         # Queries, keys and values of a strip live at once.
         row_bytes = 3 * hw_shape[1] * self.embed_dims * x.element_size()
         images = 1 if folds else at_once(row_bytes * hw_shape[0])
-        return Plan(backend, folds, row_strips(hw_shape[0], row_bytes), images)
+        return Plan(backend, operator, folds, row_strips(hw_shape[0], row_bytes), images)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """The method itself: q of shape (B, H, N, d), k and v of (B, H, M, d) to (B, H, N, d).
 
         They come as :meth:`project` makes them.
         """
-        backend = select_backend(q, k, v, *self.operator(hw_shape))
-        return self._attend(q, k, v, hw_shape, Plan(backend))
+        operator = self.operator(hw_shape)
+        plan = Plan(select_backend(q, k, v, *operator), operator)
+        return self._attend(q, k, v, hw_shape, plan)
 
     def _attend_projected(
         self, x: Tensor, hw_shape: tuple[int, int], plan: Plan
@@ -124,9 +128,7 @@ class LinearAttention(Attention):
         own = self._own_value(v, hw_shape) if self.reads_own_value else None
         return saturate(_attend_whole(q, k, v, self, place, own), v.dtype)
 
-    def operator(
-        self, hw_shape: tuple[int, int], folds: bool = False
-    ) -> tuple[Tensor | None, Tensor | None, Options | None]:
+    def operator(self, hw_shape: tuple[int, int], folds: bool = False) -> Operator:
         """theta, theta_k and options with which the operator is this method; None if it is not.
 
         With ``folds``, of queries and keys that the projection has reflected.
@@ -202,80 +204,6 @@ class LinearAttention(Attention):
         weights = weight.split(self.embed_dims, dim=-1)
         biases = [None] * len(weights) if bias is None else bias.split(self.embed_dims, dim=-1)
         return list(zip(weights, biases))
-
-    def _by_strips(self, x: Tensor, hw_shape: tuple[int, int], plan: Plan) -> Tensor:
-        out = x.new_empty(x.shape)
-        place = self.place(x, hw_shape, plan)
-        if not len(x):
-            return out
-        for images, result in zip(x.split(plan.images), out.split(plan.images)):
-            self._stream(images, hw_shape, plan, place, result)
-        return out
-
-    def _stream(
-        self, x: Tensor, hw_shape: tuple[int, int], plan: Plan, place: Place, out: Tensor
-    ) -> None:
-        """Attend over the tokens of some images (b, N, C) into ``out``, strip by strip.
-
-        Until a strip of the output is due, ``out`` keeps its queries: one map less at the peak.
-        More than one image come with a single strip.
-        """
-        # Images that have projections of their own come one by one.
-        to_q, to_k, to_v, *to_gate = (
-            self.products.affine(
-                weight.flatten(0, -2).t().to(x.dtype),
-                None if bias is None else bias.flatten().to(x.dtype),
-            )
-            for weight, bias in self.layers(x, plan.folds)
-        )
-        to_out = affine_of(self.proj, x.dtype)
-        kernel = self.local_kernel(x)
-        if kernel is not None:
-            kernel = tuple(None if part is None else part.to(x.dtype) for part in kernel)
-        v = x.new_empty(x.shape)
-        kept: dict[Rows, Tensor] = {}
-
-        def of(rows: Rows, x: Tensor) -> Tensor:
-            return x[:, rows.tokens(hw_shape[1])].flatten(0, 1)
-
-        def place_of(rows: Rows) -> Place:
-            return None if place is None else place[rows.start : rows.stop]
-
-        def heads(tokens: Tensor) -> Tensor:
-            return self.split_heads(tokens.unflatten(0, (len(x), -1)))
-
-        def queries(rows: Rows) -> Tensor:
-            if rows in kept:
-                return at_least_float32(kept.pop(rows))
-            q = heads(to_q(of(rows, x), out=of(rows, out)))
-            return self.features(at_least_float32(q), place_of(rows))
-
-        # Functions, so that what a strip makes is gone before the next one starts.
-        def gathered(rows: Rows) -> State:
-            k = at_least_float32(heads(to_k(of(rows, x))))
-            k = self.features(k, place_of(rows), key=True)
-            values = at_least_float32(heads(to_v(of(rows, x), out=of(rows, v))))
-            return self.gather(k, values, place_of(rows), survey)
-
-        def attended(rows: Rows) -> Tensor:
-            own = at_least_float32(heads(of(rows, v))) if self.reads_own_value else None
-            return self.read(queries(rows), state, place_of(rows), own).to(x.dtype)
-
-        def gated(rows: Rows) -> Tensor:
-            local = None if kernel is None else self.local_rows(v_map, kernel, rows)
-            gate = [layer(of(rows, x)).unflatten(0, (len(x), -1)) for layer in to_gate]
-            return self.modulate(attended(rows), local, *gate).flatten(0, 1)
-
-        def surveyed(rows: Rows) -> Tensor:
-            q = queries(rows)
-            kept[rows] = q.to(x.dtype)
-            return q
-
-        survey = self.survey(map(surveyed, plan.strips)) if self.surveys else None
-        state = reduce(self.merge, map(gathered, plan.strips))
-        v_map = to_map(v, hw_shape)
-        for rows in plan.strips:
-            to_out(gated(rows), out=of(rows, out))
 
     def _own_value(self, v: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """v (B, H, M, d) at the place of each query, interpolated where it was reduced."""

@@ -64,7 +64,7 @@ STAGES = 4
 
 
 def host_of(backbone: dict) -> Host:
-    """What is known of a backbone.
+    """Look up the facts about a backbone.
 
     Raises:
         UserError: If it is none of :data:`HOSTS`.
@@ -156,7 +156,7 @@ def layers_of(backbone: nn.Module, stages: Iterable[int]) -> list[str]:
 
 
 def swin_warning(backbone: dict, stages: Sequence[int]) -> str | None:
-    """What to know before Swin's windows are replaced; None for other backbones."""
+    """Advice before Swin's windows are replaced; None for other backbones."""
     if host_of(backbone).linear != 'LinearSwin':
         return None
     return (

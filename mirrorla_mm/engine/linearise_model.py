@@ -150,7 +150,7 @@ def build_process(cfg: dict | None) -> Any:
 
 
 def backbone_inputs(process: Any, images: Tensor, data_samples: Any) -> Inputs:
-    """What a backbone gets for preprocessed images: these, or noised ones, their times and classes.
+    """Inputs of a backbone for preprocessed images: these, or noised ones, their times and classes.
 
     Args:
         process (nn.Module, optional): The process of a diffusion model.

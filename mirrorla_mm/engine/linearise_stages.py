@@ -277,7 +277,7 @@ class Linearisation:
         return self._remembered(f'errors of {state}', measure)
 
     def inputs(self, batches: int = 4) -> list[Inputs]:
-        """What the backbone gets for the first batches of the test data, or else of the training's.
+        """Inputs of the backbone for the first batches of the test data, or else of the training's.
 
         A diffusion model's noise is the same at each call.
 
@@ -442,7 +442,7 @@ class Linearisation:
             hold_work_dir(self.work_dir)
 
     def _remembered(self, key: str, measure: Any) -> dict[str, float]:
-        """What was measured before, else what is measured now."""
+        """The result of an earlier measurement, else of one made now."""
         file = self.work_dir / RESULTS
         found = [json.loads(file.read_text('utf-8')) if file.is_file() else {}]
         # The folder of the first process is the one that counts.

@@ -77,7 +77,7 @@ class Difference:
 
     @property
     def effect(self) -> str:
-        """What the numbers allow to say of the row."""
+        """The conclusion that the numbers allow."""
         if abs(self.mean) <= self.width:
             return 'does nothing that can be told from chance'
         return 'helps' if self.mean > 0 else 'hurts'

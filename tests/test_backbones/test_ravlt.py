@@ -1,8 +1,11 @@
+from collections import Counter
+
 import pytest
 import torch
 
 from mirrorla_mm.backbones import RAVLT, MirrorLA
 from mirrorla_mm.backbones.ravlt import ARCHS
+from mirrorla_mm.ops import use_backend
 from tests.archs import TOY
 
 HOSTS = [RAVLT, MirrorLA]
@@ -82,6 +85,20 @@ def test_frozen_stages_neither_learn_nor_leave_evaluation(frozen_stages):
     if frozen_stages < 4 and frozen_stages > 0:
         assert any(n.startswith(f'downsamples.{frozen_stages - 1}') for n in trainable)
     sum(y.sum() for y in model(torch.rand(2, 3, 32, 32))).backward()
+
+
+def test_hooks_of_layers_fire_once_in_the_plain_form_alone():
+    model, calls = RAVLT(TOY, 'linear').eval(), Counter()
+    block = model.stages[0][0]
+    for name in ('attn', 'attn.proj', 'norm2', 'ffn'):
+        block.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.update([name]))
+    with torch.no_grad():
+        model(torch.rand(2, 3, 48, 40))
+        assert calls == {'attn': 1, 'norm2': 2}  # of each image
+        calls.clear()
+        with use_backend('torch'):
+            model(torch.rand(2, 3, 48, 40))
+    assert calls == {'attn': 1, 'attn.proj': 1, 'norm2': 1, 'ffn': 1}
 
 
 def test_norm_eval_keeps_running_statistics():

@@ -262,7 +262,7 @@ def test_the_feature_transfer_trains_the_new_layers_by_the_output_maps(transfer)
 
 
 def test_layers_learn_from_the_input_of_the_teacher(transfer):
-    """What earlier layers of the student put out makes no difference."""
+    """Outputs of the student's earlier layers make no difference."""
     model = transfer('attention')
     expected = model(IMAGES)['loss']
     with torch.no_grad():

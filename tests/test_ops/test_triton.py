@@ -163,7 +163,7 @@ def test_strides_that_are_multiples_of_8_keep_loads_16_bytes_wide(head_dim):
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason='interpreted kernels do not compile')
 def test_the_last_program_releases_and_acquires():
-    """What :func:`merging.arrives_last` relies on, in the code that runs."""
+    """The order of memory that :func:`merging.arrives_last` relies on, in the code that runs."""
     from mirrorla_mm.analysis.ahead_of_time import compile_launch
     from mirrorla_mm.analysis.traffic import dry_run
     from mirrorla_mm.ops.options import Options

@@ -41,7 +41,7 @@ NAMES = ('q', 'k', 'v', 'theta', 'theta_k')
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
-    """What nobody has written is NaN in torch's deterministic mode, so that reading it shows."""
+    """Memory not yet written is NaN in torch's deterministic mode, so that reading it shows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -356,7 +356,7 @@ def operator_arguments(requires_grad=True):
 
 
 def modulated(out, v, gate=None):
-    """What a layer does: an enhancement of v by its neighbours joins in, and a gate, if any."""
+    """Finish as a layer does: add an enhancement of v by its neighbours, multiply by a gate."""
     out = out.transpose(1, 2).flatten(2) + 0.5 * v.roll(1, dims=1)
     return out if gate is None else out * gate
 

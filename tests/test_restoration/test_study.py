@@ -1,4 +1,4 @@
-"""What may be concluded from the study's results."""
+"""Conclusions that the study's results allow."""
 
 import math
 

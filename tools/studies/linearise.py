@@ -1,4 +1,4 @@
-"""What linearising a trained model keeps: arms, steps and seeds on drawn scenes.
+"""Study of what linearising keeps of a trained model: arms, steps and seeds on drawn scenes.
 
 A segmentor with softmax attention in stages 3 and 4 is trained. Each arm replaces that attention:
 copied weights alone, then attention transfer, then a short fine-tuning. Against it stand the same

@@ -93,7 +93,7 @@ class FreezeReflections(Hook):
 
 
 def study_config(args: argparse.Namespace) -> Config:
-    """What all runs have in common."""
+    """The config that all runs share."""
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     cfg.train_dataloader.dataset.update(
@@ -110,7 +110,7 @@ def study_config(args: argparse.Namespace) -> Config:
 
 
 def settings(args: argparse.Namespace, cfg: Config) -> dict:
-    """What runs need to have in common to be compared."""
+    """Settings that runs need to share to be compared."""
     loader = cfg.train_dataloader
     crops = [t['size'] for t in loader.dataset.pipeline if t['type'].endswith('PairedRandomCrop')]
     return dict(

@@ -111,7 +111,7 @@ def _(
 
 
 def _restored(*options: Any) -> Options:
-    """What :func:`_flat` made of the options, as a record that can be hashed."""
+    """Options from the form of :func:`_flat`, as a record that can be hashed."""
     return Options(*options)._replace(hw_shape=tuple(options[-1]))
 
 
@@ -276,7 +276,7 @@ _too_large: set[tuple] = set()
 
 
 def _size(inputs: Sequence[Tensor | None], options: Options) -> tuple:
-    """What decides on the shared memory that a kernel takes."""
+    """Properties of a call that decide how much shared memory a kernel takes."""
     q, k, v = inputs[:3]
     assert q is not None and k is not None and v is not None
     return q.device, q.dtype, k.dtype, v.dtype, q.shape[-1], *options[:3], bool(options.hw_shape)
