@@ -270,7 +270,10 @@ REPORTS = {
 }
 
 
-@pytest.mark.parametrize('name', REPORTS)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != 'ravlt_det_linear')) for n in REPORTS],
+)
 def test_dense_config_starts_from_the_file_by_the_line_that_the_report_gives(
     name, oracle, tmp_path, monkeypatch, capsys
 ):

@@ -185,7 +185,9 @@ def test_inferencer_takes_the_recipe(recipe, tmp_path):
     assert found.above(0.0).draw(image).shape == image.shape
 
 
-@pytest.mark.parametrize('recipe', [PANOPTIC, SEMANTIC, DINO])
+@pytest.mark.parametrize(
+    'recipe', [DINO, *(pytest.param(r, marks=pytest.mark.slow) for r in (PANOPTIC, SEMANTIC))]
+)
 def test_transformers_are_counted_whole(recipe):
     cfg = toy(load(recipe))
     params = sum(p.numel() for p in build_empty(copy.deepcopy(cfg)).parameters())

@@ -90,6 +90,7 @@ def test_users_own_names_and_functions_stay_in_either_import_order(order):
     assert run((ours + OWN if order == 'before' else OWN + ours) + CHECKS) == 'untouched'
 
 
+@pytest.mark.slow
 def test_mmdet_and_mmseg_are_imported_when_a_host_or_head_on_them_is_used():
     out = run(
         'import sys, mirrorla_mm\n'

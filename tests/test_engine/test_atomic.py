@@ -142,6 +142,7 @@ for name, reason in (('protected', 'Permission denied'), ('absent', 'Permission 
 """
 
 
+@pytest.mark.slow
 def test_read_only_folders_and_files(tmp_path):
     # Another user must reach it, which folders of the test run do not allow.
     with tempfile.TemporaryDirectory() as name:

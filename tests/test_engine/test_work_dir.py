@@ -20,6 +20,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_second_training_is_refused_until_the_first_is_gone(tmp_path):
     process = subprocess.Popen(
         [sys.executable, '-c', HOLDER, str(tmp_path)],

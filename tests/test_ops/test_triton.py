@@ -300,6 +300,7 @@ def test_cpu_tensors_fall_back_in_eager_and_in_one_compiled_graph():
         torch.testing.assert_close(compiled(q, k, v, theta), expected)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_importing_the_operators_does_not_import_triton():
     code = "import sys, mirrorla_mm.ops; assert 'triton' not in sys.modules, 'imported'"

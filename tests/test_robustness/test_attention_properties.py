@@ -161,6 +161,7 @@ def test_strides_of_the_tokens_do_not_matter(name, grid, seed, layout):
         torch.testing.assert_close(module(strided, grid), module(x, grid), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['MirrorAttention', 'PolaAttention'])
 def test_no_random_module_of_a_gated_host_overflows_float16(name):
     """Nine and five of these 200 did, while saturated values were gated in float16."""

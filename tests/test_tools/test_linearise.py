@@ -109,6 +109,7 @@ def test_a_converted_hybrid_becomes_strictly_linear_mirrorla_in_one_command(
     assert all(torch.equal(ours[key], weights[key]) for key in shared)
 
 
+@pytest.mark.slow
 def test_a_classifier_starts_a_segmentor_whose_fine_tuning_ends_with_the_averages(
     config, run, tmp_path, capsys
 ):

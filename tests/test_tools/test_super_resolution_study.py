@@ -45,6 +45,7 @@ def weights(row: str, name: str = 'iter_4.pth') -> dict:
     return torch.load(f'work/{row}/seed-0/{name}', weights_only=False)['state_dict']
 
 
+@pytest.mark.slow
 def test_rows_are_trained_tested_resumed_and_compared(run, arguments, capsys):
     rows = ['--rows', 'relu', 'mirror', 'random-mirror']
     run(STUDY, 'x2.pt', *arguments, *rows, '--seeds', '0', '--bf16')
@@ -77,6 +78,7 @@ def test_rows_are_trained_tested_resumed_and_compared(run, arguments, capsys):
     assert Path('report/results.png').stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_without_weights_all_rows_of_a_seed_start_from_one_host(run, arguments):
     more = ['--rows', 'relu', 'nala', '--seeds', '0']
     run(STUDY, *arguments, *more, '--cfg-options', *STILL)
