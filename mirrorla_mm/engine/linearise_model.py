@@ -193,7 +193,7 @@ def build_backbone(cfg: dict) -> nn.Module:
 
 
 class Checkpoint(NamedTuple):
-    """What a linearisation needs of a checkpoint.
+    """Parts of a checkpoint that a linearisation needs.
 
     Attributes:
         file (str): Its place, for messages.
@@ -310,7 +310,7 @@ def teacher_forced(
 def layer_inputs(
     backbone: nn.Module, layers: Sequence[str], inputs: Inputs
 ) -> dict[str, tuple[Tensor, tuple[int, int]]]:
-    """What each layer gets when the backbone runs.
+    """Inputs of each layer when the backbone runs.
 
     Args:
         backbone (nn.Module): In evaluation mode.

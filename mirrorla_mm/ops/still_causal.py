@@ -13,7 +13,7 @@ from .still import DENOMINATOR_EPS, peak_of
 
 
 class CausalState(NamedTuple):
-    """What the tokens of a sequence so far leave for the next: see :func:`still_causal`.
+    """State that the tokens of a sequence so far leave for the next: see :func:`still_causal`.
 
     Attributes:
         length (int): Tokens so far.
