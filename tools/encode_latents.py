@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from mirrorla_mm.diffusion.vae import encode_folders, load_vae
+from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
 
 import torch
@@ -31,7 +32,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
-        vae = load_vae(args.vae).to(args.device)
+        vae = load_vae(args.vae).to(usable_device(args.device))
         number = encode_folders(vae, args.images, args.out, args.size, args.batch_size)
     print(f'{number} images were encoded; all are in {args.out}.')
 

@@ -23,6 +23,7 @@ from mirrorla_mm.diffusion.sampling import (
 )
 from mirrorla_mm.diffusion.vae import load_vae
 from mirrorla_mm.engine.checkpoint import require_file
+from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.launch import ConfigOptions
 
@@ -76,6 +77,7 @@ def main() -> None:
             raise UserError(f'--grid needs to be 1 at least, got {args.grid}.')
         cfg = read_config(args)
         require_file(args.checkpoint)
+        usable_device(device)
         vae = load_vae(args.vae).to(device) if args.vae else None
         model = load_model(cfg, args.checkpoint, device)
         order = Order(

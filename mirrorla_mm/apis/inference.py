@@ -23,6 +23,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from ..engine.checkpoint import require_file
 from ..engine.checkpoint_fit import check_fit
 from ..engine.data import DataError
+from ..engine.devices import usable_device
 from ..engine.errors import UserError
 from ..engine.images import read_image
 from ..engine.launch import gpu_without_ops, load_config
@@ -153,7 +154,7 @@ class Inferencer:
                 f'A config for inference needs default_scope {" or ".join(SCOPES)}, got {scope!r}.'
             )
         init_default_scope(scope)
-        self.device = device or _default_device(scope)
+        self.device = usable_device(device or _default_device(scope))
         weights = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
         # Some models write into their config.
         model = MODELS.build(copy.deepcopy(self.cfg.model))

@@ -81,13 +81,17 @@ class LoadLatent(BaseTransform):
     Added key: ``img``, (C, S, S), float32.
 
     Raises:
-        DataError: If the file cannot be read or has another shape.
+        DataError: If the file cannot be read, has another shape, or holds what is no finite number.
     """
 
     def transform(self, results: dict) -> dict:
         """Load one."""
         array = read_array(results['img_path'])
-        if array.ndim == 5 and array.shape[1] == 2:
+        if array.dtype.kind not in 'fiu' or not np.isfinite(array).all():
+            raise DataError(
+                f'{results["img_path"]} is no latent: not all in it are finite numbers.'
+            )
+        if array.ndim == 5 and len(array) and array.shape[1] == 2:
             mean, std = array[np.random.randint(len(array))].astype(np.float32)
             array = mean + std * np.random.standard_normal(mean.shape).astype(np.float32)
         if array.ndim != 3:

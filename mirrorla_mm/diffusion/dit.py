@@ -48,8 +48,8 @@ class DiT(BaseModule):
         init_cfg (dict, optional): Initialisation, see :class:`mmengine.model.BaseModule`.
 
     Raises:
-        ValueError: If ``arch`` is unknown, the size no multiple of the patch's, or the attention
-            cannot be built.
+        ValueError: If ``arch`` is unknown, the size no multiple of the patch's, there are no
+            classes, or the attention cannot be built.
 
     Example:
         >>> model = DiT('s', attn_cfg=dict(type='ReLUAttention', reflection={}))
@@ -72,10 +72,12 @@ class DiT(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         width, depth, heads = arch_settings(arch)
-        if input_size % patch_size:
+        if patch_size < 1 or input_size < 1 or input_size % patch_size:
             raise ValueError(
                 f'input_size ({input_size}) needs to be a multiple of patch_size ({patch_size}).'
             )
+        if num_classes < 1:
+            raise ValueError(f'num_classes needs to be 1 at least, got {num_classes}.')
         self.in_shape = (in_channels, input_size, input_size)
         self.num_classes = num_classes
         self.patch_size = patch_size

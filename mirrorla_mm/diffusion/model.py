@@ -188,5 +188,5 @@ def check_guidance(scale: float) -> None:
     Raises:
         UserError: If it is negative or no number.
     """
-    if not (math.isfinite(scale) and scale >= 0):
+    if not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale >= 0):
         raise UserError(f'The guidance needs to be a number from 0, where 1 is none; got {scale}.')

@@ -17,6 +17,7 @@ from ..engine.atomic import whole_file
 from ..engine.checkpoint import load_checkpoint_file
 from ..engine.checkpoint_fit import check_fit
 from ..engine.data import DataError
+from ..engine.devices import usable_device
 from ..engine.errors import UserError
 from ..registry import MODELS
 from .datasets import SUFFIXES
@@ -49,7 +50,8 @@ def load_restorer(
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
     check_fit(model, load_checkpoint_file(checkpoint, map_location='cpu'), str(checkpoint))
-    return deploy(model).to(device or ('cuda:0' if torch.cuda.is_available() else 'cpu')).eval()
+    device = device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    return deploy(model).to(usable_device(device)).eval()
 
 
 def restore(

@@ -56,6 +56,13 @@ def test_damaged_and_strange_latents_are_refused_in_a_sentence(tmp_path):
     content = file.read_bytes()
     strange = tmp_path / 'strange.npy'
     np.save(strange, np.zeros((8, 8)))
+    for name, array in (
+        ('nan', np.full((4, 8, 8), np.nan)),
+        ('text', np.full((4, 8, 8), 'a')),
+        ('complex', np.zeros((4, 8, 8), complex)),
+        ('none', np.zeros((0, 2, 4, 8, 8))),
+    ):
+        np.save(tmp_path / f'{name}.npy', array)
     objects = tmp_path / 'objects.npy'
     np.save(objects, np.array([{}], dtype=object), allow_pickle=True)
     file.write_bytes(content[: len(content) // 2])
@@ -63,7 +70,11 @@ def test_damaged_and_strange_latents_are_refused_in_a_sentence(tmp_path):
         (file, 'x.npy cannot be read'),
         (objects, 'objects.npy cannot be read'),
         (strange, r'its shape is \(8, 8\)'),
-        (tmp_path / 'none.npy', 'none.npy cannot be read'),
+        (tmp_path / 'absent.npy', 'absent.npy cannot be read'),
+        (tmp_path / 'nan.npy', 'nan.npy is no latent: not all in it are finite'),
+        (tmp_path / 'text.npy', 'not all in it are finite numbers'),
+        (tmp_path / 'complex.npy', 'not all in it are finite numbers'),
+        (tmp_path / 'none.npy', r'its shape is \(0, 2, 4, 8, 8\)'),
     ):
         with pytest.raises(DataError, match=message):
             LoadLatent()(dict(img_path=str(path)))
