@@ -74,7 +74,7 @@ class StripPass:
         survey = method.survey(map(self.survey, strips)) if method.surveys else None
         state = reduce(method.merge, (self.gather(rows, survey) for rows in strips))
         for rows in strips:
-            self.write(rows, state)
+            self.to_out(self.modulate(rows, state), out=self.of(self.out, rows))
 
     def survey(self, rows: Rows) -> Tensor:
         """Features of a strip's queries, kept until they are read from."""
@@ -89,14 +89,13 @@ class StripPass:
         v = self.heads(self.to_v(self.of(self.x, rows), out=self.of(self.v, rows)))
         return self.method.gather(k, v, place, survey)
 
-    def write(self, rows: Rows, state: State) -> None:
-        """Read from the state, enhance, gate and project a strip of the output."""
+    def modulate(self, rows: Rows, state: State) -> Tensor:
+        """Read from the state, enhance and gate a strip: a matrix (b * n, C)."""
         method, local = self.method, None
         if self.kernel is not None:
             local = method.local_rows(to_map(self.v, self.hw_shape), self.kernel, rows)
         gate = [self.by_image(layer(self.of(self.x, rows))) for layer in self.to_gate]
-        out = method.modulate(self.read(rows, state), local, *gate)
-        self.to_out(out.flatten(0, 1), out=self.of(self.out, rows))
+        return method.modulate(self.read(rows, state), local, *gate).flatten(0, 1)
 
     def read(self, rows: Rows, state: State) -> Tensor:
         """Attend from a strip's queries: heads (b, H, n, d)."""
