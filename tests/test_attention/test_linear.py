@@ -258,3 +258,22 @@ def test_a_backend_with_strips_and_a_packed_form_keeps_the_reflection(monkeypatc
     lean = backends._backends['lean']
     monkeypatch.setitem(backends._backends, 'mine', lean._replace(packed=packed))
     torch.testing.assert_close(attention(x, HW), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('method', ['MirrorAttention', 'ReLUAttention'])
+@every_host
+def test_a_packed_form_gets_the_projection_head_by_head(method, options, monkeypatch):
+    attention, x = randomised(MODELS.get(method), **options), tokens()
+    with use_backend('torch'):
+        expected = attention(x, HW)
+    reference, calls = backends._backends['torch'], []
+
+    def packed(projected, *arguments):
+        calls.append(projected.shape)
+        q, k, v, *gate = (part.transpose(1, 2) for part in projected.unbind(2))
+        out = reference.run(q, k, v, *arguments)
+        return out, *(part.transpose(1, 2).flatten(2) for part in (v, *gate))
+
+    monkeypatch.setitem(backends._backends, 'mine', reference._replace(packed=packed))
+    torch.testing.assert_close(attention(x, HW), expected, rtol=1e-9, atol=1e-9)
+    assert calls == [(2, 153, 3 + bool(options), 2, DIMS // 2)]

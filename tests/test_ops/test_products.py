@@ -160,9 +160,32 @@ def test_deterministic_algorithms_measure_nothing(monkeypatch):
         torch.use_deterministic_algorithms(True)
         try:
             assert torch.equal(layer(x), torch.addmm(layer.bias, x, layer.weight.t()))
+            assert products._fastest(('key',), lambda: pytest.fail('measured')) == 0
         finally:
             torch.use_deterministic_algorithms(False)
     assert layer._made is not measured and not products._choices
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@torch.no_grad()
+def test_every_way_that_exists_is_timed(dtype, monkeypatch):
+    """oneDNN's are there for float32 and not for float64."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip('torch is built without oneDNN')
+    offered = {}
+
+    def first(key, calls):
+        offered[key[0]] = len(calls())
+        return 0
+
+    monkeypatch.setattr(products, '_fastest', first)
+    k = heads(1, 2, 9, 4).to(dtype)
+    products.fast_read(k, products.fast_gather(k, k))
+    products.fast_affine(torch.ones(4, 4, dtype=dtype), None)
+    single = dtype == torch.float32
+    ways = len(products.affine_ways(dtype))
+    assert offered == {'affine': ways, 'gather': 1 + single, 'read': 2 + single}
+    assert (ways > 1) == single
 
 
 @torch.no_grad()

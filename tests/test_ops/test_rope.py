@@ -50,6 +50,16 @@ def test_rope_of_a_grid_and_of_its_rows(plain, parts):
     torch.testing.assert_close(turn(odd), expected)
 
 
+def test_pairs_are_copied_only_where_none_begins_at_an_even_place():
+    x = torch.randn(2, 3, 8)
+    odd = torch.cat((x[..., :1], x), -1)[..., 1:]
+    every_other = torch.stack((x, x), -1).flatten(-2)[..., ::2]
+    for part, copied in ((x, False), (x[:, 1:, 2:6], False), (odd, True), (every_other, True)):
+        pairs = rope.as_complex(part)
+        assert torch.equal(torch.view_as_real(pairs).flatten(-2), part)
+        assert (pairs.data_ptr() != part.data_ptr()) == copied
+
+
 def test_tables_made_in_inference_mode_serve_training():
     hw_shape = (3, 11)  # A size of its own, so that the table is made here.
     with torch.inference_mode():

@@ -27,6 +27,8 @@ def test_the_closed_form_is_the_divergence_it_comes_from():
     # The divergence has an epsilon under each of its logarithms, the closed form under one.
     difference = self_saliency(share) - self_saliency_divergence(logits, own)
     assert difference.abs().max() < 2e-6
+    by_image = self_saliency_divergence(logits.view(4, 50, 9), own.view(4, 50))
+    torch.testing.assert_close(by_image.flatten(), self_saliency_divergence(logits, own))
 
 
 def test_the_score_rises_with_self_attention_from_zero_to_all():
@@ -183,7 +185,8 @@ def test_a_window_that_the_border_cuts_has_no_more_than_its_share():
 
 def test_attention_near_one_is_told_apart():
     own = torch.tensor([10.0, 20.0, 15.0])
-    odds = self_attention_odds(torch.zeros(3, 5), own)
+    odds = self_attention_odds(torch.zeros(3, 5, requires_grad=True), own.requires_grad_())
+    assert not odds.requires_grad
     assert most_salient(odds, torch.ones(3, dtype=torch.bool), 2)[0].tolist() == [1, 2]
 
 

@@ -67,6 +67,11 @@ def test_a_chunk_is_routed_only_when_two_more_have_begun():
         assert state.salient_k.shape[2] == salient and state.k.shape[2] == waiting
 
 
+def test_chunks_of_64_keep_4_salient_tokens_by_default():
+    _, state = still_causal(*(x.detach() for x in inputs(129)))
+    assert state.salient_k.shape[2] == 4 and state.k.shape[2] == 65
+
+
 def test_chunks_have_tokens():
     for options in (dict(chunk=0), dict(top_k=-1)):
         with pytest.raises(ValueError, match='needs chunk >= 1 and top_k >= 0'):
