@@ -54,7 +54,7 @@ def matrix(attention, reflection, q, k, v):
     else:
         q, k = q.relu(), k.relu()
     weight = torch.full_like(k[..., 0], 1 / k.shape[2])
-    if attention.rank_augmented:
+    if isinstance(attention, (RALA, MirrorAttention)):
         weight = (torch.einsum('bhd,bhnd->bhn', q.mean(2), k) / 8**0.5).softmax(-1)
     numerator = (apply_rope(q, angle) @ apply_rope(k, angle).mT) * weight[:, :, None]
     return numerator @ v / ((q @ k.mT * weight[:, :, None]).sum(-1, keepdim=True) + 1e-6)
