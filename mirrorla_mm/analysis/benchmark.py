@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
@@ -147,7 +147,9 @@ def measure_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tu
         tuple[float, float]: MiB that the step takes on top of the loaded model and its input, and
         MiB of the whole process at its peak (on a GPU: of all tensors).
     """
-    return in_fresh_process(_peak_memory, subject, variant, shape)
+    # The exporter's own memory stays out.
+    file = exported_file(subject, variant) if 'onnx' in parse_variant(variant) else None
+    return in_fresh_process(_peak_memory, subject, variant, shape, file)
 
 
 def in_fresh_process(function: Callable[..., T], *args: object) -> T:
@@ -159,9 +161,12 @@ def in_fresh_process(function: Callable[..., T], *args: object) -> T:
         return pool.submit(function, *args).result()
 
 
-def _peak_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tuple[float, float]:
+def _peak_memory(
+    subject: Subject, variant: str, shape: tuple[int, int], file: Path | None
+) -> tuple[float, float]:
     torch.set_num_threads(subject.threads)
-    step, inputs = build_step(subject, variant), images(subject, shape)
+    step = build_step(subject, variant) if file is None else exported_step(file, subject.threads)
+    inputs = images(subject, shape)
     step(images(subject, (64, 64)))  # What libraries allocate once.
     if subject.device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
@@ -205,11 +210,11 @@ def images(subject: Subject, shape: tuple[int, int]) -> Tensor:
 def build_step(subject: Subject, variant: str) -> Callable[[Tensor], object]:
     """A function of a batch of images that runs one variant once."""
     words = parse_variant(variant)
+    if 'onnx' in words:
+        return exported_step(exported_file(subject, variant), subject.threads)
     torch.manual_seed(0)
     model = build_model(subject, words).to(subject.device)
     model.train(subject.train)
-    if 'onnx' in words:
-        return exported_step(model, subject.threads)
     if words & {'deploy', 'bf16'}:
         deploy(model, 'bfloat16' if 'bf16' in words else None)
     run = torch.compile(model) if 'compile' in words else model
@@ -230,8 +235,24 @@ def build_step(subject: Subject, variant: str) -> Callable[[Tensor], object]:
     return train if subject.train else infer
 
 
-def exported_step(model: nn.Module, threads: int) -> Callable[[Tensor], object]:
-    """A function of a batch of images that runs the exported model once, on onnxruntime.
+def exported_file(subject: Subject, variant: str) -> Path:
+    """The model of a variant as an ONNX file for images of any size, written once."""
+    key = f'{variant} of {subject}'
+    if key not in _exports:
+        torch.manual_seed(0)
+        model = prepare(build_model(subject, parse_variant(variant)))
+        file = Path(_folder().name, f'{len(_exports)}.onnx')
+        export(model, file, 'onnx')
+        _exports[key] = file
+    return _exports[key]
+
+
+_exports: dict[str, Path] = {}
+_folder = cache(TemporaryDirectory)
+
+
+def exported_step(file: Path, threads: int) -> Callable[[Tensor], object]:
+    """A function of a batch of images that runs an exported model once, on onnxruntime.
 
     Of a detector that is its raw head maps: boxes are decoded by the application.
     """
@@ -239,10 +260,7 @@ def exported_step(model: nn.Module, threads: int) -> Callable[[Tensor], object]:
 
     options = SessionOptions()
     options.intra_op_num_threads = threads
-    with TemporaryDirectory() as folder:
-        file = Path(folder, 'model.onnx')
-        export(prepare(model), file, 'onnx')
-        session = InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    session = InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
     (name,) = (node.name for node in session.get_inputs())
     return lambda inputs: session.run(None, {name: inputs.numpy()})
 

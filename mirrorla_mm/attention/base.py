@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..ops.maps import resize_map, to_map, to_tokens
 from ..ops.precision import saturate
+from ..ops.products import Linear, linear
 from ..ops.strips import Rows, conv_rows
 
 # Weight (C, 1, k, k) and bias (C,) of a depth-wise convolution.
@@ -90,12 +91,12 @@ class Attention(BaseModule):
         parts = 4 if self._option('gate', gate, False) else 3
         lepe_kernel = self._option('lepe_kernel', lepe_kernel, 0)
         out_norm = self._option('out_norm', out_norm, False)
-        self.qkv = nn.Linear(embed_dims, parts * embed_dims, bias=qkv_bias)
+        self.qkv = Linear(embed_dims, parts * embed_dims, bias=qkv_bias)
         self.sr = nn.Conv2d(embed_dims, embed_dims, sr_ratio, sr_ratio) if sr_ratio > 1 else None
         self.sr_norm = nn.LayerNorm(embed_dims) if sr_ratio > 1 else None
         self.lepe = depthwise(embed_dims, lepe_kernel) if lepe_kernel else None
         self.out_norm = nn.LayerNorm(embed_dims) if out_norm else None
-        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj = Linear(embed_dims, embed_dims)
 
     def _option(self, name: str, given: Any, default: Any) -> Any:
         own = self.brings.get(name, default)
@@ -135,13 +136,13 @@ class Attention(BaseModule):
         if self.sr is None:
             # The layer itself where nothing is folded: in deploy mode it is a faster one.
             own = weight is self.qkv.weight
-            packed = self.qkv(x) if own else F.linear(x, weight, bias)
+            packed = self.qkv(x) if own else linear(x, weight, bias)
             return packed.split(channels, dim=-1)
         x_kv = self.sr_norm(to_tokens(self.sr(to_map(x, hw_shape))))
         weights = weight.split(channels)
         biases = [None] * len(weights) if bias is None else bias.split(channels)
         inputs = (x, x_kv, x_kv, x)[: len(weights)]
-        return tuple(map(F.linear, inputs, weights, biases))
+        return tuple(map(linear, inputs, weights, biases))
 
     def projection(self) -> tuple[Tensor, Tensor | None]:
         """Weight (3C or 4C, C) and bias of the packed projection: rows of q, k, v and the gate."""

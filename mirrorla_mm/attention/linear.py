@@ -7,7 +7,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import lean
@@ -15,7 +14,7 @@ from ..ops.backend import Backend, Heads, for_graphs, select_backend
 from ..ops.maps import to_tokens
 from ..ops.options import Options
 from ..ops.precision import at_least_float32, saturate, without_autocast
-from ..ops.products import FAST, PLAIN
+from ..ops.products import FAST, PLAIN, linear
 from ..ops.rope import Rope
 from ..ops.strips import Rows, at_once, by_strips, row_strips, strip_dtype
 from .base import Attention
@@ -231,7 +230,7 @@ def _attend_whole(
 
 def linear_of_images(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x W + b`` of x (B, N, C), with one W for all images or one for each."""
-    return F.linear(x, weight.t(), bias) if weight.dim() == 2 else torch.baddbmm(bias, x, weight)
+    return linear(x, weight.t(), bias) if weight.dim() == 2 else torch.baddbmm(bias, x, weight)
 
 
 def linear_dtype(x: Tensor) -> torch.dtype:

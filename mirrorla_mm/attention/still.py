@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..ops.backend import plain_form
 from ..ops.np_map import householder, np_map
 from ..ops.precision import at_least_float32, without_autocast
+from ..ops.products import Linear
 from ..ops.rope import Rope
 from ..ops.still import Windows, exact_pairs, one_denominator, still_attention
 from ..registry import register_attention
@@ -88,7 +89,7 @@ class STILLAttention(Attention):
         self.windows = Windows(window, top_k, max_selected, self.sr_ratio)
         self.feature_map = feature_map
         self.naive = naive
-        self.linear_gate = nn.Linear(embed_dims, embed_dims) if linear_gate else None
+        self.linear_gate = Linear(embed_dims, embed_dims) if linear_gate else None
         if linear_gate:
             nn.init.zeros_(self.linear_gate.weight)
             nn.init.constant_(self.linear_gate.bias, OPEN)

@@ -8,7 +8,7 @@ from typing import TypeVar
 from mmengine.logging import print_log
 from torch import nn
 
-from ..ops.products import FastLinear
+from ..ops.products import FastLinear, Linear
 from ..ops.strips import has_bfloat16
 
 Model = TypeVar('Model', bound=nn.Module)
@@ -50,7 +50,7 @@ def deploy(model: Model, dtype: str | None = None) -> Model:
         dtype = None
     model.eval()
     for module in list(model.modules()):
-        if type(module) is nn.Linear:
+        if type(module) in (nn.Linear, Linear):
             module.__class__ = FastLinear
         if dtype and hasattr(module, 'deploy_dtype'):
             module.deploy_dtype = dtype

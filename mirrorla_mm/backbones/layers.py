@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..attention.base import scale_output
 from ..ops.backend import for_graphs, forced_backend, use_backend
 from ..ops.maps import to_map, to_tokens
+from ..ops.products import Linear
 from ..ops.strips import or_by_strips
 from ..registry import build_attention
 from . import strips
@@ -126,10 +127,10 @@ class ConvFFN(BaseModule):
 
     def __init__(self, embed_dims: int, hidden_dims: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.fc1 = Linear(embed_dims, hidden_dims)
         self.act = nn.GELU()
         self.dwconv = ResidualDepthwise(hidden_dims)
-        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.fc2 = Linear(hidden_dims, embed_dims)
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, N, C) to (B, N, C)."""

@@ -1,8 +1,11 @@
-"""Matrix products of inference on a CPU, each in the way that this processor runs fastest.
+"""Matrix products on a CPU, each in the way that this processor runs fastest.
 
 There are two libraries of matrix products in torch, MKL and oneDNN. Which one is faster depends on
-the processor, by a factor of two on AMD's, and on the shape. So deploy mode times the ways once for
-each shape and keeps the choice. Results differ by rounding alone.
+the processor, by a factor of two on AMD's, and on the shape. Results differ by rounding alone.
+
+- :class:`Linear`, with gradients: a rule for the processor, the same at each start, so that a run
+  can be repeated. Linear layers of this package are of this class.
+- :class:`FastLinear` and :data:`FAST`, in deploy mode: the ways are timed once for each shape.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .strips import at_once, by_strips, strip_dtype
+from .backend import for_graphs, plain_form
+from .strips import at_once, by_strips, processor_words, strip_dtype
 
 # From tokens (n, C) to tokens (n, C'), written into ``out`` if given.
 Affine = Callable[..., Tensor]
@@ -39,6 +43,11 @@ class Products(NamedTuple):
 
 
 def plain_affine(weight: Tensor, bias: Tensor | None) -> Affine:
+    """The better of torch's public ways, by a rule for the processor."""
+    return (convolution if _mkl_is_slow(weight) else matrix)(weight, bias)
+
+
+def matrix(weight: Tensor, bias: Tensor | None) -> Affine:
     """torch's own product: MKL's in single precision."""
     weight = weight.t()
 
@@ -51,7 +60,7 @@ def plain_affine(weight: Tensor, bias: Tensor | None) -> Affine:
 
 
 def convolution(weight: Tensor, bias: Tensor | None) -> Affine:
-    """A 1x1 convolution of a channels-last map: oneDNN's product."""
+    """A 1x1 convolution of a channels-last map: oneDNN's product, with gradients."""
     kernel = weight.reshape(*weight.shape, 1, 1)
 
     def run(x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -74,6 +83,59 @@ def packed(weight: Tensor, bias: Tensor | None) -> Affine:
         return y if out is None else out.copy_(y)
 
     return run
+
+
+@cache
+def _has_slow_mkl() -> bool:
+    """Whether MKL runs on half of this processor's width.
+
+    It picks its kernels by the maker: those for AVX2 on AMD's processors with AVX-512.
+    """
+    return torch.backends.mkl.is_available() and {'AuthenticAMD', 'avx512f'} <= processor_words()
+
+
+def _mkl_is_slow(weight: Tensor) -> bool:
+    """Whether a convolution multiplies by this weight faster."""
+    return (
+        _has_slow_mkl()
+        and has_onednn(weight.dtype)
+        and not torch.are_deterministic_algorithms_enabled()
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` in the better of torch's public ways, with gradients.
+
+    In single precision on a CPU that may be a 1x1 convolution. Compilers, exporters and autocast
+    get ``F.linear``, and so do subclasses of tensors, as what is sharded or quantised.
+
+    Args:
+        x (Tensor): Shape (..., C).
+        weight (Tensor): Shape (C', C).
+        bias (Tensor, optional): Shape (C',).
+
+    Returns:
+        Tensor: Shape (..., C').
+    """
+    if not _is_plain_product(x, weight) or not _mkl_is_slow(weight):
+        return F.linear(x, weight, bias)
+    return convolution(weight, bias)(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
+
+
+def _is_plain_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether rows of ordinary tensors are to be multiplied in single precision on a CPU."""
+    if plain_form() or for_graphs() or {type(x), type(weight)} - {Tensor, nn.Parameter}:
+        return False
+    single = x.dtype == weight.dtype == strip_dtype(x) == torch.float32
+    return single and x.device.type == 'cpu' and x.dim() > 1 and x.numel() > 0
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` in the better of torch's public ways, see :func:`linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C')."""
+        return linear(x, self.weight, self.bias)
 
 
 def plain_gather(k: Tensor, v: Tensor) -> Tensor:
@@ -131,7 +193,7 @@ PLAIN = Products(plain_affine, plain_gather, plain_read)
 
 
 def fast_affine(weight: Tensor, bias: Tensor | None) -> Affine:
-    """The fastest of torch's own product, the convolution and the packed product."""
+    """The fastest of torch's own product, the convolution and the packed product, measured."""
     ways = affine_ways(weight.dtype)
 
     def calls() -> list[Callable[[], Tensor]]:
@@ -177,12 +239,12 @@ def has_onednn(dtype: torch.dtype) -> bool:
 def affine_ways(dtype: torch.dtype) -> tuple[Callable[[Tensor, Tensor | None], Affine], ...]:
     """The ways that exist of a product with a weight, torch's own first."""
     if not has_onednn(dtype):
-        return (plain_affine,)
+        return (matrix,)
     try:
         packed(torch.ones(2, 2, dtype=dtype), None)(torch.ones(1, 2, dtype=dtype))
     except (AttributeError, TypeError, RuntimeError):
-        return plain_affine, convolution
-    return plain_affine, convolution, packed
+        return matrix, convolution
+    return matrix, convolution, packed
 
 
 _choices: dict[tuple, int] = {}
@@ -210,7 +272,7 @@ def _time(call: Callable[[], Tensor]) -> float:
     return time.perf_counter() - start
 
 
-class FastLinear(nn.Linear):
+class FastLinear(Linear):
     """A linear layer of deploy mode: in strips it runs in the way that is fastest.
 
     What it makes of its weights for that is kept beside them until they change. It does not notice

@@ -40,16 +40,19 @@ def strip_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype('cpu')
 
 
-@cache
 def has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 itself; elsewhere it is slower than float32."""
-    if not torch.backends.mkldnn.is_available():
-        return False
+    known = {'avx512_bf16', 'amx_bf16', 'bf16'}  # x86 twice, and Arm
+    return torch.backends.mkldnn.is_available() and not known.isdisjoint(processor_words())
+
+
+@cache
+def processor_words() -> frozenset[str]:
+    """Maker and features of the processor, as Linux names them; nothing on other systems."""
     try:
-        features = set(Path('/proc/cpuinfo').read_text().split())
+        return frozenset(Path('/proc/cpuinfo').read_text().split())
     except OSError:
-        return False
-    return not features.isdisjoint(('avx512_bf16', 'amx_bf16', 'bf16'))  # x86 twice, and Arm
+        return frozenset()
 
 
 def or_by_strips(fast: Callable[..., Tensor]) -> Callable[[Callable], Callable[..., Tensor]]:

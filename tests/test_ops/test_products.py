@@ -5,12 +5,14 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from mirrorla_mm.ops import products, use_backend
-from mirrorla_mm.ops.products import FastLinear, affine_of
+from mirrorla_mm.ops.products import FastLinear, Linear, affine_of, linear
 
-AFFINE_WAYS = [products.plain_affine, products.convolution, products.packed]
+AFFINE_WAYS = [products.matrix, products.convolution, products.packed]
 READ_WAYS = [products.read_by_diagonal, products.read_by_convolution]
 
 
@@ -63,11 +65,11 @@ def test_without_the_private_product_there_are_two_ways(monkeypatch):
     monkeypatch.setattr(products, 'packed', gone)
     products.affine_ways.cache_clear()
     try:
-        expected = (products.plain_affine, products.convolution)
+        expected = (products.matrix, products.convolution)
         assert products.affine_ways(torch.float32) == expected
     finally:
         products.affine_ways.cache_clear()
-    assert products.affine_ways(torch.float64) == (products.plain_affine,)
+    assert products.affine_ways(torch.float64) == (products.matrix,)
 
 
 def test_the_fastest_is_measured_once(monkeypatch):
@@ -106,11 +108,11 @@ def test_outside_strips_nothing_is_measured(monkeypatch):
 def test_a_fast_layer_follows_its_weights():
     layer, x = fast_linear(8, 5), torch.randn(2, 3, 8)
     with torch.no_grad():
-        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
         layer.weight.mul_(2)
-        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
         layer.load_state_dict(nn.Linear(8, 5).state_dict())
-        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
         layer.weight.data = torch.zeros(5, 8)
         torch.testing.assert_close(layer(x), layer.bias.expand(2, 3, 5))
 
@@ -124,14 +126,14 @@ def test_a_fast_layer_sees_weights_that_are_replaced_twice(monkeypatch):
             layer(x)
             layer.weight.data = torch.randn(8, 16)
             layer.weight.data = torch.randn(8, 16)
-            torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize('shape', [(8,), (0, 8), (2, 0, 8)])
 @torch.no_grad()
 def test_a_fast_layer_takes_a_vector_and_no_rows(shape):
     layer, x = fast_linear(8, 5), torch.randn(shape)
-    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 def test_two_threads_with_two_dtypes_get_their_own_product(monkeypatch):
@@ -224,3 +226,132 @@ def test_layers_run_in_the_dtype_that_is_asked_for():
         torch.testing.assert_close(
             y.float(), x.float() @ layer.weight.t() + layer.bias, atol=0.03, rtol=0.03
         )
+
+
+@pytest.fixture
+def slow_mkl(monkeypatch):
+    """Any machine takes the way of those with a slow MKL; gives the calls of convolutions."""
+    calls, convolution = [], products.convolution
+
+    def counted(weight, bias):
+        calls.append(tuple(weight.shape))
+        return convolution(weight, bias)
+
+    monkeypatch.setattr(products, '_has_slow_mkl', lambda: True)
+    monkeypatch.setattr(products, 'convolution', counted)
+    return calls
+
+
+def gradients(function, *tensors):
+    """Of the output and of its gradient, in a fixed direction."""
+    output = function(*tensors)
+    inputs = [t for t in tensors if t is not None]
+    direction = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
+    first = torch.autograd.grad((output * direction).sum(), inputs, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first[:2]), inputs[:2])
+    return [output, *first, *second]
+
+
+@pytest.mark.parametrize('shape', [(7, 24), (2, 3, 24), (1, 1, 24), (2, 3, 4, 24)])
+@pytest.mark.parametrize('bias', [True, False])
+def test_a_product_by_convolution_has_the_gradients_of_float64(slow_mkl, shape, bias):
+    tensors = [torch.randn(shape), torch.randn(40, 24), torch.randn(40) if bias else None]
+    runs = []
+    for function, dtype in ((linear, torch.float32), (F.linear, torch.float64)):
+        leaves = [None if t is None else t.to(dtype).requires_grad_() for t in tensors]
+        runs.append(gradients(function, *leaves))
+    assert slow_mkl == [(40, 24)]
+    for ours, exact in zip(*runs, strict=True):
+        error = (ours.detach().double() - exact.detach()).abs().max() / exact.detach().abs().max()
+        assert float(error) < 1e-5
+
+
+def test_a_product_by_convolution_takes_views(slow_mkl):
+    wide, packed = torch.randn(2, 6, 30, requires_grad=True), torch.randn(36, 24)
+    for x in (wide[..., 3:27], wide.transpose(0, 1)[..., :24], wide[:, ::2, :24]):
+        weight = packed[12:]
+        torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+        torch.testing.assert_close(linear(x, weight.t().contiguous().t()), F.linear(x, weight))
+    assert len(slow_mkl) == 6
+
+
+def test_other_products_are_torchs_own(slow_mkl):
+    layer, x = Linear(8, 5), torch.randn(3, 8)
+    shape = dict(in_features=8, out_features=5)
+    layer.double()(x.double())
+    layer.bfloat16()(x.bfloat16())
+    layer.float()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    for backend in ('torch', 'graph'):
+        with use_backend(backend):
+            layer(x)
+    for few in (x[0], x[:0]):
+        assert layer(few).shape == (*few.shape[:-1], 5)
+    assert Linear(**shape, device='meta')(x.to('meta')).shape == (3, 5)
+    with FakeTensorMode():
+        assert Linear(**shape)(torch.randn(3, 8)).shape == (3, 5)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not slow_mkl
+    layer(x)
+    assert slow_mkl
+
+
+def test_a_compiler_and_an_exporter_see_one_linear_layer(slow_mkl):
+    x = torch.randn(3, 8)
+    program = torch.export.export(Linear(8, 5), (x,))
+    assert [str(node.target) for node in program.graph.nodes if node.op == 'call_function'] == [
+        'aten.linear.default'
+    ]
+    layer = Linear(8, 5)
+    compiled = torch.compile(layer, backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias))
+    assert not slow_mkl
+
+
+def test_a_layer_is_an_nn_linear_to_all_who_meet_it(slow_mkl):
+    """Checkpoints, hooks, copies, parametrisations and functional transforms."""
+    layer, x, seen = Linear(8, 5), torch.randn(3, 8), []
+    layer.load_state_dict(nn.Linear(8, 5).state_dict())
+    expected = F.linear(x, layer.weight, layer.bias)
+    layer.register_forward_pre_hook(lambda *_: seen.append('before'))
+    layer.register_forward_hook(lambda *_: seen.append('after'))
+    layer.register_full_backward_hook(lambda *_: seen.append('backward'))
+    layer(x.requires_grad_()).sum().backward()
+    assert seen == ['before', 'after', 'backward']
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(Linear(8, 5)))):
+        assert type(twin) is Linear and twin(x).shape == (3, 5)
+
+    layer = copy.deepcopy(layer)
+    layer._backward_hooks.clear()
+
+    def loss(weight):
+        return torch.func.functional_call(layer, {'weight': weight}, (x,)).square().sum()
+
+    first = torch.func.grad(loss)(layer.weight.detach())
+    torch.testing.assert_close(first, 2 * expected.t() @ x)
+    each = torch.func.vmap(lambda row: linear(row, layer.weight, layer.bias))(x.view(3, 1, 8))
+    torch.testing.assert_close(each[:, 0], expected)
+    nn.utils.parametrizations.weight_norm(layer)
+    torch.testing.assert_close(layer(x), expected)
+    assert len(slow_mkl) >= 5
+
+
+def test_a_rule_and_no_measurement_chooses_with_gradients(monkeypatch):
+    """A run gives the same at each start."""
+    monkeypatch.setattr(products, '_fastest', lambda *_: pytest.fail('measured'))
+    Linear(8, 5)(torch.randn(3, 8)).sum().backward()
+    products._has_slow_mkl.cache_clear()
+    for words, slow in (
+        ({'AuthenticAMD', 'avx512f'}, torch.backends.mkl.is_available()),
+        ({'AuthenticAMD', 'avx2'}, False),
+        ({'GenuineIntel', 'avx512f'}, False),
+        ((), False),
+    ):
+        monkeypatch.setattr(products, 'processor_words', lambda words=words: frozenset(words))
+        assert products._has_slow_mkl() is slow
+        products._has_slow_mkl.cache_clear()
