@@ -32,6 +32,13 @@ def test_folded_projection_reflects(variance_aware, with_bias, dim, modulation):
     torch.testing.assert_close(x @ folded + shift, expected)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+def test_a_folded_projection_has_the_dtype_of_the_plain_one(dtype):
+    weight, bias = torch.randn(8, 6).to(dtype), torch.randn(8).to(dtype)
+    folded, shift = fold_block_reflection(weight, bias, torch.ones(2, 2))
+    assert folded.dtype == shift.dtype == dtype
+
+
 def test_autocast_changes_nothing():
     x, weight, bias = torch.randn(1, 50, 6), torch.randn(8, 6), torch.randn(8)
 

@@ -72,6 +72,7 @@ def test_np_map_of_a_reflection_needs_no_rescaling():
     torch.testing.assert_close(features, by_hand)
     torch.testing.assert_close(np_map(x, 17 * reflected), by_hand)
     assert (features > 0).all()
+    assert (np_map(1e4 * x, 1e4 * x) > 0).all()  # where the softmax is a one among zeros
 
 
 @pytest.mark.parametrize('value', [0.0, 1e-30, 1e-15, 1e4])

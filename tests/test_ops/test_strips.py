@@ -68,6 +68,33 @@ def test_strips_are_for_inference_in_what_the_processor_computes(bfloat16, monke
             assert not by_strips(x)
 
 
+@pytest.mark.parametrize(
+    ('flags', 'has'),
+    [
+        ('flags : fma avx512f avx512_bf16', True),
+        ('flags : avx512f amx_bf16', True),
+        ('Features : fp asimd bf16', True),
+        ('flags : avx2 avx512f', False),
+        (None, False),
+    ],
+)
+def test_bfloat16_is_for_processors_that_name_it(flags, has, monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip('torch is built without oneDNN')
+
+    def read_text(_):
+        if flags is None:
+            raise FileNotFoundError
+        return flags
+
+    monkeypatch.setattr(strips.Path, 'read_text', read_text)
+    strips.has_bfloat16.cache_clear()
+    try:
+        assert strips.has_bfloat16() == has
+    finally:
+        strips.has_bfloat16.cache_clear()
+
+
 def test_the_fast_form_computes_in_autocast_s_dtype(monkeypatch):
     monkeypatch.setattr(strips, 'has_bfloat16', lambda: True)
     seen = []
