@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mirrorla_mm.analysis.compare import registered_methods
 from mirrorla_mm.attention import EfficientAttention, MirrorAttention, linear
@@ -277,3 +278,11 @@ def test_a_packed_form_gets_the_projection_head_by_head(method, options, monkeyp
     monkeypatch.setitem(backends._backends, 'mine', reference._replace(packed=packed))
     torch.testing.assert_close(attention(x, HW), expected, rtol=1e-9, atol=1e-9)
     assert calls == [(2, 153, 3 + bool(options), 2, DIMS // 2)]
+
+
+def test_own_values_of_reduced_keys_are_interpolated_on_the_map():
+    attention = randomised(MODELS.get('LinearAngularAttention'), sr_ratio=2)
+    v = torch.randn(2, 2, 6, DIMS // 2, dtype=torch.float64)
+    own = attention._own_value(v, (4, 6))
+    expected = F.interpolate(v.mT.reshape(2, DIMS, 2, 3), size=(4, 6), mode='bilinear')
+    torch.testing.assert_close(own.mT.reshape(2, DIMS, 4, 6), expected)
