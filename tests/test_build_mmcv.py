@@ -432,6 +432,13 @@ def test_build_leaves_its_wheel_and_nothing_else(tmp_path, monkeypatch, capsys):
     wheel(source / 'dist', 'mmcv-2.1.0.whl')
     monkeypatch.setattr(build_mmcv, 'build_tools', lambda target: tools)
     monkeypatch.setattr(build_mmcv, 'precompile_headers', lambda *_: None)
+    (target.folder / 'build.log').write_text('a.cpp:1: error: no\n')
+    monkeypatch.setattr(build_mmcv, 'compile_mmcv', lambda *_: False)
+    with pytest.raises(build_mmcv.SetupError) as error:
+        build_mmcv.build(target, 0)
+    log = target.folder / 'build.log'
+    assert one_line(error) == f'compiling mmcv failed (a.cpp:1: error: no): see {log}'
+    log.unlink()
     monkeypatch.setattr(build_mmcv, 'compile_mmcv', lambda *_: True)
     monkeypatch.setattr(build_mmcv, 'try_wheel', lambda *_: 'undefined symbol')
     with pytest.raises(build_mmcv.SetupError) as error:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,16 @@ def test_wrong_python_names_what_is_needed_and_what_was_found(env, monkeypatch):
     with pytest.raises(env.SetupError) as error:
         env.find_python()
     assert 'Python 3.11 to 3.13 is needed (found: 3.9)' in one_line(error)
+
+
+@pytest.mark.skipif(not shutil.which('make'), reason='make is not installed')
+def test_make_without_a_new_python_says_what_is_needed():
+    command = ['make', 'setup', 'PYTHON=false']
+    done = subprocess.run(command, cwd=SCRIPT.parents[2], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == (
+        '[setup] Python 3.11 to 3.13 is needed: put one on PATH, then run make setup'
+    )
 
 
 def test_version_of_a_real_and_of_a_missing_python(env):

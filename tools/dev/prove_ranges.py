@@ -29,6 +29,7 @@ OPERATORS = ('test_ops/test_reflection.py', 'test_ops/test_mirror_attention.py')
 IMAGES = ('test_apis', 'test_demo_figures.py')
 TESTED = 'torch==2.13.0'
 OLDEST = ('torch==2.6.0', 'numpy==1.26.*', 'pillow==10.1.*')
+NEWEST_SETUPTOOLS = ('--upgrade', 'setuptools')
 REFUSED = "run pip install 'setuptools<82'"
 VERSIONS = """
 import platform
@@ -47,7 +48,8 @@ class End:
         name: What it is the end of.
         python: Version of Python.
         extras: Extras of this package; mmcv is built where a stack is among them.
-        pins: Requirements that make it this end.
+        pins: What is installed first: torch, and what else makes it this end.
+        later: What is installed last, as a user does who upgrades it by hand.
         tests: What runs, below ``tests/``.
         says: For an end that is refused: how the sentence ends.
     """
@@ -56,6 +58,7 @@ class End:
     python: str = '3.11'
     extras: str = 'openmmlab'
     pins: tuple[str, ...] = (TESTED,)
+    later: tuple[str, ...] = ()
     tests: tuple[str, ...] = (*MODELS, *OPERATORS)
     says: str | None = None
 
@@ -72,9 +75,9 @@ ENDS = (
     End('newest torch, Python 3.13', python='3.13', pins=('torch',)),
     End('oldest torch, NumPy and Pillow', pins=OLDEST, tests=(*MODELS, *OPERATORS, *IMAGES)),
     End('oldest Python', python='3.10'),
-    End('onedl with newest setuptools', extras='onedl', pins=(TESTED, 'setuptools>=82')),
-    End('onedl with Python 3.13', python='3.13', extras='onedl'),
-    End('newest setuptools', pins=(TESTED, 'setuptools>=82'), says=REFUSED),
+    End('onedl, newest setuptools', extras='onedl', later=NEWEST_SETUPTOOLS),
+    End('onedl, Python 3.13', python='3.13', extras='onedl'),
+    End('newest setuptools', later=NEWEST_SETUPTOOLS, says=REFUSED),
     End('oldest NumPy', pins=(TESTED, 'numpy==1.26.*')),
     End(
         'export, oldest torch',
@@ -129,15 +132,13 @@ class Trial:
         if python_version(name) is None:
             raise SetupError(f'{name} is not on PATH')
         self.must(name, '-m', 'venv', 'env')
-        package = f'{ROOT}[{self.end.extras},tests]'
         pip = self.python, '-m', 'pip', 'install'
-        if self.end.says is None:
-            self.must(*pip, package, *self.end.pins)
-        else:  # pip would refuse the pins beside the package, but takes them after it
-            self.must(*pip, package)
-            self.must(*pip, *self.end.pins)
+        self.must(*pip, *self.end.pins)
+        self.must(*pip, f'{ROOT}[{self.end.extras},tests]')
         if self.end.builds_mmcv():
             self.must(self.python, '-m', 'mirrorla_mm.build_mmcv')
+        if self.end.later:
+            self.must(*pip, *self.end.later)
 
     def try_out(self) -> str:
         """Run its tests, or see it refused; return what happened in a few words."""
