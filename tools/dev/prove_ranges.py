@@ -113,19 +113,22 @@ class Trial:
         key, _, what = self.record.read_text().partition('\n')
         return what if key == self.key else None
 
-    def call(self, *command: str | Path) -> subprocess.CompletedProcess:
+    def call(self, *command: str | Path) -> tuple[int, str]:
+        """Run a command, with what it prints in the log; return its status and what it printed."""
         words = [str(part) for part in command]
-        with self.log.open('a') as log:
+        with self.log.open('a+') as log:
             log.write(f'$ {shlex.join(words)}\n')
-            done = subprocess.run(words, cwd=self.folder, text=True, capture_output=True)
-            log.write(done.stdout + done.stderr)
-        return done
+            log.flush()
+            start = log.tell()
+            done = subprocess.run(words, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT)
+            log.seek(start)
+            return done.returncode, log.read().strip()
 
     def must(self, *command: str | Path) -> str:
-        done = self.call(*command)
-        if done.returncode:
+        status, printed = self.call(*command)
+        if status:
             raise SetupError(f'the last command in {self.log} failed')
-        return done.stdout.strip()
+        return printed
 
     def install(self) -> None:
         name = f'python{self.end.python}'
@@ -148,9 +151,7 @@ class Trial:
             options = () if self.end.builds_mmcv() else ('--noconftest',)
             pytest = self.python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider'
             return self.must(*pytest, *options, *tests).splitlines()[-1]
-        if not self.call(self.python, '-c', 'import mirrorla_mm').stderr.endswith(
-            f'{self.end.says}\n'
-        ):
+        if not self.call(self.python, '-c', 'import mirrorla_mm')[1].endswith(self.end.says):
             raise SetupError(f'it was not refused, see {self.log}')
         return 'refused'
 
