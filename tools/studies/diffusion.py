@@ -194,10 +194,11 @@ def check_settings(args: argparse.Namespace) -> None:
     if args.samples < fewest:
         raise UserError(f'--samples needs to be {fewest} at least, got {args.samples}.')
     cfg = Config.fromfile(args.config)
+    content = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
     settings = dict(
         iters=args.iters or cfg.train_cfg.max_iters,
         samples=args.samples,
-        config=hashlib.sha256(str(cfg.to_dict()).encode()).hexdigest()[:16],
+        config=hashlib.sha256(content.encode()).hexdigest()[:16],
     )
     # Runs that were stopped count as well: they would go on with another schedule.
     keep_settings(args.work_dir / 'study.json', settings, any(args.work_dir.glob('*/seed-*')))
