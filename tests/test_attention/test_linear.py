@@ -286,3 +286,16 @@ def test_own_values_of_reduced_keys_are_interpolated_on_the_map():
     own = attention._own_value(v, (4, 6))
     expected = F.interpolate(v.mT.reshape(2, DIMS, 2, 3), size=(4, 6), mode='bilinear')
     torch.testing.assert_close(own.mT.reshape(2, DIMS, 4, 6), expected)
+
+
+def test_strips_compute_in_autocast_s_dtype(short_strips, monkeypatch):
+    monkeypatch.setattr(strips, 'has_bfloat16', lambda: True)
+    attention, x = randomised(MODELS.get('ReLUAttention')).float(), tokens().float()
+    with torch.no_grad():
+        expected = attention(x, HW)
+        with torch.autocast('cpu', torch.bfloat16):
+            out = attention(x, HW)
+    assert len(short_strips) == 2 and out.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        out.float(), expected, rtol=0, atol=0.05 * expected.abs().max().item()
+    )
