@@ -1,4 +1,4 @@
-_base_ = 'dit-study_1xb16-400_shapes-32x32.py'
+_base_ = '../_base_/protocols/sit-study_1xb16_shapes-32x32.py'
 
 # 64 tokens in the place of S/2's 256, so that 3000 steps take two minutes of one core.
 model = dict(backbone=dict(patch_size=4))
