@@ -39,6 +39,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--deploy', action='store_true', help='fold the backbone for inference before testing'
     )
+    parser.add_argument(
+        '--deploy-dtype',
+        choices=['bfloat16'],
+        help='what deploy mode computes in; implies --deploy',
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     add_common_arguments(parser)
     return parser.parse_args()
@@ -169,8 +174,8 @@ def build(args: argparse.Namespace) -> Runner:
     if args.out and detection:
         save_predictions(runner, args.out)
     runner.register_hook(CheckpointFitHook(args.checkpoint))
-    if args.deploy:
-        runner.register_hook(DeployHook())
+    if args.deploy or args.deploy_dtype:
+        runner.register_hook(DeployHook(args.deploy_dtype))
     return runner
 
 

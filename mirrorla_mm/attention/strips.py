@@ -79,7 +79,12 @@ class StripPass:
     def survey(self, rows: Rows) -> Tensor:
         """Features of a strip's queries, kept until they are read from."""
         q = self.queries(rows)
-        self.surveyed[rows] = q.to(self.x.dtype)
+        if q.dtype == self.x.dtype:  # They lie in ``out`` where features are computed in place.
+            self.surveyed[rows] = q
+        else:
+            place = self.method.split_heads(self.by_image(self.of(self.out, rows)))
+            fits = place.shape == q.shape
+            self.surveyed[rows] = place.copy_(q) if fits else q.to(self.x.dtype)
         return q
 
     def gather(self, rows: Rows, survey: Tensor | None) -> State:

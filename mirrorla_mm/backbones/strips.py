@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.maps import to_map, to_tokens
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 def conv_chain(chain: ConvChain, x: Tensor) -> Tensor:
     """Convolutions with GELU between."""
     convs, weights = zip(*((conv, _cast(folded, x)) for conv, folded in chain.folded()))
+    if len(convs) == 1:  # There is nothing between to keep in cache.
+        return F.conv2d(x, *weights[0], convs[0].stride, convs[0].padding)
     sizes = [tuple(x.shape[2:])]
     for conv in convs:
         sizes.append(tuple((n - 1) // conv.stride[0] + 1 for n in sizes[-1]))

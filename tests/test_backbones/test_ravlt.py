@@ -2,8 +2,10 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 from mirrorla_mm.backbones import RAVLT, MirrorLA
+from mirrorla_mm.backbones.layers import Block
 from mirrorla_mm.backbones.ravlt import ARCHS
 from mirrorla_mm.ops import use_backend
 from tests.archs import TOY
@@ -178,3 +180,20 @@ def test_each_stage_may_have_an_attention_of_its_own():
     assert found == ['RALA', 'SoftmaxAttention', 'ReLUAttention', 'STILLAttention']
     with pytest.raises(ValueError, match='one for each of the 4 stages, got 2'):
         RAVLT(TOY, 'linear', cfgs[:2])
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_layer_scale_and_drop_path_are_one_factor(dtype):
+    """The same images are dropped as by ``drop_path(gamma * branch)``, in any dtype of a branch."""
+    block = Block(8, 2, dict(type='RALA'), drop_path=0.5).train()
+    x, branch = torch.randn(32, 5, 8), torch.randn(32, 5, 8).to(dtype)
+    nn.init.normal_(block.gamma1)
+    runs = []
+    for add in (block._add, lambda x, y, gamma: x + block.drop_path(gamma * y)):
+        inputs = x.clone().requires_grad_(), branch.clone().requires_grad_(), block.gamma1
+        torch.manual_seed(3)
+        y = add(*inputs)
+        runs.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    torch.testing.assert_close(*runs, rtol=0.02 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+    kept = (runs[0][0] != x).flatten(1).any(1)
+    assert kept.any() and not kept.all()
