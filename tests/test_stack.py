@@ -194,6 +194,12 @@ def test_tools_say_once_what_to_run_without_a_traceback(tmp_path, tool):
     assert re.fullmatch(f'error: {SENTENCE}', done.stderr)
 
 
+def test_importing_the_registry_tells_a_script_by_its_status(tmp_path):
+    done = run(tmp_path, '-c', 'import mirrorla_mm.registry')
+    assert done.returncode == 1
+    assert re.fullmatch(f'<string>:1: UserWarning: {SENTENCE}', done.stderr)
+
+
 def test_program_that_comes_to_need_the_models_says_then_what_to_run(tmp_path):
     code = 'import mirrorla_mm\ndef main():\n    print("work")\n    import mmengine\nmain()'
     done = run(tmp_path, '-c', code)
