@@ -99,6 +99,7 @@ def _mkl_is_slow(weight: Tensor) -> bool:
     return (
         _has_slow_mkl()
         and has_onednn(weight.dtype)
+        and torch.get_num_threads() > 1  # torch leaves 1x1 convolutions of one thread to MKL too
         and not torch.are_deterministic_algorithms_enabled()
     )
 
@@ -107,7 +108,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` in the better of torch's public ways, with gradients.
 
     In single precision on a CPU that may be a 1x1 convolution. Compilers, exporters and autocast
-    get ``F.linear``, and so do subclasses of tensors, as what is sharded or quantised.
+    get ``F.linear``, and so do tensors that are sharded, quantised, sparse or nested.
 
     Args:
         x (Tensor): Shape (..., C).
@@ -117,21 +118,38 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         Tensor: Shape (..., C').
     """
-    if not _is_plain_product(x, weight) or not _mkl_is_slow(weight):
+    if not (_is_plain_product(x, weight, bias) and _mkl_is_slow(weight)):
         return F.linear(x, weight, bias)
-    return convolution(weight, bias)(x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
+    # Columns side by side would make a convolution of another memory layout, and of its result.
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    return convolution(weight, bias)(rows).unflatten(0, x.shape[:-1])
 
 
-def _is_plain_product(x: Tensor, weight: Tensor) -> bool:
-    """Whether rows of ordinary tensors are to be multiplied in single precision on a CPU."""
-    if plain_form() or for_graphs() or {type(x), type(weight)} - {Tensor, nn.Parameter}:
+# Numbers of an input: torch leaves 1x1 convolutions that are not larger to MKL too.
+SMALL = 20480
+
+
+def _is_plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether many rows of ordinary tensors are to be multiplied in single precision on a CPU."""
+    if plain_form() or for_graphs() or not (_is_ordinary(x) and _is_ordinary(weight)):
         return False
+    # What does not fit is left to F.linear, and to its message.
+    fits = x.shape[-1:] == weight.shape[1:] and (bias is None or bias.shape == weight.shape[:1])
+    fits = fits and weight.numel() > 0
     single = x.dtype == weight.dtype == strip_dtype(x) == torch.float32
-    return single and x.device.type == 'cpu' and x.dim() > 1 and x.numel() > 0
+    return fits and single and x.device.type == 'cpu' and x.dim() > 1 and x.numel() > SMALL
+
+
+def _is_ordinary(x: Tensor) -> bool:
+    return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not x.is_nested
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` in the better of torch's public ways, see :func:`linear`."""
+    """``nn.Linear`` in the better of torch's public ways, see :func:`linear`.
+
+    Tools that ask for that very class pass this one by: eager ``quantize_dynamic`` does, which
+    attention could not be served by before either, as it multiplies by parts of its weights.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C')."""
@@ -231,8 +249,10 @@ FAST = Products(fast_affine, fast_gather, fast_read)
 
 
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is there and computes in this dtype."""
-    return torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)
+    """Whether oneDNN is there, switched on, and computes in this dtype."""
+    onednn = torch.backends.mkldnn
+    there = bool(onednn.is_available() and onednn.enabled)
+    return there and dtype in (torch.float32, torch.bfloat16)
 
 
 @cache

@@ -238,8 +238,40 @@ def slow_mkl(monkeypatch):
         return convolution(weight, bias)
 
     monkeypatch.setattr(products, '_has_slow_mkl', lambda: True)
+    monkeypatch.setattr(products, 'SMALL', 0)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
     monkeypatch.setattr(products, 'convolution', counted)
     return calls
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads for the time of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('channels', [24, 64])
+@pytest.mark.parametrize('number', [1, 2])
+def test_what_goes_to_a_convolution_is_computed_by_onednn(monkeypatch, threads, number, channels):
+    """torch has rules of its own, by threads and size, for when it takes MKL after all."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip('torch is built without oneDNN')
+    monkeypatch.setattr(products, '_has_slow_mkl', lambda: True)
+    threads(number)
+    weight = torch.randn(32, channels)
+    for tokens in (products.SMALL // channels, products.SMALL // channels + 1):
+        x = torch.randn(tokens, channels)
+        with torch.profiler.profile() as profile:
+            linear(x, weight)
+        names = {event.name for event in profile.events()}
+        wanted = number > 1 and x.numel() > products.SMALL
+        assert ('aten::mkldnn_convolution' in names) == wanted
+        assert ('aten::linear' in names) != wanted
+    with torch.backends.mkldnn.flags(enabled=False), torch.profiler.profile() as profile:
+        linear(x, weight)
+    assert 'aten::linear' in {event.name for event in profile.events()}
 
 
 def gradients(function, *tensors):
@@ -270,9 +302,35 @@ def test_a_product_by_convolution_takes_views(slow_mkl):
     wide, packed = torch.randn(2, 6, 30, requires_grad=True), torch.randn(36, 24)
     for x in (wide[..., 3:27], wide.transpose(0, 1)[..., :24], wide[:, ::2, :24]):
         weight = packed[12:]
-        torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
-        torch.testing.assert_close(linear(x, weight.t().contiguous().t()), F.linear(x, weight))
+        expected = F.linear(x, weight)
+        torch.testing.assert_close(linear(x, weight), expected)
+        torch.testing.assert_close(linear(x, weight.t().contiguous().t()), expected)
     assert len(slow_mkl) == 6
+
+
+def test_the_result_lies_in_memory_as_that_of_a_linear_layer(slow_mkl):
+    """A convolution of columns that lie side by side gives such columns."""
+    weight = torch.randn(40, 24)
+    columns, one = torch.randn(1, 24, 70), torch.randn(1, 24)
+    for x in (columns.mT, columns[0].t(), one.expand(70, 24), one[:, :1].expand(70, 24)):
+        y = linear(x, weight)
+        assert y.is_contiguous()
+        torch.testing.assert_close(y, F.linear(x, weight))
+    assert len(slow_mkl) == 4
+
+
+def test_what_a_convolution_does_not_take_is_torchs_own(slow_mkl):
+    x, weight = torch.randn(6, 8), torch.randn(5, 8)
+    for bias in (torch.ones(1), torch.ones(1, 5)):
+        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight) + 1)
+    torch.testing.assert_close(linear(x, weight[0]), x @ weight[0])
+    torch.testing.assert_close(linear(x, weight.to_sparse()), F.linear(x, weight))
+    assert linear(x, weight[:0]).shape == (6, 0)
+    with pytest.raises(RuntimeError, match='mat1 and mat2 shapes'):
+        linear(x[:, 1:], weight)
+    nested = torch.nested.nested_tensor([x, x[:2]])
+    torch.testing.assert_close(linear(nested, weight)[1], F.linear(x[:2], weight))
+    assert not slow_mkl
 
 
 def test_other_products_are_torchs_own(slow_mkl):
