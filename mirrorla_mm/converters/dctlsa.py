@@ -15,6 +15,8 @@ from .naming import DCTLSA, block_counts, require_family, required
 PREFIX = 'backbone.'
 # What the authors' attention does not have stays as it was built.
 OWN = r'\.attn\.(?!qkv\.|proj\.)'
+# Rows of the authors' q, k and v; a gate's follow.
+PACKED = r'\.attn\.qkv\.'
 # From our names to the authors'.
 RENAMES = (
     (r'^stem\.', 'fea_conv.'),
@@ -32,7 +34,9 @@ RENAMES = (
 
 
 @blames_the_file
-def convert_dctlsa(state_dict: dict[str, Tensor], backbone: dict | None = None) -> Converted:
+def convert_dctlsa(
+    state_dict: dict[str, Tensor], backbone: dict | None = None, seed: int = 0
+) -> Converted:
     """Convert the authors' weights, or make them the warm start of another attention.
 
     Any attention takes over the projections to q, k, v and of the output; whatever else it has is
@@ -42,6 +46,7 @@ def convert_dctlsa(state_dict: dict[str, Tensor], backbone: dict | None = None) 
         state_dict (dict): From :func:`~mirrorla_mm.converters.read_state_dict`.
         backbone (dict, optional): ``model.backbone`` of the config that shall start from it.
             Defaults to what the file tells, with the authors' own attention and 5 heads.
+        seed (int): Of the values of what is new. Defaults to 0.
 
     Returns:
         Converted: The weights under ``backbone.``, the backbone's config and what is new.
@@ -56,7 +61,7 @@ def convert_dctlsa(state_dict: dict[str, Tensor], backbone: dict | None = None) 
     ours = _our_names(sizes['num_groups'])
     renamed = {ours.get(key, key): value for key, value in state_dict.items()}
     fitted, new = fit_built(
-        lambda: MODELS.build(dict(backbone, init_cfg=None)), renamed, new=(OWN,)
+        lambda: MODELS.build(dict(backbone, init_cfg=None)), renamed, (OWN,), (PACKED,), seed
     )
     return Converted(
         {PREFIX + key: value for key, value in fitted.items()},

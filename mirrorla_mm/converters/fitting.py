@@ -34,6 +34,7 @@ def fit_built(
     build: Callable[[], nn.Module],
     state_dict: dict[str, Tensor],
     new: Sequence[str] = (),
+    longer: Sequence[str] = (),
     seed: int = 0,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """:func:`fit` to a model whose sizes a file has told, and which may be any.
@@ -42,20 +43,24 @@ def fit_built(
         build (Callable): Builds the model; memory is taken only once all entries fit.
         state_dict (dict): As for :func:`fit`.
         new (Sequence[str]): As for :func:`fit`.
+        longer (Sequence[str]): As for :func:`fit`.
         seed (int): Of the initial values of what is new.
     """
     with _Unallocated():
         unallocated = build()
-    fitted, kept = fit(unallocated, state_dict, new)
+    fitted, kept = fit(unallocated, state_dict, new, longer)
     if not kept:
         return fitted, kept
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return fit(build(), state_dict, new)
+        return fit(build(), state_dict, new, longer)
 
 
 def fit(
-    model: nn.Module, state_dict: dict[str, Tensor], new: Sequence[str] = ()
+    model: nn.Module,
+    state_dict: dict[str, Tensor],
+    new: Sequence[str] = (),
+    longer: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Give every parameter and buffer of the model its entry, in the model's shape.
 
@@ -65,9 +70,12 @@ def fit(
         model (nn.Module): What the entries are for.
         state_dict (dict): Under the model's names.
         new (Sequence[str]): Patterns of entries that may be missing; the model's own stay.
+        longer (Sequence[str]): Patterns of entries that may have fewer rows than the model's, whose
+            own further rows stay.
 
     Returns:
-        tuple[dict, tuple[str, ...]]: The complete state dict, and the names that stayed.
+        tuple[dict, tuple[str, ...]]: The complete state dict, and the names that stayed in whole or
+        in part.
 
     Raises:
         ConversionError: If an entry is missing, has no place, another size or another kind of
@@ -82,8 +90,13 @@ def fit(
             'The file does not fit the model: '
             f'missing {_named(missing)}; unexpected {_named(unexpected)}.'
         )
+    given = {key: state_dict[key] for key in wanted if key not in kept}
+    for key, value in given.items():
+        if any(re.search(p, key) for p in longer) and len(value) < len(wanted[key]):
+            given[key] = torch.cat((value.to(wanted[key]), wanted[key][len(value) :]))
+            kept.append(key)
     fitted = {
-        key: value if key in kept else _reshaped(key, state_dict[key], value)
+        key: _reshaped(key, given[key], value) if key in given else value
         for key, value in wanted.items()
     }
     return fitted, tuple(kept)

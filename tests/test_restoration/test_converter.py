@@ -10,7 +10,11 @@ from mirrorla_mm.converters import (
     read_state_dict,
 )
 from mirrorla_mm.registry import MODELS
+from mirrorla_mm.restoration.study import ROWS
 from tests.test_restoration.toy import TOY, toy_host
+
+# Rows with parameters of their own that start at random.
+DRAWN = {'mirror', 'random-mirror', 'blocks', 'blocks-variance', 'pola', 'nala'}
 
 
 def official(**options) -> dict:
@@ -45,12 +49,13 @@ def test_there_and_back_is_the_same_file(upscale):
     assert all(torch.equal(back[key], weights[key]) for key in weights)
 
 
+def toy_backbone(**options) -> dict:
+    return dict(TOY, type='mirrorla_mm.DCTLSA', upscale=2, embed_dims=10, num_heads=5, **options)
+
+
 def test_another_attention_starts_from_what_it_shares():
     weights = official()
-    attn_cfg = dict(type='ELUAttention', reflection={})
-    backbone = dict(
-        TOY, type='mirrorla_mm.DCTLSA', upscale=2, embed_dims=10, num_heads=5, attn_cfg=attn_cfg
-    )
+    backbone = toy_backbone(attn_cfg=dict(type='ELUAttention', reflection={}))
     converted = convert_dctlsa(weights, backbone)
     assert {name.rsplit('.', 1)[1] for name in converted.new} == {'theta', 'u'}
     MODELS.build(backbone).load_state_dict(
@@ -58,6 +63,29 @@ def test_another_attention_starts_from_what_it_shares():
     )
     with pytest.raises(ConversionError, match='reflection'):
         official_dctlsa(converted.state_dict)
+
+
+@pytest.mark.parametrize('row', ROWS)
+def test_every_row_of_the_study_starts_from_the_authors_projections(row):
+    weights = official()
+    backbone = toy_backbone(**{'attn_cfg': ROWS[row].attn_cfg, **ROWS[row].host})
+    converted, other = (convert_dctlsa(weights, backbone, seed) for seed in (0, 1))
+    MODELS.build(backbone).load_state_dict(
+        {key.removeprefix('backbone.'): value for key, value in converted.state_dict.items()}
+    )
+    name = 'groups.0.0.blocks.0.attn.{}.weight'
+    authors = weights['B1.body.0.transformer_body.0.blocks.0.attn.qkv.weight']
+    for start in (converted, other):
+        assert torch.equal(start.state_dict[f'backbone.{name.format("qkv")}'][:30], authors)
+    again = convert_dctlsa(weights, backbone, 1).state_dict
+    assert all(torch.equal(value, again[key]) for key, value in other.state_dict.items())
+    drawn = {
+        key
+        for key, value in converted.state_dict.items()
+        if not torch.equal(value, other.state_dict[key])
+    }
+    assert drawn <= set(converted.new)
+    assert bool(drawn) == (row in DRAWN), drawn
 
 
 def test_the_authors_file_converts_to_the_last_entry(oracle_file):

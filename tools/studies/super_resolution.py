@@ -40,7 +40,7 @@ from mirrorla_mm.restoration.study import (
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
-from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import Runner
 from rich.progress import track
 
 CONFIG = 'configs/studies/dctlsa-study_x4_1xb4-3k_coco.py'
@@ -141,9 +141,8 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
 
 def warm_start(weights: str, cfg: Config, seed: int) -> str:
     """Write the weights that a row starts from; what is its own is drawn by the seed."""
-    set_random_seed(seed)
     file = Path(cfg.work_dir) / 'start.pth'
-    write_checkpoint(convert_dctlsa(read_state_dict(weights), cfg.model.backbone), file)
+    write_checkpoint(convert_dctlsa(read_state_dict(weights), cfg.model.backbone, seed), file)
     return str(file)
 
 
