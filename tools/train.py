@@ -3,6 +3,8 @@
 import argparse
 
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
+from mirrorla_mm.engine.amp import OURS as OUR_AMP
+from mirrorla_mm.engine.amp import is_amp
 from mirrorla_mm.engine.bad_data import POLICIES
 from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook, StartHook
@@ -59,9 +61,9 @@ def parse_args() -> argparse.Namespace:
 def enable_amp(cfg: Config) -> None:
     """Switch the config to mixed precision, with dynamic loss scaling."""
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'mirrorla_mm.AmpOptimWrapper'):
+    if kind != 'OptimWrapper' and not is_amp(kind):
         raise UserError(f'--amp needs optim_wrapper.type OptimWrapper, the config has {kind}.')
-    cfg.optim_wrapper.type = 'mirrorla_mm.AmpOptimWrapper'
+    cfg.optim_wrapper.type = OUR_AMP
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 

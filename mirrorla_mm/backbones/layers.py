@@ -219,8 +219,9 @@ class Block(BaseModule):
     def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
         if gamma is None:
             return x + self.drop_path(branch)
-        # Drop-path multiplies all of an image by one number: that and gamma in one pass.
-        return torch.addcmul(x, branch, self.drop_path(x.new_ones(x.shape[0], 1, 1)) * gamma)
+        # Drop-path multiplies all of an image by one number: that and gamma in one pass. The number
+        # is drawn in gamma's dtype: bfloat16, which x may have, would round it.
+        return torch.addcmul(x, branch, self.drop_path(gamma.new_ones(x.shape[0], 1, 1)) * gamma)
 
     def fold_for_inference(self) -> None:
         """Fold both LayerScales into the layers before them."""

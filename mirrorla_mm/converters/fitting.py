@@ -34,7 +34,7 @@ def fit_built(
     build: Callable[[], nn.Module],
     state_dict: dict[str, Tensor],
     new: Sequence[str] = (),
-    longer: Sequence[str] = (),
+    gated: Sequence[str] = (),
     seed: int = 0,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """:func:`fit` to a model whose sizes a file has told, and which may be any.
@@ -43,24 +43,24 @@ def fit_built(
         build (Callable): Builds the model; memory is taken only once all entries fit.
         state_dict (dict): As for :func:`fit`.
         new (Sequence[str]): As for :func:`fit`.
-        longer (Sequence[str]): As for :func:`fit`.
+        gated (Sequence[str]): As for :func:`fit`.
         seed (int): Of the initial values of what is new.
     """
     with _Unallocated():
         unallocated = build()
-    fitted, kept = fit(unallocated, state_dict, new, longer)
+    fitted, kept = fit(unallocated, state_dict, new, gated)
     if not kept:
         return fitted, kept
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return fit(build(), state_dict, new, longer)
+        return fit(build(), state_dict, new, gated)
 
 
 def fit(
     model: nn.Module,
     state_dict: dict[str, Tensor],
     new: Sequence[str] = (),
-    longer: Sequence[str] = (),
+    gated: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Give every parameter and buffer of the model its entry, in the model's shape.
 
@@ -70,8 +70,8 @@ def fit(
         model (nn.Module): What the entries are for.
         state_dict (dict): Under the model's names.
         new (Sequence[str]): Patterns of entries that may be missing; the model's own stay.
-        longer (Sequence[str]): Patterns of entries that may have fewer rows than the model's, whose
-            own further rows stay.
+        gated (Sequence[str]): Patterns of packed projections to q, k and v, after which the model
+            may have a gate: its own rows of that stay.
 
     Returns:
         tuple[dict, tuple[str, ...]]: The complete state dict, and the names that stayed in whole or
@@ -92,7 +92,7 @@ def fit(
         )
     given = {key: state_dict[key] for key in wanted if key not in kept}
     for key, value in given.items():
-        if any(re.search(p, key) for p in longer) and len(value) < len(wanted[key]):
+        if any(re.search(p, key) for p in gated) and _lacks_a_gate(value, wanted[key]):
             given[key] = torch.cat((value.to(wanted[key]), wanted[key][len(value) :]))
             kept.append(key)
     fitted = {
@@ -100,6 +100,12 @@ def fit(
         for key, value in wanted.items()
     }
     return fitted, tuple(kept)
+
+
+def _lacks_a_gate(value: Tensor, like: Tensor) -> bool:
+    """Whether an entry has three of the model's four parts of rows."""
+    same = value.shape[1:] == like.shape[1:] and value.is_floating_point()
+    return same and value.dim() > 0 and 4 * len(value) == 3 * len(like)
 
 
 def _reshaped(key: str, value: Tensor, like: Tensor) -> Tensor:

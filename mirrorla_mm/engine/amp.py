@@ -16,6 +16,17 @@ from torch import Tensor, nn
 
 from ..registry import OPTIM_WRAPPERS
 
+OURS = 'mirrorla_mm.AmpOptimWrapper'
+
+
+def is_amp(kind: Any) -> bool:
+    """Whether a config's type of optimizer wrapper is automatic mixed precision.
+
+    Args:
+        kind (str | type): mmengine's, by name or by class, or that of this package.
+    """
+    return kind in ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper', AmpOptimWrapper, OURS)
+
 
 @OPTIM_WRAPPERS.register_module(name='AmpOptimWrapper', force=True)
 def amp_optim_wrapper(

@@ -27,6 +27,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from .amp import OURS as OUR_AMP
+from .amp import is_amp
 from .atomic import whole_file
 from .checkpoint_fit import CheckpointFitHook
 from .data import check_data
@@ -361,12 +363,10 @@ class Linearisation:
     def _precision(self) -> dict:
         """The optimizer's wrapper, with mixed precision where the config has it."""
         cfg = self.cfg.get('optim_wrapper') or {}
-        kind = cfg.get('type', 'OptimWrapper')
-        name = kind if isinstance(kind, str) else kind.__name__
-        if not name.endswith('AmpOptimWrapper'):
+        if not is_amp(cfg.get('type')):
             return dict(type='OptimWrapper')
         options = {key: cfg[key] for key in ('dtype', 'loss_scale') if key in cfg}
-        return dict(type='mirrorla_mm.AmpOptimWrapper', **options)
+        return dict(type=OUR_AMP, **options)
 
     @staticmethod
     def _is_there(file: Path) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
-from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 
+from .amp import OURS as OUR_AMP
+from .amp import is_amp
 from .bad_data import check_loading
 from .reproducible import make_reproducible
 from .resuming import find_latest_checkpoint
@@ -15,7 +17,6 @@ __all__ = ['prepare_training']
 
 CHECKPOINT_HOOK = 'mirrorla_mm.CheckpointHook'
 EPOCH_LOOP = 'mirrorla_mm.EpochBasedTrainLoop'
-AMP = 'mirrorla_mm.AmpOptimWrapper'
 HOOKS = ('mirrorla_mm.LostValidationHook', 'mirrorla_mm.FrozenNormHook')
 
 
@@ -52,8 +53,8 @@ def prepare_training(cfg: Config, bad_data: str = 'refuse') -> None:
         loop.pop('by_epoch', None)
         loop['type'] = EPOCH_LOOP
     wrapper = cfg.get('optim_wrapper') or {}
-    if wrapper.get('type') in ('AmpOptimWrapper', MMEngineAmpOptimWrapper):
-        wrapper['type'] = AMP
+    if is_amp(wrapper.get('type')) and get_device() == 'cpu':
+        wrapper['type'] = OUR_AMP
     custom = cfg.get('custom_hooks') or []
     present = {hook.get('type') for hook in custom if isinstance(hook, dict)}
     cfg.custom_hooks = [*custom, *({'type': hook} for hook in HOOKS if hook not in present)]

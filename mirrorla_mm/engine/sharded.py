@@ -9,6 +9,7 @@ from mmengine.device import get_device
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..registry import STRATEGIES
+from .amp import is_amp
 
 __all__ = ['FSDPStrategy']
 
@@ -42,6 +43,12 @@ class FSDPStrategy(MMEngineFSDPStrategy):
             model_wrapper = {'device_id': 'cpu', **(model_wrapper or {})}
             state_dict_cfg = FULL_ON_CPU if state_dict_cfg == 'full' else state_dict_cfg
         super().__init__(model_wrapper=model_wrapper, state_dict_cfg=state_dict_cfg, **kwargs)
+
+    def build_optim_wrapper(self, optim_wrapper: Any, model: Any = None) -> Any:
+        """Scale the loss for all shards alike; mmengine's does so under its own name alone."""
+        if isinstance(optim_wrapper, dict) and is_amp(optim_wrapper.get('type')):
+            optim_wrapper.setdefault('use_fsdp', True)
+        return super().build_optim_wrapper(optim_wrapper, model)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load a whole optimizer state; mmengine's gives torch the arguments in their old order."""

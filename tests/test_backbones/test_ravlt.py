@@ -182,11 +182,12 @@ def test_each_stage_may_have_an_attention_of_its_own():
         RAVLT(TOY, 'linear', cfgs[:2])
 
 
+@pytest.mark.parametrize('onto', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_layer_scale_and_drop_path_are_one_factor(dtype):
-    """The same images are dropped as by ``drop_path(gamma * branch)``, in any dtype of a branch."""
+def test_layer_scale_and_drop_path_are_one_factor(dtype, onto):
+    """The same images are dropped as by ``drop_path(gamma * branch)``, in any dtype."""
     block = Block(8, 2, dict(type='RALA'), drop_path=0.5).train()
-    x, branch = torch.randn(32, 5, 8), torch.randn(32, 5, 8).to(dtype)
+    x, branch = torch.randn(32, 5, 8).to(onto), torch.randn(32, 5, 8).to(dtype)
     nn.init.normal_(block.gamma1)
     runs = []
     for add in (block._add, lambda x, y, gamma: x + block.drop_path(gamma * y)):

@@ -4,11 +4,12 @@ import pytest
 import torch
 from mmcv.ops import RoIAlign, batched_nms
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
-from mirrorla_mm.engine import amp
-from mirrorla_mm.engine.prepare import prepare_training
+from mirrorla_mm.engine import amp, prepare
+from mirrorla_mm.engine.sharded import FSDPStrategy
 
 
 def wrapper(**options) -> OptimWrapper:
@@ -28,8 +29,10 @@ def test_cpu_computes_in_bfloat16_or_float32(dtype, computed):
     assert model.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize('kind', ['AmpOptimWrapper', AmpOptimWrapper])
-def test_a_config_with_mmengine_s_mixed_precision_is_given_ours(kind):
+@pytest.mark.parametrize('kind', ['AmpOptimWrapper', 'mmengine.AmpOptimWrapper', AmpOptimWrapper])
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_mmengine_s_mixed_precision_is_ours_on_a_cpu_and_stays_elsewhere(kind, device, monkeypatch):
+    monkeypatch.setattr(prepare, 'get_device', lambda: device)
     cfg = Config(
         dict(
             work_dir='w',
@@ -38,8 +41,24 @@ def test_a_config_with_mmengine_s_mixed_precision_is_given_ours(kind):
             optim_wrapper=dict(type=kind, dtype='float16'),
         )
     )
-    prepare_training(cfg)
-    assert cfg.optim_wrapper == dict(type='mirrorla_mm.AmpOptimWrapper', dtype='float16')
+    prepare.prepare_training(cfg)
+    expected = 'mirrorla_mm.AmpOptimWrapper' if device == 'cpu' else kind
+    assert cfg.optim_wrapper == dict(type=expected, dtype='float16')
+
+
+def test_a_wrapper_of_the_user_s_own_is_no_mixed_precision_of_ours():
+    assert not any(map(amp.is_amp, ('OptimWrapper', 'MyAmpOptimWrapper', OptimWrapper, None)))
+
+
+@pytest.mark.parametrize('kind', ['AmpOptimWrapper', 'mirrorla_mm.AmpOptimWrapper'])
+def test_shards_scale_their_loss_together(kind, monkeypatch):
+    monkeypatch.setattr(
+        MMEngineFSDPStrategy, 'build_optim_wrapper', lambda self, wrapper, model=None: wrapper
+    )
+    build = object.__new__(FSDPStrategy).build_optim_wrapper
+    assert build(dict(type=kind))['use_fsdp'] is True
+    assert build(dict(type=kind, use_fsdp=False))['use_fsdp'] is False
+    assert 'use_fsdp' not in build(dict(type='OptimWrapper'))
 
 
 def test_roi_align_takes_bfloat16_forwards_and_backwards():

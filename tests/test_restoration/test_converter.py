@@ -13,6 +13,7 @@ from mirrorla_mm.registry import MODELS
 from mirrorla_mm.restoration.study import ROWS
 from tests.test_restoration.toy import TOY, toy_host
 
+QKV = 'B1.body.0.transformer_body.0.blocks.0.attn.qkv.weight'
 # Rows with parameters of their own that start at random.
 DRAWN = {'mirror', 'random-mirror', 'blocks', 'blocks-variance', 'pola', 'nala'}
 
@@ -74,7 +75,7 @@ def test_every_row_of_the_study_starts_from_the_authors_projections(row):
         {key.removeprefix('backbone.'): value for key, value in converted.state_dict.items()}
     )
     name = 'groups.0.0.blocks.0.attn.{}.weight'
-    authors = weights['B1.body.0.transformer_body.0.blocks.0.attn.qkv.weight']
+    authors = weights[QKV]
     for start in (converted, other):
         assert torch.equal(start.state_dict[f'backbone.{name.format("qkv")}'][:30], authors)
     again = convert_dctlsa(weights, backbone, 1).state_dict
@@ -102,12 +103,15 @@ def test_the_authors_file_converts_to_the_last_entry(oracle_file):
         (lambda w: w.pop('c1.0.bias'), 'missing'),
         (lambda w: w.update(extra=torch.zeros(1)), "unexpected 'extra'"),
         (lambda w: w.update({'c.0.bias': torch.zeros(3)}), 'has shape'),
+        (lambda w: w.update({QKV: w[QKV][:20]}), 'has shape'),
+        (lambda w: w.update({QKV: w[QKV].long()}), 'holds torch.int64|has shape'),
         (lambda w: w.update({'fea_conv.weight': torch.tensor(1.0)}), 'no model'),
         (lambda w: w.update({'layers.0.blocks.0.attn.qkvo.weight': torch.zeros(1)}), 'of RAVLT'),
     ],
 )
 def test_files_that_do_not_fit_are_refused(change, message):
-    weights = official()
-    change(weights)
-    with pytest.raises(ConversionError, match=message):
-        convert_dctlsa(weights)
+    for backbone in (None, toy_backbone(attn_cfg=dict(type='PolaAttention'))):
+        weights = official()
+        change(weights)
+        with pytest.raises(ConversionError, match=message):
+            convert_dctlsa(weights, backbone)
