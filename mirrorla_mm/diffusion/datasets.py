@@ -87,19 +87,25 @@ class LoadLatent(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Load one."""
         array = read_array(results['img_path'])
-        if array.dtype.kind not in 'fiu' or not np.isfinite(array).all():
+        if array.dtype.kind not in 'fiu':
             raise DataError(
-                f'{results["img_path"]} is no latent: not all in it are finite numbers.'
+                f'{results["img_path"]} is no latent: it holds {array.dtype}, not real numbers.'
+            )
+        with np.errstate(over='ignore'):
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise DataError(
+                f'{results["img_path"]} is no latent: not all in it are finite numbers in float32.'
             )
         if array.ndim == 5 and len(array) and array.shape[1] == 2:
-            mean, std = array[np.random.randint(len(array))].astype(np.float32)
+            mean, std = array[np.random.randint(len(array))]
             array = mean + std * np.random.standard_normal(mean.shape).astype(np.float32)
         if array.ndim != 3:
             raise DataError(
                 f'{results["img_path"]} is no latent: its shape is {array.shape}, neither '
                 '(channels, size, size) nor (views, 2, channels, size, size).'
             )
-        return dict(results, img=array.astype(np.float32))
+        return dict(results, img=array)
 
 
 def read_array(path: str) -> np.ndarray:

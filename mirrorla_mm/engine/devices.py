@@ -22,9 +22,11 @@ def usable_device(name: str) -> str:
         UserError: If nothing can be computed on it.
     """
     try:
-        torch.zeros(1, device=name)
-    # torch asserts that it was compiled for the device.
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip('.')
+        kind = torch.zeros(1, device=name).device.type
+    # torch asserts that it was compiled for the device, and imports what others provide for it.
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).strip().partition('\n')[0].partition('. ')[0].rstrip('.')
         raise UserError(f"The device '{name}' cannot be used: {reason}.") from error
+    if kind == 'meta':
+        raise UserError(f"The device '{name}' cannot be used: its tensors have no values.")
     return name

@@ -100,7 +100,10 @@ def linear_backbone(backbone: dict, attn: dict, stages: Iterable[int]) -> dict:
     stages = sorted(set(stages))
     cfgs = _attentions(backbone, host)
     if not stages or not set(stages) <= set(range(1, len(cfgs) + 1)):
-        raise UserError(f'This backbone has the stages 1 to {len(cfgs)}, not {_listed(stages)}.')
+        raise UserError(
+            f'This backbone has the stages 1 to {len(cfgs)}, not {_listed(stages)}: name some of '
+            f'these, such as --stages {len(cfgs)}.'
+        )
     _check_attention(attn)
     _check_softmax(cfgs, stages)
     new = copy.deepcopy(dict(backbone))

@@ -58,6 +58,8 @@ def test_damaged_and_strange_latents_are_refused_in_a_sentence(tmp_path):
     np.save(strange, np.zeros((8, 8)))
     for name, array in (
         ('nan', np.full((4, 8, 8), np.nan)),
+        ('large', np.full((4, 8, 8), 1e300)),
+        ('bool', np.ones((4, 8, 8), bool)),
         ('text', np.full((4, 8, 8), 'a')),
         ('complex', np.zeros((4, 8, 8), complex)),
         ('none', np.zeros((0, 2, 4, 8, 8))),
@@ -72,8 +74,10 @@ def test_damaged_and_strange_latents_are_refused_in_a_sentence(tmp_path):
         (strange, r'its shape is \(8, 8\)'),
         (tmp_path / 'absent.npy', 'absent.npy cannot be read'),
         (tmp_path / 'nan.npy', 'nan.npy is no latent: not all in it are finite'),
-        (tmp_path / 'text.npy', 'not all in it are finite numbers'),
-        (tmp_path / 'complex.npy', 'not all in it are finite numbers'),
+        (tmp_path / 'large.npy', 'not all in it are finite numbers in float32'),
+        (tmp_path / 'bool.npy', 'bool.npy is no latent: it holds bool, not real numbers'),
+        (tmp_path / 'text.npy', 'it holds <U1, not real numbers'),
+        (tmp_path / 'complex.npy', 'it holds complex128, not real numbers'),
         (tmp_path / 'none.npy', r'its shape is \(0, 2, 4, 8, 8\)'),
     ):
         with pytest.raises(DataError, match=message):

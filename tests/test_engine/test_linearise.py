@@ -296,7 +296,7 @@ def test_the_blocks_of_a_dit_are_one_stage():
     new = linear_backbone(DIT, dict(type='ReLUAttention'), [1])
     assert new == dict(DIT, attn_cfg=dict(type='ReLUAttention'))
     assert layers_of(built(new), [1]) == ['blocks.0.attn', 'blocks.1.attn']
-    with pytest.raises(UserError, match='has the stages 1 to 1, not 3, 4'):
+    with pytest.raises(UserError, match='1 to 1, not 3, 4: .* such as --stages 1'):
         linear_backbone(DIT, dict(type='ReLUAttention'), [3, 4])
 
 

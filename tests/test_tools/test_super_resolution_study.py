@@ -110,3 +110,15 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
         with pytest.raises(SystemExit):
             run(STUDY, 'x2.pt', *more)
         assert message in capsys.readouterr().err
+
+
+def test_runs_whose_own_parameters_were_alike_for_all_seeds_stay_alone(run, arguments, capsys):
+    cfg = Config.fromfile('toy.py')
+    content = dict(row='relu', seed=0, settings=dict(start='authors', iters=4, batch=2, crop=8))
+    content['settings'].update(lr=cfg.optim_wrapper.optimizer.lr, products='float32')
+    content['settings'].update(train=['HR', 'HR'], test={'Whole': None, 'Middle': [16, 32]})
+    Path('report/runs').mkdir(parents=True)
+    Path('report/runs/relu_seed-0.json').write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        run(STUDY, 'x2.pt', *arguments, '--rows', 'relu', '--seeds', '1')
+    assert 'was made with own None, not by seed' in capsys.readouterr().err

@@ -21,6 +21,8 @@ from mirrorla_mm.analysis.benchmark import elapsed, machine
 from mirrorla_mm.analysis.compare import keep_freed_memory, peak_memory
 from mirrorla_mm.diffusion import DiT
 from mirrorla_mm.diffusion.study import ARMS
+from mirrorla_mm.engine.devices import usable_device
+from mirrorla_mm.engine.errors import one_line_errors
 
 import torch
 
@@ -50,8 +52,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@one_line_errors()
 def main() -> None:
     args = parse_args()
+    usable_device(args.device)
     keep_freed_memory()
     print(f'{date.today()}, {machine()}\n`{shlex.join(["python", *sys.argv])}`\n')
     head = ['tokens', *(f'{ARMS[name].label}: {unit}' for name in args.methods for unit in UNITS)]

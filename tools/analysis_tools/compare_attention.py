@@ -26,6 +26,8 @@ from mirrorla_mm.analysis.compare import (
     registered_methods,
     scaling,
 )
+from mirrorla_mm.engine.devices import usable_device
+from mirrorla_mm.engine.errors import one_line_errors
 
 import matplotlib.pyplot as plt
 import torch
@@ -69,8 +71,10 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@one_line_errors()
 def main() -> None:
     args = parse_args()
+    usable_device(args.device)
     keep_freed_memory()
     height, width = args.size[0], args.size[-1]
     generator = torch.Generator().manual_seed(0)

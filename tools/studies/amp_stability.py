@@ -11,6 +11,8 @@ from statistics import mean
 
 import mirrorla_mm  # noqa: F401  (registers the attentions)
 from mirrorla_mm.analysis.stability import train
+from mirrorla_mm.engine.devices import usable_device
+from mirrorla_mm.engine.errors import one_line_errors
 
 import torch
 
@@ -32,8 +34,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@one_line_errors()
 def main() -> None:
     args = parse_args()
+    usable_device(args.device)
     print('| method | precision | seed | first loss | last 20 losses | skipped steps | finite |')
     print('| --- | --- | --- | --- | --- | --- | --- |')
     for method in args.methods:

@@ -115,6 +115,7 @@ def settings(args: argparse.Namespace, cfg: Config) -> dict:
     crops = [t['size'] for t in loader.dataset.pipeline if t['type'].endswith('PairedRandomCrop')]
     return dict(
         start='authors' if args.weights else 'random',
+        own='by seed',  # a row's own parameters; runs without this drew them alike for all seeds
         iters=cfg.train_cfg.max_iters,
         batch=loader.batch_size,
         crop=crops[0] if crops else None,
