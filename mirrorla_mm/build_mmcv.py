@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .stack import BUILD_COMMAND, InstallationError, Stack, find_stack, pip
+from .stack import BUILD_COMMAND, InstallationError, Stack, find_stack
 
 try:
     import fcntl
@@ -100,13 +100,13 @@ class Environment:
         """Return its pip, or the one that every Python carries: uv makes environments without."""
         found = (self.ask(FIND_PIP) or '-mpip').splitlines()[0]
         pip = ['-m', 'pip'] if found == '-mpip' else [f'{found}/pip']
-        return [str(self.python), *pip, '--disable-pip-version-check']
+        return [str(self.python), *pip]
 
     def pip(self, *arguments: str | Path, quiet: bool = False, **variables: str) -> bool:
         """Run pip with the user's own settings; whether it succeeded."""
         kept = subprocess.PIPE if quiet else None
         done = subprocess.run(
-            [*self.pip_command(), *map(str, arguments)],
+            [*self.pip_command(), '--disable-pip-version-check', *map(str, arguments)],
             stdout=kept,
             stderr=kept,
             env={**os.environ, **variables},
@@ -470,6 +470,7 @@ def build_tools(target: Target) -> Path:
 # --- Compiling -----------------------------------------------------------------------------------
 
 
+SYSTEM = Path('/usr')
 CUDA_HEADERS = """
 import nvidia, os, pathlib
 found = (path for home in nvidia.__path__ for path in pathlib.Path(home).glob('*/include'))
@@ -478,12 +479,15 @@ print(*sorted(map(str, found)), sep=os.pathsep)
 
 
 def header_path(environment: Environment) -> str:
-    """Return the user's ``CPATH``, and after it the headers of pip's CUDA packages.
+    """Return the user's ``CPATH``, and after it pip's CUDA headers where the toolkit lacks them.
 
-    A toolkit without libraries (cuSPARSE, cuBLAS) lacks headers that torch's own include. Compilers
-    search ``CPATH`` after the toolkit's folder, so a complete toolkit is not disturbed.
+    A toolkit without libraries (cuSPARSE, cuBLAS) lacks headers that torch's own include. A
+    complete one keeps its own headers: compilers search ``CPATH`` before the system's folders, so
+    pip's would be taken in place of those in /usr/include.
     """
-    folders = os.environ.get('CPATH'), environment.ask(CUDA_HEADERS)
+    toolkit = Path(torch_cuda(environment)[1] or SYSTEM, 'include')
+    complete = any((folder / 'cusparse.h').exists() for folder in (toolkit, SYSTEM / 'include'))
+    folders = os.environ.get('CPATH'), None if complete else environment.ask(CUDA_HEADERS)
     return os.pathsep.join(filter(None, folders))
 
 
@@ -668,7 +672,7 @@ def targets_for(environment: Environment, stack: Stack) -> list[Target]:
     if torch is None:
         raise SetupError(
             'torch is not installed or does not import, and mmcv is built for one torch: '
-            f"install it with {pip()} install 'torch>=2.6'"
+            f"install it with {shlex.join(environment.pip_command())} install 'torch>=2.6'"
         )
     devices = ['cpu']
     if has_gpu() or cuda_is_forced():

@@ -69,11 +69,12 @@ def test_failing_pip_ends_in_one_line(tmp_path):
     assert one_line(error) == 'downloading failed: mend what pip says above'
 
 
-def test_missing_torch_names_the_command(tmp_path):
-    environment = build_mmcv.Environment(executable(tmp_path / 'python', 'exit 1'))
+def test_missing_torch_names_the_command_for_the_environment_that_lacks_it(tmp_path):
+    python = executable(tmp_path / 'python', 'exit 1')
+    environment = build_mmcv.Environment(python)
     with pytest.raises(build_mmcv.SetupError) as error:
         build_mmcv.targets_for(environment, OPENMMLAB)
-    assert one_line(error).endswith("with pip install 'torch>=2.6'")
+    assert one_line(error).endswith(f"with {python} -m pip install 'torch>=2.6'")
 
 
 # --- The machine ---------------------------------------------------------------------------------
@@ -393,9 +394,22 @@ def test_cuda_build_finds_the_headers_of_pip_s_cuda_packages(monkeypatch, tmp_pa
         folder.mkdir(parents=True)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     monkeypatch.setenv('CPATH', '/mine')
-    found = build_mmcv.build_variables(target_for(device='cuda'), tmp_path, 1)['CPATH'].split(':')
-    assert found[:3] == ['/mine', *map(str, folders)]
-    assert build_mmcv.build_variables(target_for(), tmp_path, 1)['CPATH'] == '/mine'
+    toolkit, system = (tmp_path / name for name in ('toolkit', 'system'))
+    monkeypatch.setattr(build_mmcv, 'torch_cuda', lambda environment: ('13.0', str(toolkit)))
+    monkeypatch.setattr(build_mmcv, 'SYSTEM', system)
+
+    def path(device: str) -> list[str]:
+        variables = build_mmcv.build_variables(target_for(device=device), tmp_path, 1)
+        return variables['CPATH'].split(':')
+
+    assert path('cuda')[:3] == ['/mine', *map(str, folders)]
+    assert path('cpu') == ['/mine']
+    for complete in (toolkit, system):
+        header = complete / 'include' / 'cusparse.h'
+        header.parent.mkdir(parents=True)
+        header.touch()
+        assert path('cuda') == ['/mine']
+        header.unlink()
 
 
 def test_headers_are_precompiled_once_and_only_for_gcc(tmp_path, monkeypatch):

@@ -252,15 +252,31 @@ def keep_settings(file: Path, settings: dict, begun: bool) -> None:
         UserError: If it has results of other settings.
     """
     text = json.dumps(settings, indent=1) + '\n'
-    if file.exists() and file.read_text(encoding='utf-8') == text:
+    noted = file.read_text(encoding='utf-8') if file.exists() else ''
+    if noted == text:
         return
     if begun:
-        raise UserError(
-            f'{file.parent} holds results of another model or of other settings ({file}): name '
-            'another folder to write to.'
-        )
+        keys = differing(noted, text) or [f'{file.name} does not say which']
+        raise other_settings(file.parent, keys)
     with whole_file(file) as partial:
         partial.write_text(text, encoding='utf-8')
+
+
+def differing(noted: str, wanted: str) -> list[str]:
+    """Keys whose values differ in two notes; none where the first cannot be read."""
+    try:
+        old, new = json.loads(noted), json.loads(wanted)
+        return sorted(key for key in old | new if old.get(key) != new.get(key))
+    except (ValueError, TypeError):
+        return []
+
+
+def other_settings(folder: Path, keys: Iterable[str]) -> UserError:
+    """Say that results cannot be put beside those in a folder."""
+    return UserError(
+        f'{folder} holds results of another model or of other settings ({", ".join(keys)}): name '
+        'another folder to write to.'
+    )
 
 
 def join_parts(order: Order, folder: Path) -> Path:

@@ -118,9 +118,14 @@ def test_an_order_that_makes_no_sense_is_refused(tmp_path, change, message):
 
 def test_a_folder_of_another_order_is_refused(tmp_path):
     draw_share(pixel_model(), ORDER, tmp_path)
-    for other in (replace(ORDER, seed=4), replace(ORDER, vae='another')):
+    for change in (dict(seed=4), dict(vae='another'), dict(classes=(1,), seed=4)):
+        message = rf'other settings \({", ".join(sorted(change))}\): name another folder'
+        with pytest.raises(UserError, match=message):
+            draw_share(pixel_model(), replace(ORDER, **change), tmp_path)
+    for damaged in ('{', '[1]'):
+        (tmp_path / 'order.json').write_text(damaged)
         with pytest.raises(UserError, match='name another folder'):
-            draw_share(pixel_model(), other, tmp_path)
+            draw_share(pixel_model(), ORDER, tmp_path)
 
 
 def test_a_folder_without_samples_takes_another_order(tmp_path):

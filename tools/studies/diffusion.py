@@ -17,7 +17,13 @@ from pathlib import Path
 
 from mirrorla_mm.analysis.study_runs import Progress, machine, run_missing
 from mirrorla_mm.diffusion.model import DiffusionModel
-from mirrorla_mm.diffusion.sampling import NoiseStreams, keep_settings, save_grid, to_uint8
+from mirrorla_mm.diffusion.sampling import (
+    NoiseStreams,
+    keep_settings,
+    other_settings,
+    save_grid,
+    to_uint8,
+)
 from mirrorla_mm.diffusion.shapes import CLASSES
 from mirrorla_mm.diffusion.study import (
     ARMS,
@@ -200,8 +206,17 @@ def check_settings(args: argparse.Namespace) -> None:
         samples=args.samples,
         config=hashlib.sha256(content.encode()).hexdigest()[:16],
     )
+    note, results = args.work_dir / 'study.json', read_results(args.work_dir)
     # Runs that were stopped count as well: they would go on with another schedule.
-    keep_settings(args.work_dir / 'study.json', settings, any(args.work_dir.glob('*/seed-*')))
+    begun = any(args.work_dir.glob('*/seed-*'))
+    if results and not note.exists():
+        # Finished runs from before there was a note say these two themselves.
+        keys = ('iters', 'samples')
+        other = [key for key in keys if any(run.get(key) != settings[key] for run in results)]
+        if other:
+            raise other_settings(args.work_dir, other)
+        begun = False
+    keep_settings(note, settings, begun)
 
 
 def report(args: argparse.Namespace) -> None:
