@@ -282,7 +282,7 @@ def build_model(subject: Subject, words: set[str]) -> nn.Module:
     if peer is not None:
         cfg.model.backbone = peer
         if 'neck' in cfg.model:
-            cfg.model.neck.in_channels = channels
+            cfg.model.neck.in_channels = list(channels)  # FPN takes no tuple
     model = MODELS.build(cfg.model)
     if 'reference' in words:
         backbone = cfg.model.backbone
