@@ -156,15 +156,21 @@ def verdict(results: Sequence[dict], row: str = 'mirror') -> str:
 
 
 def plot(results: Sequence[dict], path: Path) -> None:
-    """Draw each row's difference to the baseline with its interval, and each seed as a dot."""
+    """Draw each row's difference to the baseline with its interval, and each seed as a dot.
+
+    Where rows start from the authors' weights, LSA is left out: it alone has nothing to learn anew,
+    and beside it the others would lie in one line.
+    """
     from matplotlib.figure import Figure
 
     datasets = list(results[0]['PSNR'])
+    left_out = {BASELINE, *(['lsa'] if results[0]['settings']['start'] == 'authors' else [])}
     figure = Figure(figsize=(4.2 * len(datasets) + 1, 4), layout='constrained')
     axes = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
     seeds = sorted({r['seed'] for r in results})
     for axis, dataset in zip(axes, datasets):
-        found = {n: difference(n, results, dataset) for n in reversed(ROWS) if n != BASELINE}
+        names = [n for n in reversed(ROWS) if n not in left_out]
+        found = {name: difference(name, results, dataset) for name in names}
         found = {name: value for name, value in found.items() if value is not None}
         for height, (name, value) in enumerate(found.items()):
             axis.errorbar(

@@ -21,7 +21,8 @@ from tests.test_restoration.toy import toy_host
 
 def result(row, seed, *figures):
     images = {str(number): figure for number, figure in enumerate(figures)}
-    return dict(row=row, seed=seed, PSNR={'Set5': images}, dead=0.25, rank=3.5)
+    settings = dict(start='authors')
+    return dict(row=row, seed=seed, settings=settings, PSNR={'Set5': images}, dead=0.25, rank=3.5)
 
 
 RESULTS = [
