@@ -3,8 +3,7 @@
 import argparse
 
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
-from mirrorla_mm.engine.amp import OURS as OUR_AMP
-from mirrorla_mm.engine.amp import is_amp
+from mirrorla_mm.engine.amp import OUR_AMP, is_amp
 from mirrorla_mm.engine.bad_data import POLICIES
 from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook, StartHook

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..registry import OPTIM_WRAPPERS
 
-OURS = 'mirrorla_mm.AmpOptimWrapper'
+OUR_AMP = 'mirrorla_mm.AmpOptimWrapper'
 
 
 def is_amp(kind: Any) -> bool:
@@ -25,7 +25,7 @@ def is_amp(kind: Any) -> bool:
     Args:
         kind (str | type): mmengine's, by name or by class, or that of this package.
     """
-    return kind in ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper', AmpOptimWrapper, OURS)
+    return kind in ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper', AmpOptimWrapper, OUR_AMP)
 
 
 @OPTIM_WRAPPERS.register_module(name='AmpOptimWrapper', force=True)

@@ -27,8 +27,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from .amp import OURS as OUR_AMP
-from .amp import is_amp
+from .amp import OUR_AMP, is_amp
 from .atomic import whole_file
 from .checkpoint_fit import CheckpointFitHook
 from .data import check_data

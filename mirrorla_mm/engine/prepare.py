@@ -7,8 +7,7 @@ from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 
-from .amp import OURS as OUR_AMP
-from .amp import is_amp
+from .amp import OUR_AMP, is_amp
 from .bad_data import check_loading
 from .reproducible import make_reproducible
 from .resuming import find_latest_checkpoint

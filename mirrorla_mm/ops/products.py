@@ -25,6 +25,8 @@ from .strips import at_once, by_strips, processor_words, strip_dtype
 # From tokens (n, C) to tokens (n, C'), written into ``out`` if given.
 Affine = Callable[..., Tensor]
 ROUNDS = 5
+# Numbers of an input: torch leaves 1x1 convolutions that are not larger to MKL too.
+SMALL = 20480
 
 
 class Products(NamedTuple):
@@ -125,19 +127,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return convolution(weight, bias)(rows).unflatten(0, x.shape[:-1])
 
 
-# Numbers of an input: torch leaves 1x1 convolutions that are not larger to MKL too.
-SMALL = 20480
-
-
 def _is_plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether many rows of ordinary tensors are to be multiplied in single precision on a CPU."""
     if plain_form() or for_graphs() or not (_is_ordinary(x) and _is_ordinary(weight)):
         return False
     # What does not fit is left to F.linear, and to its message.
-    fits = x.shape[-1:] == weight.shape[1:] and (bias is None or bias.shape == weight.shape[:1])
-    fits = fits and weight.numel() > 0
+    fits = x.dim() > 1 and x.shape[-1:] == weight.shape[1:] and weight.numel() > 0
+    fits = fits and (bias is None or bias.shape == weight.shape[:1])
     single = x.dtype == weight.dtype == strip_dtype(x) == torch.float32
-    return fits and single and x.device.type == 'cpu' and x.dim() > 1 and x.numel() > SMALL
+    return fits and single and x.device.type == 'cpu' and x.numel() > SMALL
 
 
 def _is_ordinary(x: Tensor) -> bool:
