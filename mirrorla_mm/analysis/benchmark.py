@@ -6,7 +6,6 @@ ratios are taken within each round. Peak memory is measured in a fresh process f
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -43,9 +42,6 @@ PEERS = {
 }
 # Of each group a variant has one word at most: one model, one runtime or dtype.
 EXCLUSIVE = ({'reference', *PEERS}, *({'onnx', word} for word in ('compile', 'amp', 'bf16')))
-
-# Instructions that decide how fast a processor multiplies.
-FLAGS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve', 'bf16')
 
 
 @dataclass(frozen=True)
@@ -315,17 +311,3 @@ def _samples(model: nn.Module, images: Tensor) -> list:
     keys = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
     meta = {**dict.fromkeys(keys, size), 'scale_factor': (1.0, 1.0)}
     return [Sample(metainfo=meta) for _ in images]
-
-
-def machine() -> str:
-    """Processor, threads and torch in one line."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if 'model name' in line]
-        name = models[0].split(':')[1].strip() if models else name
-        flags = [flag for flag in FLAGS if f' {flag} ' in cpuinfo.read_text().replace('\n', ' ')]
-        name += f' ({", ".join(flags)})' if flags else ''
-    if torch.cuda.is_available():
-        name += f', {torch.cuda.get_device_name()}'
-    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import stdev
+from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner, set_random_seed
@@ -18,6 +17,8 @@ from mmengine.runner import Runner, set_random_seed
 from ..engine.atomic import whole_file
 from ..engine.data import DataError
 from ..engine.errors import UserError
+from ..engine.settings import keep_settings
+from .provenance import provenance
 
 CONFIDENCE = 0.95
 
@@ -84,13 +85,27 @@ class SameHost(Hook):
                 own[name].copy_(value)
 
 
+def keep_study(work_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Keep runs of other settings out of a study's folder; see :func:`~.keep_settings`.
+
+    Args:
+        work_dir (Path): Folder of the study, with a ``seed-N`` for each run somewhere below it.
+        settings (Mapping[str, Any]): What all runs have in common.
+
+    Raises:
+        UserError: If the folder has runs of other settings.
+    """
+    # Runs that were stopped count as well: they would go on with another schedule.
+    keep_settings(work_dir / 'study.json', settings, any(work_dir.glob('**/seed-*')))
+
+
 def run_missing(
     todo: Iterable[tuple[str, int]],
     file_of: Callable[[str, int], Path],
     label_of: Callable[[str], str],
     run: Callable[[str, int, str], dict],
 ) -> None:
-    """Make the runs that have no result yet; each result is written as soon as it is there.
+    """Make the runs that have no result yet; each is written with its provenance at once.
 
     Args:
         todo (Iterable[tuple[str, int]]): Rows and seeds, in the order to run them.
@@ -98,7 +113,7 @@ def run_missing(
         label_of (Callable): A row's name for people.
         run (Callable): Takes row, seed and label, and gives the result.
     """
-    todo = list(todo)
+    todo, made = list(todo), provenance()
     for number, (row, seed) in enumerate(todo, 1):
         path = file_of(row, seed)
         label = f'[{number}/{len(todo)}] {label_of(row)}, seed {seed}'
@@ -107,12 +122,17 @@ def run_missing(
             continue
         result = run(row, seed, label)
         with whole_file(path) as partial:
-            partial.write_text(json.dumps(result) + '\n', encoding='utf-8')
+            partial.write_text(json.dumps({**result, **made}) + '\n', encoding='utf-8')
         print(f'{label}: done', flush=True)
 
 
-def read_runs(paths: Iterable[Path], rows: Sequence[str]) -> list[dict]:
+def read_runs(paths: Iterable[Path], rows: Sequence[str], key: str = 'row') -> list[dict]:
     """Results of finished runs, sorted by row and seed.
+
+    Args:
+        paths (Iterable[Path]): Files that :func:`run_missing` wrote.
+        rows (Sequence[str]): Rows of the study, in order.
+        key (str): The name that results have for their row. Defaults to ``'row'``.
 
     Raises:
         DataError: If a file holds no result of these rows.
@@ -121,11 +141,11 @@ def read_runs(paths: Iterable[Path], rows: Sequence[str]) -> list[dict]:
     for path in sorted(paths):
         try:
             result = json.loads(path.read_text(encoding='utf-8'))
-            rows.index(result['row']), result['seed']
+            rows.index(result[key]), result['seed']
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f'{path} holds no result of this study: {error}.') from error
         results.append(result)
-    return sorted(results, key=lambda r: (rows.index(r['row']), r['seed']))
+    return sorted(results, key=lambda r: (rows.index(r[key]), r['seed']))
 
 
 def half_width(values: Sequence[float], pairs: int = 1) -> float:
@@ -142,10 +162,3 @@ def half_width(values: Sequence[float], pairs: int = 1) -> float:
         return math.inf
     quantile = t.ppf(1 - (1 - CONFIDENCE) / 2 / pairs, len(values) - 1)
     return quantile * stdev(values) / math.sqrt(len(values))
-
-
-def machine() -> str:
-    """Name of the machine, for the results."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f'{platform.machine()}, {torch.get_num_threads()} threads'

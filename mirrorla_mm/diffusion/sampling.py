@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ from ..engine.atomic import whole_file
 from ..engine.checkpoint import CheckpointError, load_checkpoint_file
 from ..engine.checkpoint_fit import check_fit
 from ..engine.errors import UserError
+from ..engine.settings import keep_settings
 from ..registry import MODELS
 from .model import DiffusionModel, check_guidance
 
@@ -238,45 +238,6 @@ class NoiseStreams:
 def part_file(folder: Path, batch: int) -> Path:
     """Where the samples of a batch are kept."""
     return folder / PARTS / f'{batch:06d}.npz'
-
-
-def keep_settings(file: Path, settings: dict, begun: bool) -> None:
-    """Note settings beside what is made with them.
-
-    Args:
-        file (Path): The note, in the folder of the results.
-        settings (dict): What the results depend on.
-        begun (bool): Whether the folder has results.
-
-    Raises:
-        UserError: If it has results of other settings.
-    """
-    text = json.dumps(settings, indent=1) + '\n'
-    noted = file.read_text(encoding='utf-8') if file.exists() else ''
-    if noted == text:
-        return
-    if begun:
-        keys = differing(noted, text) or [f'{file.name} does not say which']
-        raise other_settings(file.parent, keys)
-    with whole_file(file) as partial:
-        partial.write_text(text, encoding='utf-8')
-
-
-def differing(noted: str, wanted: str) -> list[str]:
-    """Keys whose values differ in two notes; none where the first cannot be read."""
-    try:
-        old, new = json.loads(noted), json.loads(wanted)
-        return sorted(key for key in old | new if old.get(key) != new.get(key))
-    except (ValueError, TypeError):
-        return []
-
-
-def other_settings(folder: Path, keys: Iterable[str]) -> UserError:
-    """Say that results cannot be put beside those in a folder."""
-    return UserError(
-        f'{folder} holds results of another model or of other settings ({", ".join(keys)}): name '
-        'another folder to write to.'
-    )
 
 
 def join_parts(order: Order, folder: Path) -> Path:

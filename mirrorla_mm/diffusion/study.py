@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..analysis.study_runs import half_width
+from ..analysis.study_runs import half_width, read_runs
 from .sampling import tile, to_uint8
 from .shapes import CLASSES, DrawnShapes
 
@@ -110,8 +109,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 def read_results(work_dir: Path) -> list[dict]:
     """Results of all finished runs, sorted by arm and seed."""
-    results = [json.loads(path.read_text()) for path in work_dir.glob('*/seed-*.json')]
-    return sorted(results, key=lambda r: (list(ARMS).index(r['arm']), r['seed']))
+    return read_runs(work_dir.glob('*/seed-*.json'), list(ARMS), key='arm')
 
 
 def ratios(results: Sequence[dict], arm: str, reference: str = REFERENCE) -> list[float]:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ..engine.atomic import whole_file
 from ..engine.errors import UserError
+from ..engine.settings import keep_settings
 from ..restoration.datasets import SUFFIXES
 from ..stack import install_command
 from .datasets import class_folders, files_of, read_square
-from .sampling import fingerprint, keep_settings
+from .sampling import fingerprint
 
 SETTINGS = 'encoding.json'
 

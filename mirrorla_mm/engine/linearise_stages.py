@@ -32,7 +32,6 @@ from .atomic import whole_file
 from .checkpoint_fit import CheckpointFitHook
 from .data import check_data
 from .distributed import use_gloo_without_gpu
-from .errors import UserError
 from .launch import build_runner
 from .linearise import layers_of, linear_config
 from .linearise_model import (
@@ -50,12 +49,14 @@ from .linearise_model import (
 )
 from .prepare import prepare_training
 from .resuming import find_latest_checkpoint
+from .settings import digest, keep_settings
 from .work_dir import hold_work_dir
 
 __all__ = ['STEPS', 'Linearisation', 'named', 'shorten']
 
 FINE_TUNED = 'fine-tuned'
 STEPS = (*TARGETS, FINE_TUNED)
+STATES = ('copied', *STEPS)
 SETTINGS = 'settings.json'
 RESULTS = 'results.json'
 # Settings that say where a run takes place, not what it computes.
@@ -95,6 +96,8 @@ class Linearisation:
     ) -> None:
         self.cfg = cfg
         self.checkpoint = checkpoint
+        self.attn = attn
+        self.options = options or {}
         self.stages = sorted(set(stages))
         self.iters = dict(iters)
         self.lrs = dict(lrs)
@@ -138,8 +141,7 @@ class Linearisation:
         Returns:
             dict[str, Path]: By the name of the state, in order, ``teacher`` apart.
         """
-        names = ('copied', *TARGETS, FINE_TUNED)
-        return {name: self.file(name) for name in names if self._is_there(self.file(name))}
+        return {name: self.file(name) for name in STATES if self._is_there(self.file(name))}
 
     def file(self, state: str) -> Path:
         """The file of a state."""
@@ -420,25 +422,18 @@ class Linearisation:
         """Refuse a folder whose files come from other settings, weights or data."""
         cfg = {key: value for key, value in self.cfg.to_dict().items() if key not in PLACES}
         settings = dict(
-            checkpoint=str(Path(self.checkpoint).resolve()),
-            weights=hashlib.sha256(Path(self.checkpoint).read_bytes()).hexdigest(),
-            config=hashlib.sha256(json.dumps(cfg, default=str).encode()).hexdigest(),
-            backbone=json.loads(json.dumps(self.student.model.backbone.to_dict(), default=str)),
+            weights=hashlib.sha256(Path(self.checkpoint).read_bytes()).hexdigest()[:16],
+            config=digest(cfg),
+            attn=self.attn,
+            stages=self.stages,
+            options=self.options,
             iters=self.iters,
             lrs=self.lrs,
         )
-        note = self.work_dir / SETTINGS
-        if note.is_file():
-            if json.loads(note.read_text('utf-8')) != settings:
-                raise UserError(
-                    f'{self.work_dir} holds a linearisation with other settings: name another '
-                    'folder with --work-dir, or delete this one.'
-                )
-        elif is_main_process():
-            with whole_file(note) as partial:
-                partial.write_text(json.dumps(settings, indent=1) + '\n', encoding='utf-8')
+        made = (self.work_dir / RESULTS, *map(self.file, STATES))
         if is_main_process():
             hold_work_dir(self.work_dir)
+            keep_settings(self.work_dir / SETTINGS, settings, any(file.exists() for file in made))
 
     def _remembered(self, key: str, measure: Any) -> dict[str, float]:
         """The result of an earlier measurement, else of one made now."""

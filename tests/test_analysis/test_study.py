@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from mirrorla_mm.analysis.study import (
     plot,
     read_results,
     results_table,
+    scores_of,
 )
 from mirrorla_mm.registry import build_attention
 
@@ -89,3 +91,11 @@ def test_results_are_read_back_into_table_and_plot(tmp_path):
     assert expected in table
     plot(results, tmp_path / 'plot.png', 'title')
     assert (tmp_path / 'plot.png').stat().st_size > 5000
+
+
+def test_the_published_page_is_what_its_runs_give():
+    published = Path(__file__).resolve().parents[2] / 'docs' / 'studies' / 'camvid'
+    results = json.loads((published / 'results.json').read_text(encoding='utf-8'))
+    verdicts = [ordering(scores_of(results), name) for name in ('Tab. 7', 'Tab. 8')]
+    text = '\n\n'.join([results_table(results), *verdicts])
+    assert (published / 'results.md').read_text(encoding='utf-8').endswith(f'\n{text}\n')

@@ -147,7 +147,7 @@ def test_latents_of_another_size_or_vae_are_not_mixed(tmp_path):
     assert encode_folders(Shrinker(), *place, size=16) == 1
     assert encode_folders(Shrinker(), *place, size=16) == 0
     for vae, size in ((Shrinker(), 32), (Shrinker(2.0), 16)):
-        with pytest.raises(UserError, match='another model or of other settings'):
+        with pytest.raises(UserError, match='results of other settings'):
             encode_folders(vae, *place, size=size)
     with pytest.raises(UserError, match='1 at least'):
         encode_folders(Shrinker(), *place, size=0)

@@ -1,5 +1,8 @@
 """The study: its distance, its pairs, and what it may say."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -69,3 +72,11 @@ def test_drawings_are_real_images_and_the_judge_has_features():
     assert images.min() >= -1 and images.max() <= 1
     assert Judge().features(images).shape == (12, 64)
     assert 0 <= Judge().accuracy(images, labels) <= 1
+
+
+@pytest.mark.parametrize('name', ['.', 'patch-4'])
+def test_the_published_page_is_what_its_runs_give(name):
+    published = Path(__file__).resolve().parents[2] / 'docs' / 'studies' / 'diffusion' / name
+    results = json.loads((published / 'results.json').read_text(encoding='utf-8'))
+    page = (published / 'results.md').read_text(encoding='utf-8')
+    assert page.endswith(f'\n{table(results)}\n\n{verdict(results)}\n')

@@ -1,6 +1,7 @@
 """Conclusions that the study's results allow."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,3 +79,10 @@ def test_facts_tell_clipping_from_the_rest():
     assert relu['dead'] > 0.2 and elu['dead'] == softmax['dead'] == 0
     # Heads of 4 channels.
     assert 1 <= relu['rank'] <= 4 and 1 <= elu['rank'] <= 4
+
+
+def test_the_published_page_is_what_its_runs_give():
+    published = Path(__file__).resolve().parents[2] / 'docs' / 'studies' / 'super_resolution'
+    results = read_results(published / 'runs')
+    page = (published / 'results.md').read_text(encoding='utf-8')
+    assert page.endswith(f'\n{table(results)}\n\n{verdict(results)}\n')

@@ -174,19 +174,13 @@ def test_the_study_starts_all_arms_alike_goes_on_and_shows_what_was_drawn(run, c
         with Image.open(grid) as image:
             assert min(image.size) > 60
     assert 'mirror + gate + lepe' in Path('report/results.md').read_text()
-    Path('work/study.json').unlink()  # As after runs from before there was this note.
-    line = told(capsys, lambda: run(*command, 'softmax', '--iters', 4, '--samples', 60))
-    assert 'of other settings (iters, samples)' in line
-    run(*command, 'softmax')
-    assert 'softmax, seed 0: done before' in capsys.readouterr().out
-    assert Path('work/study.json').exists()
     Path('work/softmax/seed-0.json').unlink()  # A run that is under way counts as well.
     deeper = Path('deeper.py')
     deeper.write_text(config.read_text().replace('depth=1', 'depth=2'))
     for change, message in (
-        (('--iters', 4), 'work holds results of another model or of other settings (iters)'),
-        (('--samples', 60), '(samples): name another folder'),
-        (('--config', deeper), 'of other settings (config)'),
+        (('--iters', 4), 'work holds results of other settings (iters 2, not 4): name'),
+        (('--samples', 60), '(samples 48, not 60): name another folder'),
+        (('--config', deeper), 'of other settings (config '),
         (('--samples', 47), '--samples needs to be 48 at least, got 47'),
     ):
         changed = (*command, 'softmax', *change)

@@ -1,5 +1,7 @@
 """The drawn figures of the documents, and tools that refuse in one sentence."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -36,3 +38,12 @@ def test_study_shorter_than_its_warm_up_is_refused(run, capsys):
     with pytest.raises(SystemExit):
         run('studies/compare', '--config', CONFIG, '--iters', '4')
     assert '--iters 4 ends within the warm-up of 20 iterations' in capsys.readouterr().err
+
+
+def test_study_keeps_its_folder_to_its_settings(run, capsys):
+    command = ('studies/compare', '--config', CONFIG, '--work-dir', 'work', '--iters')
+    for iters, message in (('4', 'warm-up'), ('5', 'other settings (iters 4, not 5)')):
+        with pytest.raises(SystemExit):
+            run(*command, iters)
+        assert message in capsys.readouterr().err
+        Path('work/relu/seed-0').mkdir(parents=True, exist_ok=True)

@@ -203,16 +203,16 @@ def test_missing_files_and_another_works_folder_are_refused(softmax, run, capsys
     run(*command, '--work-dir', 'one', '--attn', 'ReLUAttention')
     with pytest.raises(SystemExit):
         run(*command, '--work-dir', 'one', '--attn', 'ELUAttention')
-    assert 'holds a linearisation with other settings' in capsys.readouterr().err
+    assert "'ReLUAttention'}, not {'type': 'ELUAttention'})" in capsys.readouterr().err
     command += ['--work-dir', 'one', '--attn', 'ReLUAttention']
     with pytest.raises(SystemExit):
         run(*command, '--cfg-options', 'randomness.seed=7')
-    assert 'holds a linearisation with other settings' in capsys.readouterr().err
+    assert 'one holds results of other settings (config ' in capsys.readouterr().err
     weights = load_checkpoint_file(checkpoint)['state_dict']
     torch.save(dict(state_dict={key: value + 1 for key, value in weights.items()}), checkpoint)
     with pytest.raises(SystemExit):
         run(*command)
-    assert 'holds a linearisation with other settings' in capsys.readouterr().err
+    assert 'one holds results of other settings (weights ' in capsys.readouterr().err
     for option in ('--attn-options', '--backbone-options'):
         with pytest.raises(SystemExit):
             run(*command, option, 'type=RALA')

@@ -80,4 +80,4 @@ def test_each_part_is_made_once_and_with_one_set_of_settings(run, capsys, monkey
     assert json.loads(Path('work/results.json').read_text()) == results
     with pytest.raises(SystemExit):
         run(*command, '--iters', 2)
-    assert 'error: work/results.json holds results of other --iters' in capsys.readouterr().err
+    assert 'error: work holds results of other settings (iters [1,' in capsys.readouterr().err

@@ -52,6 +52,7 @@ def test_rows_are_trained_tested_resumed_and_compared(run, arguments, capsys):
     before = results()
     assert sorted(before) == [f'{row}_seed-0' for row in ('mirror', 'random-mirror', 'relu')]
     assert {len(r['PSNR']['Whole']) for r in before.values()} == {2}
+    assert all({'machine', 'date', 'commit'} <= r.keys() for r in before.values())
     assert before['relu_seed-0']['settings']['test'] == {'Whole': None, 'Middle': [16, 32]}
     angles = 'backbone.groups.0.0.blocks.0.attn.reflection.theta'
     moved = {
@@ -97,7 +98,14 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
     few = ['--rows', 'relu', '--seeds', '0']
     run(STUDY, 'x2.pt', *arguments, *few)
     for more, message in (
-        ([*arguments, *few, '--iters', '5'], 'was made with iters 4, not 5'),
+        (
+            [*arguments, *few, '--iters', '5'],
+            'relu_seed-0.json holds results of other settings (iters 4',
+        ),
+        (
+            [*arguments, *few, '--iters', '5', '--report', 'new'],
+            'work holds results of other settings (iters 4, not 5)',
+        ),
         ([*arguments, *few, '--test', 'Set5'], 'NAME=FOLDER'),
         ([*few], '--train and --test are needed'),
         (
@@ -105,7 +113,10 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
             'ReLU, seed 0: the loss is',
         ),
         (['--report-only', '--report', 'empty'], 'No finished run'),
-        ([*arguments, '--rows', 'elu', '--train', 'nowhere'], 'was made with train'),
+        (
+            [*arguments, '--rows', 'elu', '--train', 'nowhere'],
+            "(train ['HR', 'HR'], not ['nowhere'])",
+        ),
     ):
         with pytest.raises(SystemExit):
             run(STUDY, 'x2.pt', *more)
@@ -121,4 +132,4 @@ def test_runs_whose_own_parameters_were_alike_for_all_seeds_stay_alone(run, argu
     Path('report/runs/relu_seed-0.json').write_text(json.dumps(content))
     with pytest.raises(SystemExit):
         run(STUDY, 'x2.pt', *arguments, '--rows', 'relu', '--seeds', '1')
-    assert 'was made with own None, not by seed' in capsys.readouterr().err
+    assert 'other settings (own None, not by seed)' in capsys.readouterr().err

@@ -27,11 +27,11 @@ from mirrorla_mm.analysis.benchmark import (
     PEERS,
     Subject,
     Timing,
-    machine,
     measure_latency,
     measure_memory,
     with_peers,
 )
+from mirrorla_mm.analysis.provenance import machine
 
 import torch
 

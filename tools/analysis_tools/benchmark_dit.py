@@ -17,8 +17,9 @@ from datetime import date
 from functools import partial
 from statistics import median
 
-from mirrorla_mm.analysis.benchmark import elapsed, machine
+from mirrorla_mm.analysis.benchmark import elapsed
 from mirrorla_mm.analysis.compare import keep_freed_memory, peak_memory
+from mirrorla_mm.analysis.provenance import machine
 from mirrorla_mm.diffusion import DiT
 from mirrorla_mm.diffusion.study import ARMS
 from mirrorla_mm.engine.devices import usable_device

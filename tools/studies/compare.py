@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 import time
-from datetime import date
 from pathlib import Path
 
 from mirrorla_mm.analysis.study import (
@@ -24,11 +23,11 @@ from mirrorla_mm.analysis.study import (
     results_table,
     scores_of,
 )
-from mirrorla_mm.analysis.study_runs import Progress, SameHost, machine, run_missing
+from mirrorla_mm.analysis.study_runs import Progress, SameHost, keep_study, run_missing
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
+from mirrorla_mm.engine.settings import digest
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -52,6 +51,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     return parser.parse_args()
+
+
+def settings(args: argparse.Namespace) -> dict:
+    """Settings that runs need to share to be compared."""
+    cfg = Config.fromfile(args.config)
+    return dict(
+        iters=args.iters or cfg.train_cfg.max_iters,
+        data=Path(args.data_root or cfg.train_dataloader.dataset.data_root).name,
+        config=digest(cfg.to_dict()),
+    )
 
 
 def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
@@ -96,9 +105,6 @@ def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
         aAcc=float(scores['val/aAcc'].current()),
         parameters=sum(p.numel() for p in runner.model.parameters()),
         seconds=round(time.time() - start),
-        machine=machine(),
-        torch=torch.__version__,
-        date=date.today().isoformat(),
     )
 
 
@@ -127,6 +133,7 @@ def main() -> int:
     args = parse_args()
     with one_line_errors():
         if not args.report_only:
+            keep_study(args.work_dir, settings(args))
             run_missing(
                 [(name, seed) for name in args.rows for seed in args.seeds],
                 lambda name, seed: args.work_dir / name / f'seed-{seed}.json',

@@ -9,21 +9,13 @@ so that the same command may be given again and again. Nothing is downloaded. Ex
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 
-from mirrorla_mm.analysis.study_runs import Progress, machine, run_missing
+from mirrorla_mm.analysis.study_runs import Progress, keep_study, run_missing
 from mirrorla_mm.diffusion.model import DiffusionModel
-from mirrorla_mm.diffusion.sampling import (
-    NoiseStreams,
-    keep_settings,
-    other_settings,
-    save_grid,
-    to_uint8,
-)
+from mirrorla_mm.diffusion.sampling import NoiseStreams, save_grid, to_uint8
 from mirrorla_mm.diffusion.shapes import CLASSES
 from mirrorla_mm.diffusion.study import (
     ARMS,
@@ -42,6 +34,7 @@ from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
+from mirrorla_mm.engine.settings import digest
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -145,9 +138,6 @@ def run(args: argparse.Namespace, judge: Judge, name: str, seed: int, label: str
         fd=frechet_distance(features[0], features[2]),
         fd_of_real=frechet_distance(features[1], features[2]),
         samples=args.samples,
-        machine=machine(),
-        torch=torch.__version__,
-        date=date.today().isoformat(),
     )
 
 
@@ -200,23 +190,12 @@ def check_settings(args: argparse.Namespace) -> None:
     if args.samples < fewest:
         raise UserError(f'--samples needs to be {fewest} at least, got {args.samples}.')
     cfg = Config.fromfile(args.config)
-    content = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
     settings = dict(
         iters=args.iters or cfg.train_cfg.max_iters,
         samples=args.samples,
-        config=hashlib.sha256(content.encode()).hexdigest()[:16],
+        config=digest(cfg.to_dict()),
     )
-    note, results = args.work_dir / 'study.json', read_results(args.work_dir)
-    # Runs that were stopped count as well: they would go on with another schedule.
-    begun = any(args.work_dir.glob('*/seed-*'))
-    if results and not note.exists():
-        # Finished runs from before there was a note say these two themselves.
-        keys = ('iters', 'samples')
-        other = [key for key in keys if any(run.get(key) != settings[key] for run in results)]
-        if other:
-            raise other_settings(args.work_dir, other)
-        begun = False
-    keep_settings(note, settings, begun)
+    keep_study(args.work_dir, settings)
 
 
 def report(args: argparse.Namespace) -> None:

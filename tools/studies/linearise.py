@@ -16,16 +16,16 @@ import json
 import os
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from statistics import mean
 
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
+from mirrorla_mm.analysis.provenance import provenance
 from mirrorla_mm.analysis.study import mean_and_spread
-from mirrorla_mm.analysis.study_runs import machine
+from mirrorla_mm.analysis.study_runs import keep_study
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset
 from mirrorla_mm.engine.atomic import whole_file
-from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.errors import one_line_errors
 from mirrorla_mm.engine.launch import build_runner
 from mirrorla_mm.engine.linearise import linear_config
 from mirrorla_mm.engine.linearise_stages import Linearisation, named, shorten
@@ -75,6 +75,10 @@ class Study:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        self.settings = dict(
+            iters=[args.teacher_iters, args.iters], scenes=args.scenes, config=args.config
+        )
+        self.provenance = provenance()
         self.file = args.work_dir / 'results.json'
         self.results: dict[str, dict] = {}
         if self.file.is_file():
@@ -82,6 +86,7 @@ class Study:
 
     def run(self) -> None:
         """Do all that is missing; what answers most comes first."""
+        keep_study(self.args.work_dir, self.settings)
         data = self.args.work_dir / 'scenes'
         train, val = self.args.scenes
         draw_dataset(data, Recipe(size=96, train=train, val=val))
@@ -101,27 +106,15 @@ class Study:
 
     def part(self, name: str, work: Callable[[], dict]) -> None:
         """Do one part, unless it is done, and keep what it gives."""
-        args = self.args
-        settings = dict(
-            iters=[args.teacher_iters, args.iters], scenes=list(args.scenes), config=args.config
-        )
         if name in self.results:
-            kept = self.results[name]
-            if any(kept.get(key, value) != value for key, value in settings.items()):
-                raise UserError(
-                    f'{self.file} holds results of other --iters, --teacher-iters, --scenes or '
-                    '--config: name another --work-dir.'
-                )
             return
         start = time.time()
         result = work()
         self.results[name] = dict(
             result,
             seconds=round(time.time() - start),
-            machine=machine(),
-            torch=torch.__version__,
-            date=date.today().isoformat(),
-            **settings,
+            **self.provenance,
+            **self.settings,
         )
         with whole_file(self.file) as partial:
             partial.write_text(json.dumps(self.results, indent=1) + '\n', encoding='utf-8')

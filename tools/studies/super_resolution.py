@@ -17,14 +17,14 @@ import argparse
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 
-from mirrorla_mm.analysis.study_runs import Progress, SameHost, machine, run_missing
+from mirrorla_mm.analysis.study_runs import Progress, SameHost, keep_study, run_missing
 from mirrorla_mm.converters import convert_dctlsa, read_state_dict, write_checkpoint
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
+from mirrorla_mm.engine.settings import refuse_others
 from mirrorla_mm.restoration.datasets import SuperResolutionDataset
 from mirrorla_mm.restoration.metrics import PSNR, to_uint8
 from mirrorla_mm.restoration.study import (
@@ -185,9 +185,6 @@ def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
         PSNR={key: decibels(model, data, key, scale) for key, data in sets.items()},
         **slot_facts(model.backbone, inputs_of(next(iter(sets.values())))),
         seconds_per_iteration=progress.seconds and round(progress.seconds, 3),
-        machine=machine(),
-        torch=torch.__version__,
-        date=date.today().isoformat(),
     )
 
 
@@ -247,14 +244,9 @@ def check_settings(args: argparse.Namespace) -> None:
     """Refuse to set runs beside others that were made otherwise."""
     wanted = settings(args, study_config(args))
     for result in read_results(args.report / 'runs'):
-        found = result['settings']
-        for key in wanted.keys() | found.keys():
-            if wanted.get(key) != found.get(key):
-                raise UserError(
-                    f'{file_of(args, result["row"], result["seed"])} was made with {key} '
-                    f'{found.get(key)}, not {wanted.get(key)}: choose another --report and '
-                    '--work-dir.'
-                )
+        file = file_of(args, result['row'], result['seed'])
+        refuse_others(result['settings'], wanted, file)
+    keep_study(args.work_dir, wanted)
 
 
 def report(args: argparse.Namespace) -> None:

@@ -1,0 +1,59 @@
+"""Where a figure comes from: the machine, the date and the commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import date
+from pathlib import Path
+
+import torch
+
+# Instructions that decide how fast a processor multiplies.
+FLAGS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve', 'bf16')
+
+
+def provenance() -> dict[str, str | None]:
+    """Tell where results come from: ``machine``, ``date`` and ``commit``.
+
+    Ask before they are made: a checkout may move on meanwhile.
+    """
+    return dict(
+        machine=machine(),
+        date=date.today().isoformat(),
+        commit=commit_of(Path(__file__).resolve().parents[2]),
+    )
+
+
+def machine() -> str:
+    """Processor, threads and torch in one line."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.exists():
+        models = [line for line in cpuinfo.read_text().splitlines() if 'model name' in line]
+        name = models[0].split(':')[1].strip() if models else name
+        flags = [flag for flag in FLAGS if f' {flag} ' in cpuinfo.read_text().replace('\n', ' ')]
+        name += f' ({", ".join(flags)})' if flags else ''
+    if torch.cuda.is_available():
+        name += f', {torch.cuda.get_device_name()}'
+    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
+
+
+def commit_of(checkout: Path) -> str | None:
+    """Ask git for a checkout's commit.
+
+    Args:
+        checkout (Path): The folder; a folder within a checkout is none.
+
+    Returns:
+        str, optional: Abbreviated, with ``-dirty`` where tracked files differ from it. None where
+        there is no checkout or no git.
+    """
+    if not (checkout / '.git').exists():
+        return None
+    command = ('git', '-C', str(checkout), 'describe', '--always', '--dirty', '--exclude=*')
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

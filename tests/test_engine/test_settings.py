@@ -1,0 +1,51 @@
+"""A folder of results takes no others."""
+
+import json
+
+import pytest
+
+from mirrorla_mm.engine.errors import UserError
+from mirrorla_mm.engine.settings import digest, keep_settings
+
+SETTINGS = dict(seed=3, size=(2, 5), rate=0.1, options={}, name=None)
+
+
+def test_the_same_settings_may_go_on(tmp_path):
+    file = tmp_path / 'deep' / 'note.json'
+    for begun in (False, True, True):
+        keep_settings(file, SETTINGS, begun)
+    assert json.loads(file.read_text())['size'] == [2, 5]
+
+
+def test_what_differs_is_named_with_both_values_where_they_are_short(tmp_path):
+    file = tmp_path / 'note.json'
+    keep_settings(file, SETTINGS, begun=False)
+    others = dict(SETTINGS, seed=4, size=(2, 6), options=dict.fromkeys('abcdefghijk', 'long'))
+    named = r'\(options; seed 3, not 4; size \[2, 5\], not \[2, 6\]\): name another folder'
+    with pytest.raises(UserError, match=named):
+        keep_settings(file, others, begun=True)
+    del others['seed']
+    with pytest.raises(UserError, match='seed 3, not None'):
+        keep_settings(file, others, begun=True)
+    assert json.loads(file.read_text())['seed'] == 3
+
+
+def test_a_folder_without_results_takes_any_settings(tmp_path):
+    file = tmp_path / 'note.json'
+    keep_settings(file, dict(seed=7), begun=False)
+    keep_settings(file, SETTINGS, begun=False)
+    keep_settings(file, SETTINGS, begun=True)
+
+
+@pytest.mark.parametrize('note', [None, '', '{', '[1]', '"text"', '\udcff'])
+def test_results_that_say_nothing_of_their_settings_are_left_alone(note, tmp_path):
+    file = tmp_path / 'note.json'
+    if note is not None:
+        file.write_text(note, errors='surrogateescape')
+    with pytest.raises(UserError, match='note.json there does not say of which settings'):
+        keep_settings(file, SETTINGS, begun=True)
+
+
+def test_a_digest_is_of_the_content_whatever_its_order():
+    assert digest(dict(a=1, b=dict(c=2, d=[3]))) == digest(dict(b=dict(d=[3], c=2), a=1))
+    assert digest(dict(a=1)) != digest(dict(a=2))
