@@ -2,7 +2,7 @@ _base_ = [
     '../models/dit.py',
     '../datasets/imagenet_latents.py',
     '../schedules/adamw-ema_400k.py',
-    '../runtime_diffusion.py',
+    '../runtime_iters.py',
 ]
 
 # The linear path; 250 steps of the SDE.
