@@ -193,7 +193,8 @@ class Attention(BaseModule):
         dtype, out = out.dtype, out.transpose(1, 2)
         if dtype == torch.float16:
             out = out.float()
-        add, multiply = (Tensor.add, Tensor.mul) if torch.is_grad_enabled() else _IN_PLACE
+        grad = torch.is_grad_enabled()
+        add, multiply = (Tensor.add, Tensor.mul) if grad else (Tensor.add_, Tensor.mul_)
         if local is not None:
             local = local.unflatten(-1, out.shape[2:])
             out = out + local if dtype == torch.float16 else add(local, out)
@@ -215,9 +216,6 @@ class Attention(BaseModule):
     def kv_shape(self, hw_shape: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the grid of k and v."""
         return hw_shape[0] // self.sr_ratio, hw_shape[1] // self.sr_ratio
-
-
-_IN_PLACE = Tensor.add_, Tensor.mul_
 
 
 def depthwise(channels: int, kernel_size: int) -> nn.Conv2d:

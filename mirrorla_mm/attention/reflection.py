@@ -77,12 +77,12 @@ class Reflection(BaseModule):
 
         def folded(rows: Tensor) -> Tensor:
             q, k, rest = rows.split((channels, channels, len(rows) - 2 * channels))
-            q, k = self._reflect_alike(q.t()).t(), self._reflect_alike(k.t(), key=True).t()
+            q, k = self._reflect_fixed(q.t()).t(), self._reflect_fixed(k.t(), key=True).t()
             return torch.cat((q, k, rest))
 
         return folded(weight), None if bias is None else folded(bias)
 
-    def _reflect_alike(self, x: Tensor, key: bool = False) -> Tensor:
+    def _reflect_fixed(self, x: Tensor, key: bool = False) -> Tensor:
         """The reflections of queries (..., C), or with ``key`` of keys, that no image changes."""
         u = self.u_k if key and self.u_k is not None else self.u
         if u is not None:
@@ -126,7 +126,7 @@ class Reflection(BaseModule):
         For what cannot be folded into the projection, as a position table or a scale of the
         channels stands between.
         """
-        x = self._reflect_alike(x.transpose(1, 2).flatten(2), key)
+        x = self._reflect_fixed(x.transpose(1, 2).flatten(2), key)
         x = x.unflatten(-1, (len(self.theta), -1)).transpose(1, 2)
         if not self.variance_aware:
             return x

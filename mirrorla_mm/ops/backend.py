@@ -22,7 +22,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .options import Options
 
@@ -138,6 +138,15 @@ def plain_form() -> bool:
 def for_graphs() -> bool:
     """Whether modules take the form that runtimes of exported graphs run fastest."""
     return forced_backend() == 'graph'
+
+
+def is_ordinary(x: Tensor) -> bool:
+    """Whether a tensor is one of torch's own, with a number at each place.
+
+    Fake tensors have no numbers to go through; sharded, quantised, sparse and nested ones have
+    products of their own.
+    """
+    return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not x.is_nested
 
 
 def select_backend(

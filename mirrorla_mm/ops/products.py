@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backend import for_graphs, plain_form
+from .backend import for_graphs, is_ordinary, plain_form
 from .strips import at_once, by_strips, processor_words, strip_dtype
 
 # From tokens (n, C) to tokens (n, C'), written into ``out`` if given.
@@ -129,17 +129,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _is_plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether many rows of ordinary tensors are to be multiplied in single precision on a CPU."""
-    if plain_form() or for_graphs() or not (_is_ordinary(x) and _is_ordinary(weight)):
+    if plain_form() or for_graphs() or not (is_ordinary(x) and is_ordinary(weight)):
         return False
     # What does not fit is left to F.linear, and to its message.
     fits = x.dim() > 1 and x.shape[-1:] == weight.shape[1:] and weight.numel() > 0
     fits = fits and (bias is None or bias.shape == weight.shape[:1])
     single = x.dtype == weight.dtype == strip_dtype(x) == torch.float32
     return fits and single and x.device.type == 'cpu' and x.numel() > SMALL
-
-
-def _is_ordinary(x: Tensor) -> bool:
-    return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not x.is_nested
 
 
 class Linear(nn.Linear):

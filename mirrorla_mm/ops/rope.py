@@ -11,9 +11,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .backend import is_ordinary
 from .precision import at_least_float32
 
 ROPE_BASE = 10000.0
+# What :func:`axis_factors` keeps, the oldest first.
+LARGEST_CACHE = 32
+_tables: dict[tuple, Tensor] = {}
 
 
 def rope_frequencies(
@@ -150,7 +154,7 @@ def axis_factors(length: int, head_dim: int, like: Tensor) -> Tensor:
     """``exp(i angle)`` along one axis: complex, shape (length, d/4), kept from call to call."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     key = (length, head_dim, like.device, dtype)
-    if type(like) in (Tensor, torch.nn.Parameter) and key in _tables:
+    if is_ordinary(like) and key in _tables:
         return _tables[key]
     # Outside inference mode: a table made within could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
@@ -158,12 +162,8 @@ def axis_factors(length: int, head_dim: int, like: Tensor) -> Tensor:
         frequency = rope_frequencies(head_dim, device=like.device, dtype=dtype)
         angle = position[:, None] * frequency
         table = torch.polar(torch.ones_like(angle), angle)
-    if type(table) is Tensor:  # A fake tensor is of no use to others.
+    if is_ordinary(table):  # A fake tensor is of no use to others.
         if len(_tables) >= LARGEST_CACHE:
             _tables.pop(next(iter(_tables)), None)
         _tables[key] = table
     return table
-
-
-LARGEST_CACHE = 32
-_tables: dict[tuple, Tensor] = {}

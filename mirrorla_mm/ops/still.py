@@ -251,8 +251,7 @@ def still_attention(
 
     n are the tokens of a window and S the salient ones, gathered densely. The state of a query's
     tokens in L sums the other windows: nothing is subtracted, so nothing cancels. The states take
-    ``(N / n) f (e + 1)`` numbers a head. Arguments are
-    those of :func:`one_denominator`, and:
+    ``(N / n) f (e + 1)`` numbers a head. Arguments are those of :func:`one_denominator`, and:
 
     Args:
         hw_shape (tuple[int, int]): Height and width of the map of queries.

@@ -137,7 +137,7 @@ def _route(state: CausalState, chunk: int, count: int) -> CausalState:
     """Part the oldest chunk into salient tokens, which stay, and others, which are summed up."""
     waiting = state.k, state.v, state.phi_k, state.odds
     k, v, phi_k, odds = (x[:, :, :chunk] for x in waiting)
-    k_left, v_left, phi_left, log_left = (x[:, :, chunk:] for x in waiting)
+    k_left, v_left, phi_left, odds_left = (x[:, :, chunk:] for x in waiting)
     index, _ = most_salient(odds, odds.new_ones(chunk, dtype=torch.bool), count)
     others = torch.ones_like(odds).scatter(-1, index, 0.0).unsqueeze(-1)
 
@@ -149,7 +149,7 @@ def _route(state: CausalState, chunk: int, count: int) -> CausalState:
         k_left,
         v_left,
         phi_left,
-        log_left,
+        odds_left,
         salient_k=torch.cat((state.salient_k, take(k)), dim=2),
         salient_v=torch.cat((state.salient_v, take(v)), dim=2),
         sums=state.sums + (phi_k * others).mT @ v,

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .backend import for_graphs, plain_form
+from .backend import for_graphs, is_ordinary, plain_form
 
 # What the widest intermediate result of a strip may take, so that a strip's results stay in cache.
 STRIP_BYTES = 6 << 20
@@ -27,7 +27,7 @@ def by_strips(x: Tensor) -> bool:
     """Whether to go strip by strip: on a CPU, without gradients, in a dtype that it computes in."""
     if x.device.type != 'cpu' or torch.is_grad_enabled() or plain_form() or for_graphs():
         return False
-    if type(x) not in (Tensor, nn.Parameter):  # A fake tensor has nothing to go through.
+    if not is_ordinary(x):
         return False
     dtype = strip_dtype(x)
     return dtype in (torch.float32, torch.float64) or (dtype is torch.bfloat16 and has_bfloat16())
