@@ -17,6 +17,7 @@ from mmseg.structures import SegDataSample
 from mirrorla_mm.analysis.flops import build_empty, config_complexity
 from mirrorla_mm.analysis.paper_tables import quick_bases
 from mirrorla_mm.apis import Inferencer
+from tests.training_step import take_step
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 INSTANCES = 'mask2former/mask2former_mirrorla-t{}_8xb2-lsj-50e_coco.py'
@@ -96,14 +97,8 @@ def batch(cfg: Config) -> dict:
 def test_recipe_takes_a_step_and_predicts(recipe, layout):
     cfg = toy(load(recipe, layout))
     model = build(cfg).train()
-    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optim_wrapper.zero_grad = lambda **_: None  # Leave the gradients to be looked at.
-    losses = model.train_step(batch(cfg), optim_wrapper)
-    assert torch.isfinite(losses['loss'])
-    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    idle, changed = take_step(model, cfg, batch(cfg))
     assert not [name for name in idle if name.startswith('backbone.')]
-    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
     assert any('reflection.theta' in name for name in changed)
     with torch.no_grad():
         found = model.eval().test_step(batch(cfg))

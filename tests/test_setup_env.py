@@ -169,13 +169,19 @@ def site_packages(env):
     return folder
 
 
-def test_requirements_are_installed_again_when_one_changes(env, tmp_path, monkeypatch):
-    calls = []
+@pytest.fixture
+def calls(env, tmp_path, monkeypatch):
+    """Calls of pip, none of which is made."""
+    found = []
     monkeypatch.setattr(
-        env.Environment, 'pip', lambda _, *arguments, **__: calls.append(arguments) or True
+        env.Environment, 'pip', lambda _, *arguments, **__: found.append(arguments) or True
     )
     for name in (*env.REQUIREMENTS, 'openmmlab'):
         (tmp_path / 'requirements' / f'{name}.txt').write_text('numpy\n')
+    return found
+
+
+def test_requirements_are_installed_again_when_one_changes(env, calls, tmp_path):
     env.install_requirements(env.OPENMMLAB)
     env.install_requirements(env.OPENMMLAB)
     assert len(calls) == 1
@@ -187,13 +193,7 @@ def test_requirements_are_installed_again_when_one_changes(env, tmp_path, monkey
     assert len(calls) == 3
 
 
-def test_user_s_index_is_left_alone(env, tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        env.Environment, 'pip', lambda _, *arguments, **__: calls.append(arguments) or True
-    )
-    for name in (*env.REQUIREMENTS, 'openmmlab'):
-        (tmp_path / 'requirements' / f'{name}.txt').write_text('numpy\n')
+def test_user_s_index_is_left_alone(env, calls):
     env.install_requirements(env.OPENMMLAB)
     assert {part for part in calls[0] if str(part).startswith('-')} == {'-r', '-c'}
 

@@ -62,14 +62,13 @@ def load_pretrained(
             f'have no place, such as {_named(beyond)}.{origin} To start from it all the same set '
             'init_cfg.min_loaded=0.'
         )
-    statistics = [key for key in absent if key.endswith(('.running_mean', '.running_var'))]
-    for key in statistics:
+    lost = _lost_statistics(absent)
+    if lost:
         # Trained weights with a new norm's statistics give other outputs without a word.
-        if f'{key.rpartition(".")[0]}.weight' not in absent:
-            raise CheckpointError(
-                f'{file} does not fit {type(model).__name__}: it lacks {key}, the statistics of a '
-                f'batch norm whose weight it has.{origin}'
-            )
+        raise CheckpointError(
+            f'{file} does not fit {type(model).__name__}: it lacks {lost[0]}, the statistics of a '
+            f'batch norm whose weight it has.{origin}'
+        )
     if missing or beyond:
         print_log(
             f'{file}: {len(missing)} parameters of {type(model).__name__} are not there and keep '
@@ -78,6 +77,12 @@ def load_pretrained(
             'current',
             logging.WARNING,
         )
+
+
+def _lost_statistics(absent: list[str]) -> list[str]:
+    """Of absent entries, statistics of batch norms whose weights are there."""
+    statistics = [key for key in absent if key.endswith(('.running_mean', '.running_var'))]
+    return [key for key in statistics if f'{key.rpartition(".")[0]}.weight' not in absent]
 
 
 def _weights(checkpoint: Any, file: str) -> StateDict:

@@ -32,6 +32,7 @@ from .atomic import whole_file
 from .checkpoint_fit import CheckpointFitHook
 from .data import check_data
 from .distributed import use_gloo_without_gpu
+from .errors import UserError
 from .launch import build_runner
 from .linearise import layers_of, linear_config
 from .linearise_model import (
@@ -430,10 +431,19 @@ class Linearisation:
             iters=self.iters,
             lrs=self.lrs,
         )
-        made = (self.work_dir / RESULTS, *map(self.file, STATES))
+        refusal: list[UserError | None] = [None]
         if is_main_process():
-            hold_work_dir(self.work_dir)
-            keep_settings(self.work_dir / SETTINGS, settings, any(file.exists() for file in made))
+            made = (self.work_dir / RESULTS, *map(self.file, STATES))
+            begun = any(file.exists() for file in made)
+            try:
+                hold_work_dir(self.work_dir)
+                keep_settings(self.work_dir / SETTINGS, settings, begun)
+            except UserError as error:
+                refusal = [error]
+        # The others would wait for the first process.
+        broadcast_object_list(refusal)
+        if refusal[0]:
+            raise refusal[0]
 
     def _remembered(self, key: str, measure: Any) -> dict[str, float]:
         """The result of an earlier measurement, else of one made now."""

@@ -274,26 +274,47 @@ def still_attention(
     q, phi_q = windows.cut(q, hw_shape), windows.cut(phi_q, hw_shape)
     k, v, phi_k = (windows.cut_keys(x, hw_shape) for x in (k, v, phi_k))
     valid = v[0, 0, :, :, -1] > 0
-
-    def within(q: Tensor) -> Tensor:
-        return (q @ k.mT).masked_fill_(~valid.unsqueeze(-2), -torch.inf)
-
-    near = within(q)
-    peak, rest, far = peak_of(near), valid, None
-    if windows.top_k:
-        index, real = select(near if own is None else within(own), valid, windows, grid)
-        far, rest = _far_scores(q, k, index, real), valid & ~_chosen(index, real, k)
-        peak = torch.maximum(peak, peak_of(far))
-    sums = (near - peak).exp_() @ v
-    if far is not None:
-        weights = (far - peak).exp_().flatten(2, 3)
-        sums = sums + (weights @ _take(v, index)).unflatten(2, sums.shape[2:4])
+    sums, rest = _exact_sums(q, own, k, v, valid, windows, grid)
     distant = phi_q @ leave_one_out((phi_k * rest.unsqueeze(-1)).mT @ v)
     total = sums[..., -1:] + distant[..., -1:] + DENOMINATOR_EPS
     distant = distant[..., :-1]
     if gate is not None:
         distant = distant * windows.cut(gate, hw_shape)
     return saturate(windows.join((sums[..., :-1] + distant) / total, hw_shape), dtype)
+
+
+def _exact_sums(
+    q: Tensor,
+    own: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor,
+    windows: Windows,
+    grid: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Attend from windows (B, H, W, n, d) to themselves and to the salient tokens.
+
+    ``own`` holds a query for each key, None where those are ``q``, and ``valid`` is that of
+    :func:`select`.
+
+    Returns:
+        tuple[Tensor, Tensor]: The sums over E, (B, H, W, n, e + 1), and which keys are left for L,
+        bool, to be broadcast to (B, H, W, n).
+    """
+
+    def within(q: Tensor) -> Tensor:
+        return (q @ k.mT).masked_fill_(~valid.unsqueeze(-2), -torch.inf)
+
+    near = within(q)
+    if not windows.top_k:
+        return (near - peak_of(near)).exp_() @ v, valid
+    index, real = select(near if own is None else within(own), valid, windows, grid)
+    far = _far_scores(q, k, index, real)
+    peak = torch.maximum(peak_of(near), peak_of(far))
+    sums = (near - peak).exp_() @ v
+    weights = (far - peak).exp_().flatten(2, 3)
+    sums = sums + (weights @ _take(v, index)).unflatten(2, sums.shape[2:4])
+    return sums, valid & ~_chosen(index, real, k)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

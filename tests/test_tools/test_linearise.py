@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
+from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.linearise_model import AttentionTransfer
 from mirrorla_mm.registry import MODELS
 
@@ -217,3 +218,16 @@ def test_missing_files_and_another_works_folder_are_refused(softmax, run, capsys
         with pytest.raises(SystemExit):
             run(*command, option, 'type=RALA')
         assert f'{option} takes no type' in capsys.readouterr().err
+
+
+def test_what_the_first_process_refuses_all_refuse(softmax, run, capsys, monkeypatch, tmp_path):
+    def receive(data):
+        data[:] = [UserError('The folder one is taken.')]
+
+    module = 'mirrorla_mm.engine.linearise_stages'
+    monkeypatch.setattr(f'{module}.is_main_process', lambda: False)
+    monkeypatch.setattr(f'{module}.broadcast_object_list', receive)
+    with pytest.raises(SystemExit):
+        run('linearise', *softmax, '--attn', 'ReLUAttention', '--work-dir', 'one')
+    assert 'error: The folder one is taken.' in capsys.readouterr().err
+    assert not (tmp_path / 'one/settings.json').exists()
