@@ -71,7 +71,8 @@ def script(monkeypatch):
 @pytest.fixture
 def quickstart(script, tools, monkeypatch, tmp_path):
     monkeypatch.setattr(script.Quickstart, 'call', lambda self, *args: tools(script, *args))
-    tasks = [replace(task, draw=lambda *args: args[-1].touch()) for task in script.TASKS]
+    stand_ins = dict(draw=lambda *args: args[-1].touch(), count=lambda *args: '3 of 4 objects')
+    tasks = [replace(task, **stand_ins) for task in script.TASKS]
     monkeypatch.setattr(script, 'TASKS', tasks)
     monkeypatch.setattr(script, 'Recipe', lambda seed: Recipe(seed=seed, size=64, train=1, val=1))
     for name in ('MIRRORLA_DEMO_DATA', 'MIRRORLA_DEMO_PRETRAINED'):
@@ -93,7 +94,7 @@ def test_trains_and_tests_both_models_and_reports_figures_and_files(quickstart, 
     assert tools.calls == FULL
     output = capsys.readouterr().out
     table = output[output.index('MirrorLA-XT on drawn scenes') : output.index('this call took')]
-    for figure in ('bbox AP50 0.8', 'bbox AP 0.5', 'mIoU 80', 'aAcc 90'):
+    for figure in ('bbox AP50 0.8', 'bbox AP 0.5', 'mIoU 80', 'aAcc 90', '3 of 4 objects'):
         assert figure in table
     files = re.findall(r'(?:work_dirs|data)/\S+', table)
     assert len(files) == 5

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset, is_drawn, remove_dataset
 from mirrorla_mm.demo.figures import detection_figure, segmentation_figure
+from mirrorla_mm.demo.tally import tally
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.launch import gpu_without_ops
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
@@ -59,6 +60,7 @@ class Task:
         results: option of the test evaluator that writes predictions, and its value.
         predictions: what that writes.
         draw: draws the side-by-side figure from data, predictions and scenes.
+        count: says of the same what is right, in words that need no knowledge of the metrics.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Task:
     results: tuple[str, str]
     predictions: str
     draw: Callable
+    count: Callable[..., str] | None = None
 
     @property
     def config_path(self) -> str:
@@ -92,6 +95,7 @@ TASKS = (
         results=('outfile_prefix', 'predictions'),
         predictions='predictions.bbox.json',
         draw=detection_figure,
+        count=tally,
     ),
 )
 
@@ -157,8 +161,7 @@ class Quickstart:
                 default = self.work_dir == WORK_DIR
                 self.export('MIRRORLA_DEMO_PRETRAINED', self.checkpoint(task), shown=not default)
         for task in TASKS:
-            predictions = self.test_dir(task) / task.predictions
-            task.draw(self.data, predictions, SCENES, self.figure(task))
+            task.draw(self.data, self.predictions(task), SCENES, self.figure(task))
         self.console.print(self.closing_table(scores, time.monotonic() - start))
         self.suggest()
         return all(scores[t.name][t.goal[0]] >= t.goal[1] for t in TASKS)
@@ -180,6 +183,9 @@ class Quickstart:
 
     def test_dir(self, task: Task) -> Path:
         return self.work_dir / task.name / 'test'
+
+    def predictions(self, task: Task) -> Path:
+        return self.test_dir(task) / task.predictions
 
     def checkpoint(self, task: Task) -> str | None:
         latest = find_latest_checkpoint(self.work_dir / task.name)
@@ -328,6 +334,8 @@ class Quickstart:
             figures = [f'{name} {metrics[key]:.3g}' for key, name in task.metrics.items()]
             verdict = 'learned' if metrics[goal] >= needed else 'NOT learned'
             figures.append(f'{verdict}: {task.metrics[goal]} ≥ {needed:g} needed')
+            if task.count:
+                figures.append(task.count(self.data, self.predictions(task), SCENES))
             files = (self.figure(task), self.checkpoint(task))
             table.add_row(task.name, '\n'.join(figures), '\n'.join(map(str, files)))
         table.add_row(

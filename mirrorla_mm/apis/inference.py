@@ -252,7 +252,9 @@ def _classes(weights: dict, dataset: dict, model: torch.nn.Module) -> tuple[tupl
     """Names and colours of the classes: the checkpoint's, else the config's, else numbers."""
     meta = {k.lower(): v for k, v in (weights.get('meta', {}).get('dataset_meta') or {}).items()}
     kind = dataset['type']
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as datasets:  # those of the default scope
+            kind = datasets.get(kind)
     given = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
     classes = tuple(meta.get('classes') or given.get('classes') or ())
     count = _number_of_classes(model)

@@ -14,10 +14,9 @@ import numpy as np
 from PIL import Image
 
 from ..engine.data import DataError
-from ..engine.images import read_image
+from ..engine.images import IMAGES, read_image
 from .inference import Inferencer, Prediction
 
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
 
 

@@ -1,7 +1,5 @@
 """Side-by-side figures of what a model saw, what it should have found and what it found."""
 
-import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +13,11 @@ from PIL import Image
 
 from .dataset import image_name, label_name
 from .scenes import BACKGROUND, CLASSES, PALETTE
+from .tally import read_boxes
 
 COLOURS = np.array(PALETTE) / 255
 COLUMNS = ('image', 'ground truth', 'prediction')
 SCENES_PER_ROW = 2
-MIN_SCORE = 0.3
-"""Predicted boxes with a lower score are not drawn."""
 OVERLAY = 0.75
 """Opacity of the classes in a label map that is laid over its image."""
 
@@ -34,18 +31,13 @@ def detection_figure(data: Path, results: Path, scenes: Sequence[int], target: P
         scenes: indices of the validation scenes to show.
         target: PNG file to write.
     """
-    coco = json.loads((data / 'annotations' / 'instances_val.json').read_text())
-    truth, found = defaultdict(list), defaultdict(list)
-    for annotation in coco['annotations']:
-        truth[annotation['image_id']].append(annotation)
-    for box in json.loads(results.read_text()):
-        found[box['image_id']].append(box)
+    truth, boxes = read_boxes(data, results)
 
     def draw(axes: Sequence[Axes], scene: int) -> None:
         for axis in axes:
             axis.imshow(_read_image(data, scene))
         _draw_boxes(axes[1], truth[scene])
-        _draw_boxes(axes[2], [box for box in found[scene] if box['score'] >= MIN_SCORE])
+        _draw_boxes(axes[2], boxes[scene])
 
     _tile(scenes, draw, 'Detection', _legend(CLASSES, COLOURS[1:]), target)
 

@@ -27,8 +27,8 @@ HUES = (0, 216, 72, 288, 144)
 MAX_SHAPES = 6
 RADIUS_RANGE = (0.10, 0.28)
 """Circumscribed radius of a shape as a fraction of the image's side."""
-MIN_VISIBLE = 0.4
-"""A shape stays if at least this fraction of it can be seen."""
+MIN_VISIBLE = 0.7
+"""A shape stays if at least this fraction of it can be seen: as much as tells what it is."""
 
 _FIXED_POINT_BITS = 4
 

@@ -7,16 +7,18 @@ seldom names the file, and leave out annotations in silence.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 
 from .annotations import annotation_problem
 from .data import DataError
-from .images import decoding_problem
+from .images import IMAGES, decoding_problem
 
 __all__ = ['check_datasets']
 
@@ -85,6 +87,7 @@ def _checking(full_init: Callable) -> Callable:
             raise DataError(_nothing_in(self))
         for key in ('img_path',) if self.test_mode else ('img_path', 'seg_map_path'):
             _look_for(self, key)
+        _warn_of_other_names(self)
 
     return init
 
@@ -127,6 +130,29 @@ def _look_for(dataset: BaseDataset, key: str) -> None:
         f'{source} names files that are not there, such as {paths[0]} ({len(paths)} of '
         f'{len(dataset)} were looked for); {held}.'
     )
+
+
+def _warn_of_other_names(dataset: BaseDataset) -> None:
+    """Name images of a folder that are left out, as ``a.JPG`` is where names end in ``.jpg``."""
+    suffix = getattr(dataset, 'img_suffix', None)
+    if not suffix or dataset.ann_file or dataset.__dict__.get('backend_args'):
+        return
+    folder = Path(_folder(dataset))
+    labels = Path(dataset.data_prefix.get('seg_map_path') or folder)
+    others = [
+        path
+        for path in sorted(folder.rglob('[!.]*'))
+        if path.suffix.lower() in IMAGES
+        and not path.name.endswith(suffix)
+        and not (labels in path.parents and path.name.endswith(dataset.seg_map_suffix))
+    ]
+    if others:
+        print_log(
+            f'{type(dataset).__name__} leaves out {len(others)} images of {folder}, such as '
+            f'{others[0].name}: only names that end in {suffix!r} (img_suffix) are taken.',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def _remembering(parse: Callable) -> Callable:

@@ -16,7 +16,16 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .data import DataError
 
-__all__ = ['cut_short', 'decoding_problem', 'opening_problem', 'orientation', 'read_image']
+__all__ = [
+    'IMAGES',
+    'cut_short',
+    'decoding_problem',
+    'opening_problem',
+    'orientation',
+    'read_image',
+]
+
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # suffixes, in lower case
 
 # The last bytes of a whole file, by its first ones.
 ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB\x60\x82'}

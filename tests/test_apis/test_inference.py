@@ -67,6 +67,15 @@ def test_classes_come_from_the_checkpoint_before_the_config(tmp_path):
     assert len(set(model.palette)) == 5
 
 
+def test_classes_that_nothing_names_are_those_of_the_data_set(tmp_path):
+    cfg = toy(DETECTOR)
+    del cfg.test_dataloader.dataset['metainfo']
+    cfg.model.bbox_head.num_classes = 80
+    model = Inferencer(cfg, save_weights(cfg, tmp_path / 'x.pth'), 'cpu')
+    assert model.classes[::79] == ('person', 'toothbrush')
+    assert model.palette[0] == (220, 20, 60)  # of mmdet's CocoDataset
+
+
 def test_checkpoint_of_another_model_is_refused(tmp_path):
     file = save_weights(toy(SEGMENTOR), tmp_path / 'x.pth')
     with pytest.raises(CheckpointError, match=r'x\.pth is of another model'):

@@ -156,12 +156,9 @@ def test_annotations_left_out_are_counted_by_reason(tmp_path):
 
 
 def seg_dataset(folder, **options) -> BaseSegDataset:
-    return BaseSegDataset(
-        data_root=str(folder),
-        data_prefix=dict(img_path='images', seg_map_path='labels'),
-        metainfo=dict(classes=('a', 'b')),
-        **{'img_suffix': '.jpg', **options},
-    )
+    folders = dict(img_path='images', seg_map_path='labels')
+    defaults = dict(img_suffix='.jpg', data_prefix=folders, metainfo=dict(classes=('a', 'b')))
+    return BaseSegDataset(data_root=str(folder), **{**defaults, **options})
 
 
 def test_folder_of_other_images_is_refused_with_what_it_holds(tmp_path):
@@ -182,6 +179,25 @@ def test_labels_that_are_not_there_are_refused(tmp_path):
         seg_dataset(tmp_path)
     assert len(seg_dataset(tmp_path, seg_map_suffix='_mask.png')) == 1
     assert len(seg_dataset(tmp_path, test_mode=True)) == 1
+
+
+def test_images_that_are_left_out_by_their_name_are_told(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        'mirrorla_mm.engine.dataset_checks.print_log', lambda text, *_, **__: said.append(text)
+    )
+    images, labels = tmp_path / 'images', tmp_path / 'images' / 'labels'
+    labels.mkdir(parents=True)
+    Image.new('RGB', (9, 9)).save(images / 'a.jpg')
+    Image.new('L', (9, 9)).save(labels / 'a.png')
+    options = dict(data_prefix=dict(img_path='images', seg_map_path='images/labels'))
+    (images / 'notes.txt').touch()
+    assert len(seg_dataset(tmp_path, **options)) == 1 and not said
+    for name in ('b.JPG', 'c.png'):
+        Image.new('RGB', (9, 9)).save(images / name)
+    assert len(seg_dataset(tmp_path, **options)) == 1
+    assert len(said) == 1
+    assert f'leaves out 2 images of {images}, such as b.JPG: only' in said[0]
 
 
 def test_image_that_breaks_a_pipeline_is_named(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from mirrorla_mm.analysis.attention_maps import attention_rows, token_at
 from mirrorla_mm.analysis.capture import capture, chosen_module, load_backbone, normalise
 from mirrorla_mm.apis import Inferencer
+from mirrorla_mm.demo.dataset import image_name
 from mirrorla_mm.engine.errors import one_line_errors
 from mirrorla_mm.engine.images import read_image
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
@@ -31,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw the README's image")
     parser.add_argument('--data-dir', type=Path, default=Path('data/demo'), help="quickstart's")
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/quickstart'))
-    parser.add_argument('--scenes', type=int, nargs=2, default=(0, 4), help='of the validation set')
+    parser.add_argument('--scene', type=int, default=0, help='of the validation set')
     parser.add_argument(
         '--photo', type=Path, default=ROOT / 'docs' / 'tutorials' / 'coffee.jpg', help='any image'
     )
@@ -89,14 +90,13 @@ def draw(scenes: list[np.ndarray], photo: np.ndarray, maps: np.ndarray, out: Pat
 def main() -> None:
     args = parse_args()
     with one_line_errors():
-        folder = args.data_dir / 'leftImg8bit' / 'val' / 'demo'
-        scenes = []
-        for number, config, task in zip(
-            args.scenes, (DETECTOR, SEGMENTOR), ('detector', 'segmentor')
-        ):
-            scene = read_image(folder / f'{number:05d}_leftImg8bit.png')
-            scene = cv2.resize(scene, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
-            scenes.append(found(config, args.work_dir / task, scene))
+        folder = args.data_dir / 'leftImg8bit' / 'val'
+        scene = read_image(folder / image_name(args.scene))
+        scene = cv2.resize(scene, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+        scenes = [
+            found(config, args.work_dir / task, scene)
+            for config, task in ((DETECTOR, 'detector'), (SEGMENTOR, 'segmentor'))
+        ]
         photo = read_image(args.photo)
         draw(scenes, photo, attention(SEGMENTOR, args.work_dir / 'segmentor', photo), args.out)
         print(f'Wrote {args.out}')
