@@ -165,9 +165,11 @@ class _Legacy:
         named = type(keys) is list and all(type(key) is str for key in keys)
         if not named or sorted(keys) != sorted(self.storages):
             raise ValueError('its list of storages is not that of its tensors')
-        data, position = self.stream.getbuffer(), self.stream.tell()
-        for key in keys:
-            position = self._fill(self.storages[key], data, position)
+        position = self.stream.tell()
+        # Released whatever happens: Python 3.13 complains of a stream that ends before its view.
+        with self.stream.getbuffer() as data:
+            for key in keys:
+                position = self._fill(self.storages[key], data, position)
         return content
 
     def _fetch(self, reference: tuple) -> Storage:

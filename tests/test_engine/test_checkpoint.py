@@ -25,7 +25,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
 from mirrorla_mm.engine import checkpoint as checkpoint_module
-from mirrorla_mm.engine import safe_pickle
+from mirrorla_mm.engine import safe_pickle, torch_file
 from mirrorla_mm.engine.checkpoint import (
     CheckpointError,
     UnsafeCheckpointError,
@@ -468,6 +468,27 @@ def test_url_is_downloaded_once_and_loaded(tmp_path):
     (tmp_path / 'a.pth').unlink()
     assert load_url(url, **options) == {'a': 1}
     assert [path.name for path in cache.iterdir()] == ['b.pth']
+
+
+def test_a_cut_file_is_let_go_while_its_error_is_kept(tmp_path, monkeypatch):
+    streams = []
+
+    def kept(content):
+        streams.append(io.BytesIO(content))
+        return streams[-1]
+
+    torch.save({'a': torch.ones(999)}, tmp_path / 'a.pth', **FORMATS['legacy'])
+    whole = (tmp_path / 'a.pth').read_bytes()
+    (tmp_path / 'a.pth').write_bytes(whole[:-100])
+    names = SimpleNamespace(BytesIO=kept, SEEK_END=io.SEEK_END)
+    monkeypatch.setattr(torch_file, 'io', names)
+    with pytest.raises(CheckpointError):
+        try:
+            load_checkpoint_file(tmp_path / 'a.pth')
+        except CheckpointError:
+            streams[0].close()  # That fails while a view of it lives in the frames of the error.
+            raise
+    assert len(streams) == 1 and streams[0].closed
 
 
 def test_download_that_was_cut_does_not_stay_in_the_cache(tmp_path):
