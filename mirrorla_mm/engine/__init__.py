@@ -19,6 +19,7 @@ from . import (  # noqa: F401
     resuming,
     saving,
     sharded,
+    warm_up,
     workers,
 )
 from .checkpoint import (

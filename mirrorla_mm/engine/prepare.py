@@ -16,7 +16,7 @@ __all__ = ['prepare_training']
 
 CHECKPOINT_HOOK = 'mirrorla_mm.CheckpointHook'
 EPOCH_LOOP = 'mirrorla_mm.EpochBasedTrainLoop'
-HOOKS = ('mirrorla_mm.LostValidationHook', 'mirrorla_mm.FrozenNormHook')
+HOOKS = ('mirrorla_mm.LostValidationHook', 'mirrorla_mm.FrozenNormHook', 'mirrorla_mm.WarmUpHook')
 
 
 def prepare_training(cfg: Config, bad_data: str = 'refuse') -> None:
@@ -32,7 +32,8 @@ def prepare_training(cfg: Config, bad_data: str = 'refuse') -> None:
       (:mod:`.resuming`);
     - a resumed run draws the random numbers of an undisturbed one (:mod:`.reproducible`);
     - images and labels are checked where they are read (:mod:`.bad_data`);
-    - batch norms that are frozen untrained are named (:mod:`.frozen_norms`);
+    - batch norms that are frozen untrained are named (:mod:`.frozen_norms`), and so is a learning
+      rate that rises for longer than the training lasts (:mod:`.warm_up`);
     - mixed precision runs on a CPU too (:mod:`.amp`).
 
     Args:
