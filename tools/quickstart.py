@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from pathlib import Path
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset, is_drawn, remove_dataset
 from mirrorla_mm.demo.figures import detection_figure, segmentation_figure
 from mirrorla_mm.demo.tally import tally
-from mirrorla_mm.engine.errors import UserError
+from mirrorla_mm.engine.errors import UserError, hide_import_warnings
 from mirrorla_mm.engine.launch import gpu_without_ops
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
 
@@ -350,10 +349,8 @@ class Quickstart:
 
 def load_config(path: str) -> Config:
     """A config's content; nothing that it would import is imported."""
-    with warnings.catch_warnings():
-        # mmengine looks for the base configs of mmdet with it.
-        warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
-        return Config.fromfile(path, import_custom_modules=False)
+    hide_import_warnings()
+    return Config.fromfile(path, import_custom_modules=False)
 
 
 def read_metrics(directory: Path) -> dict[str, float] | None:

@@ -6,10 +6,11 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ['CONTROL', 'UserError', 'one_line_errors', 'printable']
+__all__ = ['CONTROL', 'UserError', 'hide_import_warnings', 'one_line_errors', 'printable']
 
 # Characters that a terminal obeys instead of showing, and halves of characters, which cannot be
 # written. Blanks and line ends are text.
@@ -38,11 +39,13 @@ def one_line_errors() -> Iterator[None]:
 
     That is a :class:`UserError`, an error of the file system, and whatever was raised while
     mmengine built an object from the config or took over a checkpoint. All else is a defect of the
-    program and keeps its traceback, as does everything when ``MIRRORLA_DEBUG`` is set.
+    program and keeps its traceback, as does everything when ``MIRRORLA_DEBUG`` is set. Warnings of
+    upstream's imports are hidden.
 
     Raises:
         SystemExit: With status 1, after the sentence was written to stderr.
     """
+    hide_import_warnings()
     try:
         yield
     except Exception as error:
@@ -54,6 +57,11 @@ def one_line_errors() -> Iterator[None]:
             text = f'The checkpoint cannot be used: {type(error).__name__}: {text}'
         print(f'error: {text}', file=sys.stderr)
         sys.exit(1)
+
+
+def hide_import_warnings() -> None:
+    """Hide what mmengine warns of for every package that it looks for, as for each base config."""
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
 
 
 LOADING = 'load_or_resume'  # of mmengine's runners

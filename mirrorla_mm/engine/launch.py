@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..stack import BUILD_COMMAND
 from .data import move_data
 from .dataset_checks import check_datasets
 from .distributed import use_gloo_without_gpu
-from .errors import UserError
+from .errors import UserError, hide_import_warnings
 from .workers import end_workers_with_run
 
 __all__ = [
@@ -86,8 +85,7 @@ def load_config(args: argparse.Namespace) -> Config:
         UserError: If there is no such config or it cannot be read.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    # mmengine imports it anew for every package that it looks for.
-    warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
+    hide_import_warnings()
     of_a_package = '::' in args.config
     if not of_a_package and not Path(args.config).is_file():
         raise UserError(f'The config {args.config} does not exist.')

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mirrorla_mm.backbones.ravlt import ARCHS
@@ -32,6 +33,18 @@ def test_curves_of_a_detector_and_a_segmentor_stand_side_by_side(run, tmp_path):
     run('analysis_tools/plot_curves', 'a', 'b', '--out', 'both.png')
     run('analysis_tools/plot_curves', 'a', '--out', 'one.png')
     assert Image.open('both.png').width > 1.4 * Image.open('one.png').width
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(run, monkeypatch):
+    for parent in 'ab':
+        folder = Path(parent, 'detector', '1', 'vis_data')
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text('{"loss": 2, "step": 5}\n{"mIoU": 20, "step": 5}\n')
+    drawn = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: drawn.append(figure))
+    run('analysis_tools/plot_curves', 'a/detector', 'b/detector')
+    labels = [line.get_label() for line in drawn[0].axes[0].lines]
+    assert labels == ['a/detector', 'b/detector']
 
 
 def test_study_shorter_than_its_warm_up_is_refused(run, capsys):

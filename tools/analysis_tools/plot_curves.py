@@ -20,7 +20,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('work_dirs', nargs='+', type=Path)
     parser.add_argument('--metric', help="each task's own by default: box mAP, mIoU, PSNR")
-    parser.add_argument('--names', nargs='+', help='of the runs; folder names by default')
+    parser.add_argument(
+        '--names',
+        nargs='+',
+        help='of the runs; folder names by default, or paths where those are alike',
+    )
     parser.add_argument('--out', type=Path, default=Path('curves.png'))
     return parser.parse_args()
 
@@ -48,7 +52,8 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         runs = [read_curves(work_dir) for work_dir in args.work_dirs]
-        for run, name in zip(runs, args.names or []):
+        alike = len({run.name for run in runs}) < len(runs)  # a/detector and b/detector
+        for run, name in zip(runs, args.names or (map(str, args.work_dirs) if alike else ())):
             run.name = name
         draw(runs, chosen_metrics(runs, args.metric), args.out)
         print(f'Wrote {args.out}')
