@@ -242,15 +242,27 @@ def test_ops_are_tried_again_after_torch_or_mmcv_changed(env, monkeypatch):
 # --- The ends of the ranges ----------------------------------------------------------------------
 
 
+def run_ranges(code, *arguments):
+    command = [sys.executable, '-c', f'import prove_ranges as ranges\n{code}', *arguments]
+    return subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True)
+
+
 def test_tests_of_every_end_of_a_range_exist():
-    code = (
-        'import prove_ranges as ranges\n'
+    done = run_ranges(
         'names = {name for end in ranges.ENDS for name in end.tests}\n'
         'print(*(name for name in names if not (ranges.ROOT / "tests" / name).exists()))'
     )
-    command = [sys.executable, '-c', code]
-    done = subprocess.run(command, cwd=SCRIPT.parent, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ''), done.stderr
+
+
+def test_an_end_whose_versions_were_replaced_does_not_pass():
+    installed = pytest.__version__.split('.')[0]
+    kept = run_ranges('exec(ranges.PINNED)', f'pytest=={installed}.*', 'torch')
+    assert kept.returncode == 0, kept.stderr
+    replaced = run_ranges('exec(ranges.PINNED)', 'torch', f'pytest!={installed}.*')
+    assert replaced.stderr.strip().endswith(
+        f'pytest!={installed}.* was replaced by {pytest.__version__}'
+    )
 
 
 # --- Where else it is called ---------------------------------------------------------------------

@@ -31,6 +31,15 @@ TESTED = 'torch==2.13.0'
 OLDEST = ('torch==2.6.0', 'numpy==1.26.*', 'pillow==10.1.*')
 NEWEST_SETUPTOOLS = ('--upgrade', 'setuptools')
 REFUSED = "run pip install 'setuptools<82'"
+# Without its name on the same line pip replaces what the newest of another package does not take.
+PINNED = """
+import sys
+from importlib.metadata import version
+from pip._vendor.packaging.requirements import Requirement
+for pin in map(Requirement, sys.argv[1:]):
+    found = version(pin.name)
+    assert pin.specifier.contains(found), f'{pin} was replaced by {found}'
+"""
 VERSIONS = """
 import platform
 from importlib.metadata import distributions
@@ -48,7 +57,7 @@ class End:
         name: What it is the end of.
         python: Version of Python.
         extras: Extras of this package; mmcv is built where a stack is among them.
-        pins: What is installed first: torch, and what else makes it this end.
+        pins: What is installed first, and stays: torch, and what else makes it this end.
         later: What is installed last, as a user does who upgrades it by hand.
         tests: What runs, below ``tests/``.
         says: For an end that is refused: how the sentence ends.
@@ -137,11 +146,12 @@ class Trial:
         self.must(name, '-m', 'venv', 'env')
         pip = self.python, '-m', 'pip', 'install'
         self.must(*pip, *self.end.pins)
-        self.must(*pip, f'{ROOT}[{self.end.extras},tests]')
+        self.must(*pip, f'{ROOT}[{self.end.extras},tests]', *self.end.pins)
         if self.end.builds_mmcv():
             self.must(self.python, '-m', 'mirrorla_mm.build_mmcv')
         if self.end.later:
             self.must(*pip, *self.end.later)
+        self.must(self.python, '-c', PINNED, *self.end.pins)
 
     def try_out(self) -> str:
         """Run its tests, or see it refused; return what happened in a few words."""
