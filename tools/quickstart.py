@@ -311,7 +311,7 @@ class Quickstart:
                 *('--points', '0.3,0.6', '0.7,0.5', '--out', 'attention.png'),
             ),
             (
-                'Train on your own data in COCO format, from scratch',
+                'Train on COCO, or by docs/own_data.md on your own data, from scratch',
                 *('train.py', str(configs / 'retinanet/retinanet_mirrorla-t_fpn_1x_coco.py')),
                 *('--cfg-options', 'data_root=YOUR_COCO/', 'model.backbone.norm_eval=False'),
             ),
