@@ -1,8 +1,12 @@
+from collections import Counter
+from functools import partial
+
 import pytest
 import torch
 from mmengine.registry import init_default_scope
 
 from mirrorla_mm.backbones import MirrorLA
+from mirrorla_mm.backbones.layers import Block
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.export import RawOutputs, export, largest_error, prepare
 from mirrorla_mm.registry import MODELS
@@ -42,6 +46,39 @@ def test_backbone_to_onnx_at_unseen_sizes(tmp_path):
     export(model, file, 'onnx')
     assert largest_error(model, file, 'onnx', UNSEEN) < 1e-4
     assert largest_error(model, file, 'onnx', UNSEEN[:1], batch=3) < 1e-4
+
+
+class TwoBlocks(torch.nn.Sequential):
+    """A stage of two blocks, wide enough for the blocked layout of runtimes."""
+
+    def __init__(self):
+        block = partial(Block, 32, 2, dict(type='MirrorAttention'), mlp_ratio=2)
+        super().__init__(torch.nn.Conv2d(3, 32, 3, 2, padding=1), block(), block())
+
+
+@pytest.mark.slow
+def test_what_onnxruntime_makes_of_a_stage(tmp_path):
+    """Tables are made once, heads are never transposed, and convolutions add the residuals."""
+    onnx, onnxruntime = map(pytest.importorskip, ('onnx', 'onnxruntime'))
+    model, file = prepare(TwoBlocks()), tmp_path / 'model.onnx'
+    export(model, file, 'onnx', (32, 40))
+    assert largest_error(model, file, 'onnx', [(33, 47)], batch=3) < 1e-4
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / 'optimised.onnx')
+    onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
+    nodes = onnx.load(options.optimized_model_filepath).graph.node
+    kinds = Counter(node.op_type for node in nodes)
+    turns = [node for node in nodes if node.op_type == 'RotaryEmbedding']
+    assert len(turns) == 4
+    assert len({tuple(node.input[1:]) for node in turns}) == 1
+    assert (kinds['Gelu'], kinds['LayerNormalization']) == (4, 4)
+    blocked = [node for node in nodes if node.domain == 'com.microsoft.nchwc']
+    if not blocked:
+        pytest.skip('this processor has no blocked layout')
+    # The local enhancement, the attention and both halves of the feed-forward network, twice.
+    assert sum(len(node.input) == 4 for node in blocked if node.op_type == 'Conv') == 8
+    assert kinds['ReorderInput'] <= 8
+    assert kinds['ReorderOutput'] <= 5
 
 
 @pytest.mark.slow

@@ -121,6 +121,11 @@ class Attention(BaseModule):
         out = self.attend(*map(self.split_heads, (q, k, v)), hw_shape)
         return self.finish(out, self.local(x, v, hw_shape), *gate)
 
+    def on_map(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Attend over a map after a norm, in the form for graphs: (B, C, H, W) to the same."""
+        hw_shape = x.shape[-2:]
+        return to_map(self(norm(to_tokens(x)), hw_shape), hw_shape)
+
     def project(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple[Tensor, ...]:
         """Project to q, k, v and, with a gate, the gate.
 

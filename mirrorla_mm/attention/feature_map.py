@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops import lean
-from ..ops.backend import Backend, for_graphs
+from ..ops.backend import Backend, for_graphs, select_backend
 from ..ops.options import Options
+from .graph import attend_map
 from .linear import Layer, LinearAttention, Operator, Place, Plan
 from .reflection import Reflection
 
@@ -38,6 +39,18 @@ class FeatureMapAttention(LinearAttention):
             None if reflection is None else Reflection(embed_dims, num_heads, **reflection)
         )
 
+    def on_map(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        if self.sr is not None or self.out_norm is not None:
+            return super().on_map(x, norm)
+        return attend_map(x, norm, self)
+
+    def attend_reflected(
+        self, q: Tensor, k: Tensor, v: Tensor, hw_shape: tuple[int, int]
+    ) -> Tensor:
+        """Attend from heads (B, H, N, d) that are reflected already."""
+        operator = self.operator(hw_shape, folds=True)
+        return select_backend(q, k, v, *operator).run(q, k, v, *operator)
+
     def projection(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = super().projection()
         return (weight, bias) if self.reflection is None else self.reflection.fold(weight, bias)
@@ -54,7 +67,7 @@ class FeatureMapAttention(LinearAttention):
         self.reflection = self.reflection.remainder()
 
     @property
-    def _varies(self) -> bool:
+    def varies(self) -> bool:
         """Whether reflections differ from image to image, so that :meth:`projection` lacks them."""
         return self.reflection is not None and self.reflection.variance_aware
 
@@ -65,9 +78,9 @@ class FeatureMapAttention(LinearAttention):
         less than some ten passes over N C numbers. The fused operator on a GPU reflects for free.
         """
         if for_graphs():  # At any size, as one graph has to serve all.
-            return self._varies and self.sr is None
+            return self.varies and self.sr is None
         return (
-            self._varies
+            self.varies
             and backend.strips
             and self.sr is None
             and x.device.type == 'cpu'
@@ -102,7 +115,7 @@ class FeatureMapAttention(LinearAttention):
 
     def _reflects_first(self, plan: Plan) -> bool:
         """Whether neither the projection nor the operator reflects q and k."""
-        return self._varies and not plan.folds and not plan.operator[-1].mirrors
+        return self.varies and not plan.folds and not plan.operator[-1].mirrors
 
     def operator(self, hw_shape: tuple[int, int], folds: bool = False) -> Operator:
         options = Options(
@@ -110,7 +123,7 @@ class FeatureMapAttention(LinearAttention):
             self.rank_augmented,
             hw_shape=tuple(hw_shape) if self.rope else None,
         )
-        if folds or not self._varies or self.feature_map != 'relu':
+        if folds or not self.varies or self.feature_map != 'relu':
             return None, None, options
         # The operator's mirror map is reflection and ReLU in one.
         mirror = self.reflection
@@ -120,7 +133,7 @@ class FeatureMapAttention(LinearAttention):
     # The steps, for strips:
 
     def sees_parts(self, folds: bool) -> bool:
-        return folds or not self._varies
+        return folds or not self.varies
 
     @property
     def surveys(self) -> bool:

@@ -8,8 +8,8 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..ops import cross_head_reflection, reflect
-from ..ops.folding import fold_block_reflection, projected_angle
+from ..ops import block_reflection, cross_head_reflection, reflect
+from ..ops.folding import angle_of_covariance, fold_block_reflection, projected_angle
 from ..ops.products import PLAIN, Products
 
 
@@ -119,6 +119,21 @@ class Reflection(BaseModule):
         modulation = self.options['lam'], self.options['alpha_max']
         angle = projected_angle(weight, x, theta, *modulation, products)
         return fold_block_reflection(weight, bias, angle)
+
+    def reflect_heads(self, heads: Tensor, covariance: Tensor) -> Tensor:
+        """The same of projections to each head, for an exported graph.
+
+        Args:
+            heads (Tensor): Of queries, then of keys, from :meth:`fold`, shape (2H, C, d).
+            covariance (Tensor): Of the channels of what will be projected, shape (B, C, C).
+
+        Returns:
+            Tensor: Shape (B, 2H, C, d).
+        """
+        theta = torch.cat((self.theta, self.theta_of_keys))
+        modulation = self.options['lam'], self.options['alpha_max']
+        columns = heads.transpose(0, 1).flatten(1)
+        return block_reflection(heads, angle_of_covariance(columns, covariance, theta, *modulation))
 
     def reflect_all(self, x: Tensor, key: bool = False) -> Tensor:
         """Both reflections of queries, or with ``key`` of keys, of shape (B, H, N, d).

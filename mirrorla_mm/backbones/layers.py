@@ -135,16 +135,22 @@ class ConvFFN(BaseModule):
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        if for_graphs():
-            return to_tokens(self._by_convolutions(to_map(x, hw_shape)))
         x = to_map(self.act(self.fc1(x)), hw_shape)
         return self.fc2(to_tokens(self.dwconv(x)))
 
-    def _by_convolutions(self, x: Tensor) -> Tensor:
-        # A runtime keeps its own layout from the first convolution to the last.
-        first, last = (layer.weight[..., None, None] for layer in (self.fc1, self.fc2))
-        x = self.dwconv(self.act(F.conv2d(x, first, self.fc1.bias)))
-        return F.conv2d(x, last, self.fc2.bias)
+    def on_map(self, x: Tensor) -> Iterator[Tensor]:
+        """By convolutions, in the form for graphs: summands (B, C, H, W) of the output.
+
+        Each is what a half of the hidden channels adds, so that one half of the widest map lives at
+        a time. Runtimes want a multiple of 16 channels, else there is one summand.
+        """
+        parts = 2 if self.fc1.out_features % 32 == 0 else 1
+        layers = self.fc1.weight, self.fc1.bias, self.dwconv.kernel(), self.dwconv.bias
+        pieces = zip(*(layer.chunk(parts) for layer in layers), self.fc2.weight.chunk(parts, 1))
+        for i, (first, shift, kernel, bias, last) in enumerate(pieces):
+            hidden = self.act(F.conv2d(x, first[..., None, None], shift))
+            hidden = F.conv2d(hidden, kernel, bias, padding=self.dwconv.padding, groups=len(kernel))
+            yield F.conv2d(hidden, last[..., None, None], None if i else self.fc2.bias)
 
     def fold_scale(self, gamma: Tensor) -> None:
         """Multiply the output by ``gamma`` (C,) for good."""
@@ -194,6 +200,8 @@ class Block(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
+        if for_graphs() and not self.training:
+            return self._on_map(x)
         if self.with_cp and x.requires_grad:
             # The backward pass recomputes in a thread of its own, which nobody forced a backend in.
             return checkpoint(self._under, forced_backend(), x, use_reentrant=False)
@@ -210,6 +218,20 @@ class Block(BaseModule):
         x = to_tokens(self.pos(x))
         x = self._add(x, self.attn(self.norm1(x), hw_shape), self.gamma1)
         return to_map(self._feed_forward(x, hw_shape), hw_shape)
+
+    def _on_map(self, x: Tensor) -> Tensor:
+        return self._feed_forward_on_map(self._attend_on_map(x))
+
+    def _attend_on_map(self, x: Tensor) -> Tensor:
+        # A runtime keeps its own layout from convolution to convolution, and adds within them.
+        x = self.pos(x)
+        return _add_map(x, self.attn.on_map(x, self.norm1), self.gamma1)
+
+    def _feed_forward_on_map(self, x: Tensor) -> Tensor:
+        normalised = self.norm2(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        for summand in self.ffn.on_map(normalised):
+            x = _add_map(x, summand, self.gamma2)
+        return x
 
     @or_by_strips(strips.feed_forward)
     def _feed_forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
@@ -229,6 +251,10 @@ class Block(BaseModule):
             if getattr(self, name) is not None:
                 branch.fold_scale(getattr(self, name))
                 setattr(self, name, None)
+
+
+def _add_map(x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
+    return x + (branch if gamma is None else branch * gamma.view(-1, 1, 1))
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:

@@ -43,6 +43,9 @@ class NaLaBlock(Block):
         x = to_tokens(self.pos2(to_map(x, hw_shape)))
         return to_map(self._feed_forward(x, hw_shape), hw_shape)
 
+    def _on_map(self, x: Tensor) -> Tensor:
+        return self._feed_forward_on_map(self.pos2(self._attend_on_map(x)))
+
 
 @register_model
 class NaLaFormer(RAVLT):

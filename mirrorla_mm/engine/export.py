@@ -93,8 +93,8 @@ def export(model: RawOutputs, file: Path, kind: str, shape: tuple[int, int] = (1
     with use_backend('graph' if kind == 'onnx' else None):
         program = torch.export.export(model, example, dynamic_shapes=DYNAMIC)
     if kind == 'onnx':
-        # From this version on GELU is a single node.
-        options = dict(opset_version=20, external_data=False, verbose=False)
+        # From these versions on a rotary embedding (23) and GELU (20) are single nodes.
+        options = dict(opset_version=23, external_data=False, verbose=False)
         torch.onnx.export(program, (), file, dynamo=True, **options)
     elif kind == 'torch':
         torch.export.save(program, file)

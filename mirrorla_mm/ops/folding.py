@@ -63,10 +63,17 @@ def projected_angle(
     Returns:
         Tensor: Radians, shape (B, H, d//2), float32 at least.
     """
-    weight = at_least_float32(weight)
+    # Columns, on the right: an exporter would fix the batch's size otherwise.
+    columns = at_least_float32(weight).t()
+    return angle_of_covariance(columns, token_covariance(x, products), theta, lam, alpha_max)
+
+
+def angle_of_covariance(
+    columns: Tensor, covariance: Tensor, theta: Tensor, lam: float, alpha_max: float
+) -> Tensor:
+    """:func:`projected_angle` from the transposed weight (C, H*d) and the covariance (B, C, C)."""
     # Rounding may leave a variance of zero slightly negative.
-    columns = weight.t()  # on the right: an exporter would fix the batch's size otherwise
-    variance = ((token_covariance(x, products) @ columns) * columns).sum(-2).clamp_min(0)
+    variance = ((covariance @ columns) * columns).sum(-2).clamp_min(0)
     variance = mean_of_pairs(variance.unflatten(-1, (len(theta), -1)))
     return variance_aware_angle(theta, variance, lam, alpha_max)
 

@@ -1,13 +1,17 @@
 """Linear attention for exported graphs: the backend ``'graph'``.
 
 Runtimes spend their time on what is not a matrix product: transposed heads, slices of channel
-pairs, many small steps. So tokens stay (B, N, C) with all heads side by side. Products span all
-heads and a mask keeps each to itself, and the turn of RoPE is a product with a constant matrix.
+pairs, many small steps. So each head is projected by a product of its own, which leaves (B, H, N,
+d) in memory; sums read keys and queries as they lie; the output comes channels first, as
+convolutions take it; and the rotation of RoPE is a single node.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import Backend, for_graphs, register_backend
@@ -16,7 +20,7 @@ from .linear_attention import NORMALISER_EPS
 from .options import Options
 from .precision import at_least_float32, saturate, without_autocast
 from .reflection import reflect
-from .rope import rope_2d
+from .rope import rope_frequencies
 
 
 @without_autocast
@@ -29,47 +33,55 @@ def mirror_attention_graph(
     options: Options,
 ) -> Tensor:
     """:func:`~mirrorla_mm.ops.mirror_attention`."""
-    dtype, heads, dim = v.dtype, q.shape[1], q.shape[-1]
+    dtype = v.dtype
     q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
     if options.mirrors:
         assert theta is not None  # the operator has refused it
         modulation = options.lam, options.alpha_max, options.variance_aware
         q = reflect(q, theta, *modulation)
         k = reflect(k, theta if theta_k is None else theta_k, *modulation)
-    # Back to tokens: an exporter cancels this transposition against that which split the heads.
-    q, k, v = (x.transpose(1, 2).flatten(2) for x in (q, k, v))
     q, k = feature_map(q, options.feature_map), feature_map(k, options.feature_map)
-    own = torch.eye(heads, dtype=q.dtype, device=q.device).repeat_interleave(dim, dim=0)  # (C, H)
+    # Sums as products: a reduction over the tokens runs on one thread.
+    tokens, dim = k.shape[-2:]
+    of_queries, of_keys = (x.new_ones(1, 1, 1, x.shape[-2]) for x in (q, k))
     if options.rank_augmented:
-        query = q.mean(dim=1).unsqueeze(-1) * dim**-0.5
-        weight = (k @ (query * own)).softmax(dim=1)
+        query = of_queries @ q * (dim**-0.5 / q.shape[-2])
+        k = k * (k @ query.transpose(-2, -1)).softmax(dim=-2)
     else:
-        weight = torch.ones_like(k[..., :heads]) / k.shape[1]
-    key = (weight.transpose(1, 2) @ k).transpose(1, 2) * own
-    normaliser = q @ key + NORMALISER_EPS
+        k = k / tokens
+    normaliser = (q @ (of_keys @ k).transpose(-2, -1)).transpose(-2, -1) + NORMALISER_EPS
     if options.hw_shape:
-        tables = _tables(options.hw_shape, heads, q, dim)
+        tables = _tables(options.hw_shape, q)
         q, k = _turn(q, *tables), _turn(k, *tables)
-    v = (v.unflatten(-1, (heads, -1)) * weight.unsqueeze(-1)).flatten(2)
-    state = (k.transpose(1, 2) @ v) * (own @ own.t())
-    out = (q @ state).unflatten(-1, (heads, -1)) / normaliser.unsqueeze(-1)
-    return saturate(out.transpose(1, 2), dtype)
+    # An exporter cancels these transpositions against those of a map's heads.
+    state = v.transpose(-2, -1) @ k
+    # The normaliser first: keys that are not turned need not live until the end.
+    out = normaliser.reciprocal() * (state @ q.transpose(-2, -1))
+    return saturate(out.transpose(-2, -1), dtype)
 
 
-def _tables(
-    hw_shape: tuple[int, int], heads: int, like: Tensor, dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosine and sine of each token's angles, (N, C), and the quarter turn of all pairs (C, C)."""
-    angle = rope_2d(hw_shape, dim, device=like.device, dtype=like.dtype)
-    angle = angle.repeat_interleave(2, dim=-1).repeat(1, heads)
-    turn = like.new_tensor([[0.0, 1.0], [-1.0, 0.0]])
-    pairs = torch.eye(heads * dim // 2, dtype=like.dtype, device=like.device)
-    # Not block_diag: it is three nodes for each pair, and folding those took minutes.
-    return angle.cos(), angle.sin(), torch.kron(pairs, turn)
+def _tables(hw_shape: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each token's angles, (N, d/2): the first half by row, then by column."""
+    frequency = rope_frequencies(like.shape[-1], device=like.device, dtype=like.dtype)
+    rows, columns = (
+        torch.arange(n, device=like.device, dtype=like.dtype)[:, None] * frequency for n in hw_shape
+    )
+    half = len(frequency)
+
+    def table(function: Callable[[Tensor], Tensor]) -> Tensor:
+        # A sum, as few runtimes are quick to repeat or to join.
+        by_row, by_column = F.pad(function(rows), (0, half)), F.pad(function(columns), (half, 0))
+        return (by_row[:, None] + by_column).flatten(0, 1)
+
+    return table(torch.cos), table(torch.sin)
 
 
-def _turn(x: Tensor, cosine: Tensor, sine: Tensor, quarter: Tensor) -> Tensor:
-    return x * cosine + (x @ quarter) * sine
+def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    # Slow to import, and as old as exports: torch 2.9.
+    from torch.onnx.ops import rotary_embedding
+
+    places = torch.arange(x.shape[-2], device=x.device).expand(x.shape[0], -1)
+    return rotary_embedding(x, cosine, sine, places, interleaved=True)
 
 
 def _why_not(*_: object) -> str | None:

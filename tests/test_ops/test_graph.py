@@ -14,6 +14,8 @@ from mirrorla_mm.ops.backend import select_backend
 from mirrorla_mm.ops.options import Options
 from tests.archs import TOY
 
+pytest.importorskip('torch', minversion='2.9', reason='exports need torch 2.9')
+
 FEATURE_MAPS = ('mirror', 'elu', 'relu')
 EVERY = list(itertools.product(FEATURE_MAPS, (True, False), ((5, 7), None), (1, 3)))
 

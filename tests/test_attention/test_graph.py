@@ -1,0 +1,68 @@
+"""Attention over maps, in the form for exported graphs, is that over tokens."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from mirrorla_mm.attention import RALA, MirrorAttention
+from mirrorla_mm.attention.graph import covariance, normalised, weight_of_normalised
+from mirrorla_mm.ops import use_backend
+from mirrorla_mm.ops.folding import token_covariance
+
+pytest.importorskip('torch', minversion='2.9', reason='exports need torch 2.9')
+
+CHANNELS = 16
+
+
+@pytest.fixture
+def norm():
+    norm = nn.LayerNorm(CHANNELS, eps=1e-6).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    norm.weight.data[3] = 0
+    return norm.requires_grad_(False)
+
+
+@pytest.fixture
+def tokens():
+    return 5 + torch.randn(2, 35, CHANNELS, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_a_layer_after_a_norm_needs_neither_its_affine_part_nor_a_bias(norm, tokens, bias):
+    layer = nn.Linear(CHANNELS, 6, bias).double().requires_grad_(False)
+    weight = weight_of_normalised(norm, layer.weight, layer.bias)
+    torch.testing.assert_close(normalised(tokens, norm.eps) @ weight.t(), layer(norm(tokens)))
+
+
+def test_the_covariance_of_normalised_tokens_needs_no_mean(norm, tokens):
+    x = normalised(tokens, norm.eps)
+    torch.testing.assert_close(covariance(x), token_covariance(x))
+
+
+OPTIONS = list(itertools.product((MirrorAttention, RALA), (True, False), (True, False)))
+
+
+@pytest.mark.parametrize('method, host, bias', OPTIONS)
+def test_over_a_map_as_over_its_tokens(norm, tokens, method, host, bias):
+    options = dict(gate=True, lepe_kernel=5, rope=True) if host else {}
+    attention = method(CHANNELS, 2, qkv_bias=bias, **options).double().eval()
+    maps = tokens.unflatten(1, (5, 7)).permute(0, 3, 1, 2)
+    with use_backend('torch'):
+        expected = attention(norm(tokens), (5, 7))
+    with use_backend('graph'):
+        out = attention.on_map(maps, norm)
+    torch.testing.assert_close(out, expected.unflatten(1, (5, 7)).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize('options', [dict(out_norm=True), dict(sr_ratio=2)])
+def test_what_has_no_form_over_maps_goes_by_tokens(norm, tokens, options):
+    attention = MirrorAttention(CHANNELS, 2, **options).double().eval()
+    maps = tokens.unflatten(1, (5, 7)).permute(0, 3, 1, 2)
+    with use_backend('graph'):
+        out = attention.on_map(maps, norm)
+    with use_backend('torch'):
+        expected = attention(norm(tokens), (5, 7))
+    torch.testing.assert_close(out, expected.unflatten(1, (5, 7)).permute(0, 3, 1, 2))
