@@ -8,8 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.graph import flip, reflect_by_rotation
+
 if TYPE_CHECKING:
     from .feature_map import FeatureMapAttention
+
+# From so many channels on, reflecting all queries and keys costs less than the covariance of their
+# input, whose share of the work grows with the channels and not with the tokens.
+WIDE = 128
 
 
 def attend_map(x: Tensor, norm: nn.LayerNorm, method: FeatureMapAttention) -> Tensor:
@@ -26,9 +32,14 @@ def attend_map(x: Tensor, norm: nn.LayerNorm, method: FeatureMapAttention) -> Te
     )
     flat = tokens.flatten(1, 2)
     heads = to_qk.t().unflatten(-1, (2 * method.num_heads, -1)).transpose(0, 1)  # (2H, C, d)
-    if method.varies:
+    turns = method.varies and channels >= WIDE and method.head_dim % 2 == 0
+    if turns:
+        heads = flip(heads)
+    elif method.varies:
         heads = method.reflection.reflect_heads(heads, covariance(flat))
     q, k = (flat.unsqueeze(1) @ part for part in heads.split(method.num_heads, dim=-3))
+    if turns:
+        q, k = method.reflection(q, k, reflect_by_rotation)
     v = to_v @ flat.transpose(1, 2)  # Channels first, as the sums and the convolution take it.
     heads_of_v = v.unflatten(1, (method.num_heads, -1)).transpose(-2, -1)
     out = method.attend_reflected(q, k, heads_of_v, hw_shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from mmengine.model import BaseModule
@@ -147,7 +148,9 @@ class Reflection(BaseModule):
             return x
         return reflect(x, self.theta_of_keys if key else self.theta, **self.options)
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Block-reflect q and k of shape (B, H, N, d); no feature map is applied."""
+    def forward(
+        self, q: Tensor, k: Tensor, way: Callable[..., Tensor] = reflect
+    ) -> tuple[Tensor, Tensor]:
+        """Block-reflect q and k of shape (B, H, N, d) in some way; no feature map is applied."""
         thetas = self.theta, self.theta_of_keys
-        return tuple(reflect(x, theta, **self.options) for x, theta in zip((q, k), thetas))
+        return tuple(way(x, theta, **self.options) for x, theta in zip((q, k), thetas))

@@ -19,7 +19,7 @@ from .lean import feature_map
 from .linear_attention import NORMALISER_EPS
 from .options import Options
 from .precision import at_least_float32, saturate, without_autocast
-from .reflection import reflect
+from .reflection import mean_of_pairs, reflect, variance_aware_angle
 from .rope import rope_frequencies
 
 
@@ -77,10 +77,40 @@ def _tables(hw_shape: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    places = torch.arange(x.shape[-2], device=x.device).expand(x.shape[0], -1)
+    return _rotate(x, cosine, sine, places)
+
+
+def reflect_by_rotation(
+    x: Tensor, theta: Tensor, lam: float, alpha_max: float, variance_aware: bool = True
+) -> Tensor:
+    """:func:`~mirrorla_mm.ops.reflect` at variance-aware angles as a rotation.
+
+    Args:
+        x (Tensor): Heads (B, H, N, d), d even, from :func:`flip`.
+        theta (Tensor): See :func:`~mirrorla_mm.ops.reflect`, like what follows.
+    """
+    assert variance_aware  # else the projection reflects
+    average = x.new_full((1, 1, 1, x.shape[-2]), 1 / x.shape[-2])
+    centred = x - average @ x
+    variance = (average @ (centred * centred)).squeeze(-2)
+    angle = 2 * variance_aware_angle(theta, mean_of_pairs(variance), lam, alpha_max)
+    # An angle for each head of an image: as places of a sequence, and the tokens as the heads.
+    cosine, sine = (table.flatten(0, 1).unsqueeze(1) for table in (angle.cos(), angle.sin()))
+    turned = _rotate(x.flatten(0, 1).unsqueeze(2), cosine, sine)
+    return turned.squeeze(2).unflatten(0, x.shape[:2])
+
+
+def flip(x: Tensor) -> Tensor:
+    """The other sign for the first of each two channels (..., d)."""
+    sign = x.new_tensor([-1.0, 1.0]).repeat(x.shape[-1] // 2)
+    return x * sign
+
+
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor, places: Tensor | None = None) -> Tensor:
     # Slow to import, and as old as exports: torch 2.9.
     from torch.onnx.ops import rotary_embedding
 
-    places = torch.arange(x.shape[-2], device=x.device).expand(x.shape[0], -1)
     return rotary_embedding(x, cosine, sine, places, interleaved=True)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mirrorla_mm.attention import RALA, MirrorAttention
+from mirrorla_mm.attention import RALA, MirrorAttention, graph
 from mirrorla_mm.attention.graph import covariance, normalised, weight_of_normalised
 from mirrorla_mm.ops import use_backend
 from mirrorla_mm.ops.folding import token_covariance
@@ -49,6 +49,19 @@ OPTIONS = list(itertools.product((MirrorAttention, RALA), (True, False), (True, 
 def test_over_a_map_as_over_its_tokens(norm, tokens, method, host, bias):
     options = dict(gate=True, lepe_kernel=5, rope=True) if host else {}
     attention = method(CHANNELS, 2, qkv_bias=bias, **options).double().eval()
+    maps = tokens.unflatten(1, (5, 7)).permute(0, 3, 1, 2)
+    with use_backend('torch'):
+        expected = attention(norm(tokens), (5, 7))
+    with use_backend('graph'):
+        out = attention.on_map(maps, norm)
+    torch.testing.assert_close(out, expected.unflatten(1, (5, 7)).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize('shared', [True, False])
+def test_wide_maps_are_reflected_by_rotations(monkeypatch, norm, tokens, shared):
+    monkeypatch.setattr(graph, 'WIDE', CHANNELS)
+    monkeypatch.setattr(graph, 'covariance', None)
+    attention = MirrorAttention(CHANNELS, 2, reflection=dict(shared=shared)).double().eval()
     maps = tokens.unflatten(1, (5, 7)).permute(0, 3, 1, 2)
     with use_backend('torch'):
         expected = attention(norm(tokens), (5, 7))
