@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
+from mirrorla_mm.attention import graph
 from mirrorla_mm.backbones import MirrorLA
 from mirrorla_mm.backbones.layers import Block
 from mirrorla_mm.engine.errors import UserError
@@ -57,9 +58,11 @@ class TwoBlocks(torch.nn.Sequential):
 
 
 @pytest.mark.slow
-def test_what_onnxruntime_makes_of_a_stage(tmp_path):
+@pytest.mark.parametrize('wide', [False, True])
+def test_what_onnxruntime_makes_of_a_stage(tmp_path, monkeypatch, wide):
     """Tables are made once, heads are never transposed, and convolutions add the residuals."""
     onnx, onnxruntime = map(pytest.importorskip, ('onnx', 'onnxruntime'))
+    monkeypatch.setattr(graph, 'WIDE', 32 if wide else 33)
     model, file = prepare(TwoBlocks()), tmp_path / 'model.onnx'
     export(model, file, 'onnx', (32, 40))
     assert largest_error(model, file, 'onnx', [(33, 47)], batch=3) < 1e-4
@@ -68,9 +71,10 @@ def test_what_onnxruntime_makes_of_a_stage(tmp_path):
     onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
     nodes = onnx.load(options.optimized_model_filepath).graph.node
     kinds = Counter(node.op_type for node in nodes)
-    turns = [node for node in nodes if node.op_type == 'RotaryEmbedding']
-    assert len(turns) == 4
-    assert len({tuple(node.input[1:]) for node in turns}) == 1
+    turns = [tuple(node.input[1:]) for node in nodes if node.op_type == 'RotaryEmbedding']
+    of_places = [tables for tables in turns if len(tables) == 3]
+    assert (len(of_places), len(set(of_places))) == (4, 1)
+    assert len(turns) - len(of_places) == (4 if wide else 0)  # reflections
     assert (kinds['Gelu'], kinds['LayerNormalization']) == (4, 4)
     blocked = [node for node in nodes if node.domain == 'com.microsoft.nchwc']
     if not blocked:
