@@ -30,6 +30,7 @@ from ..registry import MODELS
 from .reference_ravlt import ReferenceRAVLT
 
 T = TypeVar('T')
+Step = Callable[[Tensor], object]
 WORDS = ('reference', 'eager', 'deploy', 'compile', 'amp', 'bf16', 'onnx')
 # Upstream backbones to compare with, and the channels of their four stages.
 PEERS = {
@@ -143,9 +144,8 @@ def measure_memory(subject: Subject, variant: str, shape: tuple[int, int]) -> tu
         tuple[float, float]: MiB that the step takes on top of the loaded model and its input, and
         MiB of the whole process at its peak (on a GPU: of all tensors).
     """
-    # The exporter's own memory stays out.
-    file = exported_file(subject, variant) if 'onnx' in parse_variant(variant) else None
-    return in_fresh_process(_peak_memory, subject, variant, shape, file)
+    # What is exported is exported here: the exporter's own memory stays out.
+    return in_fresh_process(_peak_memory, subject, step_builder(subject, variant), shape)
 
 
 def in_fresh_process(function: Callable[..., T], *args: object) -> T:
@@ -158,10 +158,10 @@ def in_fresh_process(function: Callable[..., T], *args: object) -> T:
 
 
 def _peak_memory(
-    subject: Subject, variant: str, shape: tuple[int, int], file: Path | None
+    subject: Subject, build: Callable[[], Step], shape: tuple[int, int]
 ) -> tuple[float, float]:
     torch.set_num_threads(subject.threads)
-    step = build_step(subject, variant) if file is None else exported_step(file, subject.threads)
+    step = build()
     inputs = images(subject, shape)
     step(images(subject, (64, 64)))  # What libraries allocate once.
     if subject.device == 'cuda':
@@ -203,11 +203,21 @@ def images(subject: Subject, shape: tuple[int, int]) -> Tensor:
     return torch.rand(subject.batch, 3, *shape, device=subject.device)
 
 
-def build_step(subject: Subject, variant: str) -> Callable[[Tensor], object]:
+def build_step(subject: Subject, variant: str) -> Step:
     """A function of a batch of images that runs one variant once."""
+    return step_builder(subject, variant)()
+
+
+def step_builder(subject: Subject, variant: str) -> Callable[[], Step]:
+    """What makes the step of a variant, in this process or, pickled, in another."""
     words = parse_variant(variant)
     if 'onnx' in words:
-        return exported_step(exported_file(subject, variant), subject.threads)
+        return partial(exported_step, exported_file(subject, variant), subject.threads)
+    return partial(torch_step, subject, words)
+
+
+def torch_step(subject: Subject, words: set[str]) -> Step:
+    """A function of a batch of images that runs a model of torch once."""
     torch.manual_seed(0)
     model = build_model(subject, words).to(subject.device)
     model.train(subject.train)
@@ -247,7 +257,7 @@ _exports: dict[str, Path] = {}
 _folder = cache(TemporaryDirectory)
 
 
-def exported_step(file: Path, threads: int) -> Callable[[Tensor], object]:
+def exported_step(file: Path, threads: int) -> Step:
     """A function of a batch of images that runs an exported model once, on onnxruntime.
 
     Of a detector that is its raw head maps: boxes are decoded by the application.

@@ -89,9 +89,11 @@ class LinearAttention(Attention):
         k = q
         if self.sr is not None:
             k = q._replace(shape=(*q.shape[:2], prod(self.kv_shape(hw_shape)), self.head_dim))
-        backend = select_backend(q, k, k, *self.operator(hw_shape))
+        operator = self.operator(hw_shape)
+        backend = select_backend(q, k, k, *operator)
         folds = self.folds(x, backend)
-        operator = self.operator(hw_shape, folds)
+        if folds:
+            operator = self.operator(hw_shape, folds)
         if not (backend.strips and by_strips(x) and self.sr is None and self.sees_parts(folds)):
             return Plan(backend, operator, folds)
         # Queries, keys and values of a strip live at once.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops.maps import to_map
 from ..ops.precision import at_least_float32, without_autocast
-from ..ops.products import Affine, affine_of
+from ..ops.products import Affine, FastLinear, affine_of
 from ..ops.strips import Rows
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class StripPass:
     ) -> None:
         self.x, self.out, self.place = x, out, place
         self.method, self.hw_shape = method, hw_shape
-        layers = method.layers(x, plan.folds)
-        self.to_q, self.to_k, self.to_v, *self.to_gate = map(self._affine, layers)
+        self.to_q, self.to_k, self.to_v, *self.to_gate = self._projections(plan.folds)
         self.to_out = affine_of(method.proj, x.dtype)
         self.v = x.new_empty(x.shape)
         self.kernel = method.local_kernel(x)
@@ -130,6 +129,17 @@ class StripPass:
     def place_of(self, rows: Rows) -> Place:
         """A strip of the method's ``place``."""
         return None if self.place is None else self.place[slice(*rows)]
+
+    def _projections(self, folds: bool) -> list[Affine]:
+        """To q, k, v and the gate. What no image changes, deploy mode makes once."""
+        packed, channels = self.method.qkv, self.method.embed_dims
+        once = isinstance(packed, FastLinear) and self.method.projection()[0] is packed.weight
+        return [
+            affine_of(packed, self.x.dtype, slice(i * channels, (i + 1) * channels))
+            if once and not (folds and i < 2)
+            else self._affine(layer)
+            for i, layer in enumerate(self.method.layers(self.x, folds))
+        ]
 
     def _affine(self, layer: Layer) -> Affine:
         # Images that have projections of their own come one by one.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..engine.errors import UserError
 from ..ops.maps import to_tokens
+from ..ops.products import Linear
 from ..registry import build_attention, register_model
 
 ARCHS = {
@@ -230,9 +231,9 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = Linear(width, hidden)
         self.act = nn.GELU(approximate='tanh')
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))

@@ -27,6 +27,7 @@ Affine = Callable[..., Tensor]
 ROUNDS = 5
 # Numbers of an input: torch leaves 1x1 convolutions that are not larger to MKL too.
 SMALL = 20480
+ALL = slice(None)
 
 
 class Products(NamedTuple):
@@ -293,7 +294,7 @@ class FastLinear(Linear):
     weights that are written in place through ``.data``.
     """
 
-    _made: tuple[torch.dtype, tuple, Affine, list[Tensor]] | None = None
+    _made: tuple[tuple, list[Tensor], dict[tuple, Affine]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C')."""
@@ -303,34 +304,39 @@ class FastLinear(Linear):
         tokens = x.to(dtype).reshape(-1, x.shape[-1])
         return self.affine(dtype)(tokens).unflatten(0, x.shape[:-1])
 
-    def affine(self, dtype: torch.dtype) -> Affine:
-        """The layer in its fastest way, for tokens of this dtype."""
+    def affine(self, dtype: torch.dtype, rows: slice = ALL) -> Affine:
+        """The layer, or these rows of it, in its fastest way, for tokens of this dtype."""
         parameters = [t for t in (self.weight, self.bias) if t is not None]
         state = (
             torch.are_deterministic_algorithms_enabled(),
             *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in parameters),
         )
         made = self._made  # Read once: another thread may replace it.
-        if made is None or made[:2] != (dtype, state):
-            # Ordinary tensors, whatever mode the caller is in: what is made of them is kept.
-            with torch.inference_mode(False), torch.no_grad():
+        # Ordinary tensors, whatever mode the caller is in: what is made of them is kept.
+        with torch.inference_mode(False), torch.no_grad():
+            if made is None or made[0] != state:
                 # Kept as well, so that no other weight can come to lie at their address.
-                kept = [t.detach() for t in parameters]
-                made = self._made = dtype, state, fast_affine(*_cast(self, dtype)), kept
-        return made[2]
+                made = self._made = state, [t.detach() for t in parameters], {}
+            key = dtype, rows.start, rows.stop
+            if key not in made[2]:
+                made[2][key] = fast_affine(*_cast(self, dtype, rows))
+        return made[2][key]
 
     def __getstate__(self) -> dict:
         """Without what is made of the weights, which can be neither copied nor pickled."""
         return {key: value for key, value in self.__dict__.items() if key != '_made'}
 
 
-def affine_of(layer: nn.Linear, dtype: torch.dtype) -> Affine:
-    """A linear layer as a function of tokens (n, C) of this dtype: in deploy mode the fastest."""
+def affine_of(layer: nn.Linear, dtype: torch.dtype, rows: slice = ALL) -> Affine:
+    """A linear layer as a function of tokens (n, C) of this dtype: in deploy mode the fastest.
+
+    With ``rows``, those of its weight and bias alone.
+    """
     if isinstance(layer, FastLinear):
-        return layer.affine(dtype)
-    return plain_affine(*_cast(layer, dtype))
+        return layer.affine(dtype, rows)
+    return plain_affine(*_cast(layer, dtype, rows))
 
 
-def _cast(layer: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-    return layer.weight.detach().to(dtype), bias
+def _cast(layer: nn.Linear, dtype: torch.dtype, rows: slice) -> tuple[Tensor, Tensor | None]:
+    bias = None if layer.bias is None else layer.bias.detach()[rows].to(dtype)
+    return layer.weight.detach()[rows].to(dtype), bias

@@ -32,6 +32,8 @@ from mirrorla_mm.analysis.benchmark import (
     with_peers,
 )
 from mirrorla_mm.analysis.provenance import machine
+from mirrorla_mm.engine.devices import usable_device
+from mirrorla_mm.engine.errors import one_line_errors
 
 import torch
 
@@ -85,9 +87,11 @@ def shape(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+@one_line_errors()
 def main() -> None:
     """Measure, print a Markdown table, save and draw."""
     args = parse_args()
+    usable_device(args.device)
     subject = Subject(**{field.name: getattr(args, field.name) for field in fields(Subject)})
     torch.set_num_threads(args.threads)
     command = shlex.join(['python', *sys.argv])
