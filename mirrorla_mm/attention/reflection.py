@@ -9,9 +9,10 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..ops import block_reflection, cross_head_reflection, reflect
+from ..ops import block_reflection, reflect
 from ..ops.folding import angle_of_covariance, fold_block_reflection, projected_angle
 from ..ops.products import PLAIN, Products
+from ..ops.reflection import reflect_along, unit_vector
 
 
 class Reflection(BaseModule):
@@ -74,20 +75,27 @@ class Reflection(BaseModule):
         """
         if self.u is None and self.variance_aware:
             return weight, bias
-        channels = weight.shape[1]
+        channels, mirrors = weight.shape[1], self._mirrors()
 
         def folded(rows: Tensor) -> Tensor:
-            q, k, rest = rows.split((channels, channels, len(rows) - 2 * channels))
-            q, k = self._reflect_fixed(q.t()).t(), self._reflect_fixed(k.t(), key=True).t()
-            return torch.cat((q, k, rest))
+            *both, rest = rows.split((channels, channels, len(rows) - 2 * channels))
+            both = [
+                self._reflect_fixed(x.t(), mirrors[key], key).t()
+                for key, x in zip((False, True), both)
+            ]
+            return torch.cat((*both, rest))
 
         return folded(weight), None if bias is None else folded(bias)
 
-    def _reflect_fixed(self, x: Tensor, key: bool = False) -> Tensor:
+    def _mirrors(self) -> tuple[Tensor | None, Tensor | None]:
+        """The unit vectors of the cross-head reflections of queries and of keys."""
+        unit = None if self.u is None else unit_vector(self.u)
+        return unit, unit if self.u_k is None else unit_vector(self.u_k)
+
+    def _reflect_fixed(self, x: Tensor, mirror: Tensor | None, key: bool = False) -> Tensor:
         """The reflections of queries (..., C), or with ``key`` of keys, that no image changes."""
-        u = self.u_k if key and self.u_k is not None else self.u
-        if u is not None:
-            x = cross_head_reflection(x, u)
+        if mirror is not None:
+            x = reflect_along(x, mirror)
         if self.variance_aware:
             return x
         theta = self.theta_of_keys if key else self.theta
@@ -142,7 +150,7 @@ class Reflection(BaseModule):
         For what cannot be folded into the projection, as a position table or a scale of the
         channels stands between.
         """
-        x = self._reflect_fixed(x.transpose(1, 2).flatten(2), key)
+        x = self._reflect_fixed(x.transpose(1, 2).flatten(2), self._mirrors()[key], key)
         x = x.unflatten(-1, (len(self.theta), -1)).transpose(1, 2)
         if not self.variance_aware:
             return x

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..ops.lean import LinearState, read_in
 from ..ops.maps import to_map
 from ..ops.precision import at_least_float32, without_autocast
 from ..ops.products import Affine, FastLinear, affine_of
@@ -72,6 +73,8 @@ class StripPass:
         method = self.method
         survey = method.survey(map(self.survey, strips)) if method.surveys else None
         state = reduce(method.merge, (self.gather(rows, survey) for rows in strips))
+        if isinstance(state, LinearState):  # Sums are in float32; what reads them need not be.
+            state = read_in(state, self.x.dtype)
         for rows in strips:
             self.to_out(self.modulate(rows, state), out=self.of(self.out, rows))
 

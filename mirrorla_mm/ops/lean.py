@@ -111,16 +111,23 @@ def add_relative(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> tuple
     return peak, *(a * shrink[0] + b * shrink[1] for a, b in zip(first[1:], second[1:]))
 
 
+def read_in(state: LinearState, dtype: torch.dtype) -> LinearState:
+    """The state to read from in this dtype; normalisers stay as they are."""
+    return state._replace(products=state.products.to(dtype))
+
+
 def read(q: Tensor, state: LinearState, rope: Rope | None, products: Products = PLAIN) -> Tensor:
     """``R(q) S / (q m + 1e-6)`` of features of queries (B, H, n, d): shape (B, H, n, e).
 
+    The numerator is computed in the dtype of ``S``, see :func:`read_in`.
     With m keys in the state, each normalises its share of the e columns; where m does not divide e,
     the last share is the smaller one.
     """
     key = (state.key / state.total).transpose(-2, -1)
     normaliser = products.read(q, key) + NORMALISER_EPS
     turned = q if rope is None else rope(q)
-    out = products.read(turned, state.products / state.total)
+    values = (state.products / state.total).to(state.products.dtype)
+    out = products.read(turned.to(values.dtype), values)
     keys, columns = normaliser.shape[-1], out.shape[-1]
     if keys > 1:
         normaliser = normaliser.repeat_interleave(-(-columns // keys), dim=-1)[..., :columns]
@@ -140,6 +147,8 @@ def mirror_attention_lean(
     """:func:`~mirrorla_mm.ops.mirror_attention`."""
     dtype = v.dtype
     q, k, v = at_least_float32(q), at_least_float32(k), at_least_float32(v)
+    if len(q) > 1:  # Each batched product would copy heads that lie between those of others.
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     if options.mirrors:
         assert theta is not None  # the operator has refused it
         modulation = options.lam, options.alpha_max, options.variance_aware

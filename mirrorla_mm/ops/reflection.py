@@ -33,8 +33,14 @@ def cross_head_reflection(x: Tensor, u: Tensor) -> Tensor:
     Returns:
         Tensor: Shape (..., C), dtype of ``x``.
     """
-    unit = unit_vector(u).to(x.dtype)
-    rows = x.reshape(-1, len(u))
+    return reflect_along(x, unit_vector(u))
+
+
+@without_autocast
+def reflect_along(x: Tensor, unit: Tensor) -> Tensor:
+    """:func:`cross_head_reflection` by a mirror vector of length 1, from :func:`unit_vector`."""
+    unit = unit.to(x.dtype)
+    rows = x.reshape(-1, len(unit))
     return torch.addr(rows, rows @ unit, unit, alpha=-2).view(x.shape)
 
 

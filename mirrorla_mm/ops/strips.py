@@ -149,7 +149,12 @@ def conv_rows(
     if rows == (0, (height - 1) // stride + 1):  # All rows: the convolution pads by itself.
         return F.conv2d(x, weight, bias, stride, (vertical, horizontal), groups=groups)
     start, stop = rows._reach(weight.shape[2], stride)
-    x = x[:, :, max(start, 0) - first : min(stop, height) - first]
-    if start < 0 or stop > height:
-        x = F.pad(x, (0, 0, max(-start, 0), max(stop - height, 0)))
+    top = max(start, 0)
+    x = x[:, :, top - first : min(stop, height) - first]
+    if start >= 0 and stop <= height:
+        return F.conv2d(x, weight, bias, stride, (0, horizontal), groups=groups)
+    if stride == 1:  # A few rows too many take less time than a padded copy.
+        y = F.conv2d(x, weight, bias, 1, (vertical, horizontal), groups=groups)
+        return y[:, :, rows.start - top : rows.stop - top]
+    x = F.pad(x, (0, 0, max(-start, 0), max(stop - height, 0)))
     return F.conv2d(x, weight, bias, stride, (0, horizontal), groups=groups)

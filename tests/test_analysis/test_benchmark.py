@@ -4,6 +4,9 @@ The yardstick is written apart from the package's own host, which reproduces the
 (tests/test_model_converters.py): each is a test of the other.
 """
 
+import pickle
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -18,11 +21,13 @@ from mirrorla_mm.analysis.benchmark import (
     measure_memory,
     parse_variant,
     reference_backbone,
+    step_builder,
     with_peers,
 )
 from mirrorla_mm.converters import convert_ravlt
 from mirrorla_mm.registry import MODELS
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = dict(embed_dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4))
 
 
@@ -99,3 +104,18 @@ def test_words_that_exclude_each_other_are_refused(words):
     first, second = words.split('+')
     with pytest.raises(ValueError, match=f'joins {first} and {second}, which exclude each other'):
         parse_variant(words)
+
+
+def test_what_builds_a_step_can_be_sent_to_another_process():
+    """Memory is measured in one, where the exporter has not run."""
+    build = pickle.loads(pickle.dumps(step_builder(Subject(arch=SMALL, threads=1), 'deploy')))
+    maps = build()(torch.rand(1, 3, 32, 32))
+    assert [y.shape[1] for y in maps] == list(SMALL['embed_dims'])
+
+
+def test_a_peer_takes_the_backbone_s_place_in_a_detector():
+    """mmdet's FPN takes its channels as a list alone."""
+    config = REPOSITORY / 'configs/retinanet/retinanet_mirrorla-t-linear_fpn_1x_coco.py'
+    model = build_model(Subject(config=str(config)), {'swin-t'})
+    assert type(model.backbone).__name__ == 'SwinTransformer'
+    assert model.neck.in_channels == list(PEERS['swin-t'][1])

@@ -94,11 +94,11 @@ def test_training_never_reflects_tokens_across_heads(monkeypatch):
     from mirrorla_mm.attention import MirrorAttention, reflection
 
     seen = []
-    original = reflection.cross_head_reflection
+    original = reflection.reflect_along
     monkeypatch.setattr(
         reflection,
-        'cross_head_reflection',
-        lambda x, u: seen.append(x.shape) or original(x, u),
+        'reflect_along',
+        lambda x, unit: seen.append(x.shape) or original(x, unit),
     )
     attention = MirrorAttention(16, 2, rope=True).train()
     attention(torch.randn(2, 35, 16), (5, 7)).square().sum().backward()

@@ -31,9 +31,11 @@ from mirrorla_mm.analysis.benchmark import (
     measure_memory,
     with_peers,
 )
+from mirrorla_mm.analysis.benchmark_plot import Memory, draw
 from mirrorla_mm.analysis.provenance import machine
+from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.devices import usable_device
-from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 import torch
 
@@ -68,8 +70,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--no-memory', action='store_true', help='skip the memory measurement')
     parser.add_argument('--plot', type=Path, help='draw latency and memory over resolution (PNG)')
-    parser.add_argument('--json', type=Path, help='save all figures')
+    parser.add_argument('--json', type=Path, help='save all figures, after each size')
+    parser.add_argument(
+        '--resume', action='store_true', help='measure only the sizes that --json lacks'
+    )
     args = parser.parse_args()
+    if args.resume and not args.json:
+        parser.error('--resume needs --json, the file to go on with')
     if args.train and args.config and not args.backbone_only:
         parser.error('--train measures a backbone: add --backbone-only or leave the config out')
     try:
@@ -98,19 +105,26 @@ def main() -> None:
     print(f'{date.today()}, {machine()}\n`{command}`\n')
     print('| size | variant | latency | images/s | ratio (quartiles) | step memory | process |')
     print('| --- | --- | --- | --- | --- | --- | --- |')
-    rows = []
+    settings = {**vars(subject), 'variants': args.variants, 'rounds': args.rounds}
+    settings['machine'] = machine()
+    rows = load(args.json, settings) if args.resume else []
+    for timing, memory in rows:
+        print(table_row(timing, memory, args.batch))
+    done = {timing.shape for timing, _ in rows}
     for size in args.shapes:
+        if size in done:
+            continue
         for timing in measure_latency(subject, args.variants, size, args.rounds):
             memory = None if args.no_memory else measure_memory(subject, timing.variant, size)
             rows.append((timing, memory))
             print(table_row(timing, memory, args.batch), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps([as_dict(*row) for row in rows], indent=1))
+        if args.json:
+            save(args.json, settings, rows)
     if args.plot:
-        draw(rows, args.plot)
+        draw(rows, args.plot, f'{machine()}, {date.today()}')
 
 
-def table_row(timing: Timing, memory: tuple[float, float] | None, batch: int) -> str:
+def table_row(timing: Timing, memory: Memory, batch: int) -> str:
     """One row of the table."""
     ratio, low, high = timing.ratio()
     step, process = ('', '') if memory is None else (f'{value:.0f} MiB' for value in memory)
@@ -126,36 +140,45 @@ def table_row(timing: Timing, memory: tuple[float, float] | None, batch: int) ->
     return f'| {" | ".join(cells)} |'
 
 
-def as_dict(timing: Timing, memory: tuple[float, float] | None) -> dict:
+def as_dict(timing: Timing, memory: Memory) -> dict:
     """Columns of one row that ``--json`` saves."""
     step, process = memory or (None, None)
     return {**vars(timing), 'step_mib': step, 'process_mib': process}
 
 
-def draw(rows: list[tuple[Timing, tuple[float, float] | None]], file: Path) -> None:
-    """Latency and, where measured, memory of each variant over the number of pixels."""
-    import matplotlib
+def save(file: Path, settings: dict, rows: list[tuple[Timing, Memory]]) -> None:
+    """Write what was measured so far, complete or not at all."""
+    saved = dict(settings=settings, rows=[as_dict(*row) for row in rows])
+    with whole_file(file) as place:
+        place.write_text(json.dumps(saved, indent=1))
 
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
 
-    panels = [('latency (ms)', lambda timing, _: timing.latency * 1e3)]
-    if rows[0][1] is not None:
-        panels.append(('peak memory of a step (MiB)', lambda _, memory: memory[0]))
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
-    for axis, (label, value) in zip(axes[0], panels):
-        for variant in dict.fromkeys(timing.variant for timing, _ in rows):
-            points = sorted(
-                (timing.shape[0] * timing.shape[1] / 1e6, value(timing, memory))
-                for timing, memory in rows
-                if timing.variant == variant
-            )
-            axis.plot(*zip(*points), marker='o', label=variant)
-        axis.set(xlabel='megapixels', ylabel=label, xscale='log', yscale='log')
-        axis.grid(True, which='both', alpha=0.3)
-    axes[0][0].legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
+def load(file: Path, settings: dict) -> list[tuple[Timing, Memory]]:
+    """The sizes that an earlier run with the same settings has saved, or none.
+
+    Raises:
+        UserError: If the file is of another run.
+    """
+    if not file.exists():
+        return []
+    try:
+        saved = json.loads(file.read_text())
+        same = saved['settings'] == json.loads(json.dumps(settings))
+        rows = [from_dict(row) for row in saved['rows']]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{file} was not saved by this tool: name another file.') from error
+    if not same:
+        raise UserError(
+            f'{file} was measured with other settings or on another machine: name another file.'
+        )
+    return rows
+
+
+def from_dict(row: dict) -> tuple[Timing, Memory]:
+    """The row that :func:`as_dict` has made columns of."""
+    step, process = row.pop('step_mib'), row.pop('process_mib')
+    timing = Timing(**{**row, 'shape': tuple(row['shape'])})
+    return timing, None if step is None else (step, process)
 
 
 if __name__ == '__main__':
