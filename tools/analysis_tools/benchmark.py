@@ -36,6 +36,7 @@ from mirrorla_mm.analysis.provenance import machine
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.settings import refuse_others
 
 import torch
 
@@ -163,14 +164,10 @@ def load(file: Path, settings: dict) -> list[tuple[Timing, Memory]]:
         return []
     try:
         saved = json.loads(file.read_text())
-        same = saved['settings'] == json.loads(json.dumps(settings))
-        rows = [from_dict(row) for row in saved['rows']]
+        noted, rows = dict(saved['settings']), [from_dict(row) for row in saved['rows']]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{file} was not saved by this tool: name another file.') from error
-    if not same:
-        raise UserError(
-            f'{file} was measured with other settings or on another machine: name another file.'
-        )
+    refuse_others(noted, settings, file)
     return rows
 
 
