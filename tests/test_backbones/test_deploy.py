@@ -7,7 +7,7 @@ from torch import nn
 from mirrorla_mm.backbones import RAVLT, MirrorLA, NaLaFormer
 from mirrorla_mm.backbones import deploy as deploying
 from mirrorla_mm.backbones.ravlt import ARCHS
-from mirrorla_mm.ops import strips, use_backend
+from mirrorla_mm.ops import products, strips, use_backend
 from tests.archs import TOY
 
 
@@ -146,3 +146,24 @@ def test_plain_weights_load_before_the_switch_and_are_refused_after():
     with pytest.raises(RuntimeError, match='before its switch_to_deploy'):
         model.load_state_dict(weights, strict=False)
     model.load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize('host', [RAVLT, MirrorLA])
+@torch.no_grad()
+def test_projections_that_no_image_changes_are_made_once(host, monkeypatch):
+    """To v and to the gate, and to q and k where no reflection follows the image."""
+    made, fast_affine = [], products.fast_affine
+    monkeypatch.setattr(
+        products, 'fast_affine', lambda *layer: made.append(layer) or fast_affine(*layer)
+    )
+    images, model = torch.rand(1, 3, 96, 96), as_trained(host(TOY, 'linear')).switch_to_deploy()
+    first = model(images)
+    assert made
+    made.clear()
+    again = model(images)
+    assert not made
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    layer = model.stages[0][0].attn.qkv
+    layer.weight.data = layer.weight * 2
+    assert relative_error(model(images), first) > 1e-3
+    assert made

@@ -147,3 +147,17 @@ def test_each_key_of_a_state_normalises_its_share_of_the_values():
     out = lean.read(q, both, None)
     first, second = (lean.read(q, state._replace(key=key), None) for key in (state.key, swapped))
     torch.testing.assert_close(out, torch.cat((first[..., :4], second[..., 4:]), dim=-1))
+
+
+@torch.no_grad()
+def test_a_state_read_in_bfloat16_keeps_its_normaliser():
+    q, k, v = (torch.randn(2, 3, 35, 8).abs() for _ in range(3))
+    state = lean.gather(k, v, None, query=lean.survey([q]))
+    rounded = lean.read_in(state, torch.bfloat16)
+    expected, out = lean.read(q, state, None), lean.read(q, rounded, None)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=0.03, atol=0)
+    assert rounded.key is state.key and rounded.total is state.total
+    # A numerator that bfloat16 holds exactly comes out to the last digit that it has.
+    ones = lean.gather(torch.ones(1, 1, 300, 4), torch.ones(1, 1, 300, 4), None)
+    assert (lean.read(torch.ones(1, 1, 1, 4), lean.read_in(ones, torch.bfloat16), None) == 1).all()
