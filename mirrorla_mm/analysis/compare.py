@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +19,6 @@ from ..registry import MODELS, build_attention
 from .benchmark import elapsed
 from .flops import empty_parameters, model_complexity, total_complexity
 from .topology import effective_rank
-
-# Of malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 HOSTS = {
     'ravlt': dict(type='mirrorla_mm.RAVLT', layout='linear'),
@@ -171,18 +166,6 @@ def measure(run: Callable[[], object], device: torch.device | str, repeats: int 
     with peak_memory(torch.device(device)) as memory:
         run()
     return Cost(median(elapsed(run, device) for _ in range(repeats)), memory())
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next pass instead of returning it to the system.
-
-    By default it returns large blocks or not, depending on what went before, and a training step
-    that has to fault all its pages in again takes up to half as long again.
-    """
-    libc = ctypes.CDLL(None) if os.name == 'posix' else None
-    if hasattr(libc, 'mallopt'):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager

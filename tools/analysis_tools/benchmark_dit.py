@@ -18,12 +18,13 @@ from functools import partial
 from statistics import median
 
 from mirrorla_mm.analysis.benchmark import elapsed
-from mirrorla_mm.analysis.compare import keep_freed_memory, peak_memory
+from mirrorla_mm.analysis.compare import peak_memory
 from mirrorla_mm.analysis.provenance import machine
 from mirrorla_mm.diffusion import DiT
 from mirrorla_mm.diffusion.study import ARMS
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.memory import keep_freed_memory
 
 import torch
 

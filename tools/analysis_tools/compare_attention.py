@@ -22,12 +22,12 @@ from mirrorla_mm.analysis.compare import (
     Facts,
     compare,
     fourfold,
-    keep_freed_memory,
     registered_methods,
     scaling,
 )
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.memory import keep_freed_memory
 
 import matplotlib.pyplot as plt
 import torch
