@@ -637,7 +637,7 @@ def test_what_others_allow_for_torch_s_loader_is_still_read_in_the_safe_way(tmp_
     history = HistoryBuffer([1.0, 3.0], [1, 1])
     torch.save({'loss': history, 'seen': np.arange(3.0)}, tmp_path / 'a.pth')
     statistics = dict(HistoryBuffer._statistics_methods)
-    core = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    core = (np._core if np.__version__ >= '2' else np.core).multiarray
     kinds = {type(np.dtype(kind)) for kind in ('u4', 'f8', 'i8')}
     # The list of onedl's mmengine, which it sets around each call of torch.load.
     allowed = [slice, getattr, core._reconstruct, core.scalar, np.ndarray, np.dtype, HistoryBuffer]

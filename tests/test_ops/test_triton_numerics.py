@@ -42,6 +42,7 @@ NAMES = ('q', 'k', 'v', 'theta', 'theta_k')
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     """Memory not yet written is NaN in torch's deterministic mode, so that reading it shows."""
+    torch.manual_seed(0)  # Here as well: this file also runs without the common fixtures.
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
