@@ -4,7 +4,7 @@
 - ``'lean'``: the same sums in fewer passes over the tokens; on a CPU without gradients strip by
   strip.
 - ``'triton'``: kernels fused in Triton.
-- ``'graph'``: large products for runtimes of exported graphs; never chosen unless it is forced.
+- ``'graph'``: few passes beside the products, for exported graphs; never chosen unless forced.
 
 A backend registers itself with a function that says why it cannot take some inputs; among those
 that can, the last registered wins. ``MIRRORLA_BACKEND=torch|lean|triton|graph`` or
