@@ -286,9 +286,11 @@ def build_model(subject: Subject, words: set[str]) -> nn.Module:
     cfg.model.pop('init_cfg', None)
     cfg.model.backbone.init_cfg = None
     if peer is not None:
-        cfg.model.backbone = peer
+        # The same stages as ours: one more would give the head four times the work.
+        stages = tuple(cfg.model.backbone.get('out_indices', range(len(channels))))
+        cfg.model.backbone = dict(peer, out_indices=stages)
         if 'neck' in cfg.model:
-            cfg.model.neck.in_channels = list(channels)  # FPN takes no tuple
+            cfg.model.neck.in_channels = [channels[i] for i in stages]  # FPN takes no tuple
     model = MODELS.build(cfg.model)
     if 'reference' in words:
         backbone = cfg.model.backbone

@@ -114,8 +114,9 @@ def test_what_builds_a_step_can_be_sent_to_another_process():
 
 
 def test_a_peer_takes_the_backbone_s_place_in_a_detector():
-    """mmdet's FPN takes its channels as a list alone."""
+    """With as many stages as ours; mmdet's FPN takes its channels as a list alone."""
     config = REPOSITORY / 'configs/retinanet/retinanet_mirrorla-t-linear_fpn_1x_coco.py'
     model = build_model(Subject(config=str(config)), {'swin-t'})
     assert type(model.backbone).__name__ == 'SwinTransformer'
-    assert model.neck.in_channels == list(PEERS['swin-t'][1])
+    assert model.backbone.out_indices == (1, 2, 3)
+    assert model.neck.in_channels == list(PEERS['swin-t'][1][1:])
