@@ -135,24 +135,38 @@ def _look_for(dataset: BaseDataset, key: str) -> None:
 def _warn_of_other_names(dataset: BaseDataset) -> None:
     """Name images of a folder that are left out, as ``a.JPG`` is where names end in ``.jpg``."""
     suffix = getattr(dataset, 'img_suffix', None)
-    if not suffix or dataset.ann_file or dataset.__dict__.get('backend_args'):
+    if not isinstance(suffix, str) or dataset.ann_file or dataset.__dict__.get('backend_args'):
         return
     folder = Path(_folder(dataset))
-    labels = Path(dataset.data_prefix.get('seg_map_path') or folder)
-    others = [
-        path
-        for path in sorted(folder.rglob('[!.]*'))
-        if path.suffix.lower() in IMAGES
-        and not path.name.endswith(suffix)
-        and not (labels in path.parents and path.name.endswith(dataset.seg_map_suffix))
-    ]
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob('[!.]*'))]
+    others = [path for path in paths if _is_left_out(dataset, folder, str(path), suffix)]
     if others:
         print_log(
             f'{type(dataset).__name__} leaves out {len(others)} images of {folder}, such as '
-            f'{others[0].name}: only names that end in {suffix!r} (img_suffix) are taken.',
+            f'{others[0]}: only names that end in {suffix!r} (img_suffix) are taken.',
             logger='current',
             level=logging.WARNING,
         )
+
+
+def _is_left_out(dataset: BaseDataset, folder: Path, name: str, suffix: str) -> bool:
+    """Whether a file differs from an image of the data set by its suffix alone.
+
+    That is by case, or as ``c.png`` with a label does where ``c.jpg`` is missing. Labels, previews
+    and other files beside the images are none.
+    """
+    if name.endswith(suffix):
+        return False
+    if name.lower().endswith(suffix.lower()):
+        return True
+    stem, kind = os.path.splitext(name)
+    end = suffix.rpartition('.')[0]  # '_leftImg8bit' of '_leftImg8bit.png'
+    labels = dataset.data_prefix.get('seg_map_path')
+    if kind.lower() not in IMAGES or not stem.endswith(end) or labels is None:
+        return False
+    stem = stem.removesuffix(end)
+    label = Path(labels, f'{stem}{getattr(dataset, "seg_map_suffix", None)}')
+    return label != folder / name and label.exists() and not (folder / f'{stem}{suffix}').exists()
 
 
 def _remembering(parse: Callable) -> Callable:

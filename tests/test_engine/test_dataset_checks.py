@@ -1,8 +1,10 @@
 """Mistakes in a user's data set: each is one sentence that names the file, before training."""
 
 import math
+from pathlib import Path
 
 import pytest
+from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
@@ -197,7 +199,70 @@ def test_images_that_are_left_out_by_their_name_are_told(tmp_path, monkeypatch):
         Image.new('RGB', (9, 9)).save(images / name)
     assert len(seg_dataset(tmp_path, **options)) == 1
     assert len(said) == 1
-    assert f'leaves out 2 images of {images}, such as b.JPG: only' in said[0]
+    assert f'leaves out 1 images of {images}, such as b.JPG: only' in said[0]
+    Image.new('L', (9, 9)).save(labels / 'c.png')
+    (images / 'd').mkdir()
+    Image.new('RGB', (9, 9)).save(images / 'd' / 'E.JPG')
+    (images / 'b.JPG').unlink()
+    seg_dataset(tmp_path, **options)
+    assert f'leaves out 2 images of {images}, such as c.png: only' in said[1]
+    (images / 'c.png').unlink()
+    seg_dataset(tmp_path, **options)
+    assert f'leaves out 1 images of {images}, such as d/E.JPG: only' in said[2]
+
+
+@pytest.mark.parametrize(
+    ('files', 'options'),
+    [
+        (['a.jpg', 'a.png'], dict(data_prefix=dict(img_path=''))),
+        (['a.jpg', 'a.png', 'a_colour.png'], dict(data_prefix=dict(img_path='', seg_map_path=''))),
+        (
+            [f'a_{kind}.png' for kind in ('image', 'label', 'colour')],
+            dict(
+                data_prefix=dict(img_path='', seg_map_path=''),
+                img_suffix='_image.png',
+                seg_map_suffix='_label.png',
+            ),
+        ),
+        (['images/a.jpg', 'images/a_preview.png', 'images/a.webp', 'labels/a.png'], {}),
+        (
+            ['a.jpg', 'labels/a.png', 'coloured/a.png'],
+            dict(data_prefix=dict(img_path='', seg_map_path='labels')),
+        ),
+    ],
+)
+def test_files_beside_the_images_of_a_sound_folder_are_not_told(
+    tmp_path, monkeypatch, files, options
+):
+    said = []
+    monkeypatch.setattr(
+        'mirrorla_mm.engine.dataset_checks.print_log', lambda text, *_, **__: said.append(text)
+    )
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new('L', (9, 9)).save(tmp_path / name)
+    assert len(seg_dataset(tmp_path, **options)) == 1
+    assert said == []
+
+
+class Images(BaseDataset):
+    """Image names by their ends, one or several, and no labels."""
+
+    def __init__(self, folder, img_suffix):
+        self.img_suffix = img_suffix
+        super().__init__(data_prefix=dict(img_path=str(folder)))
+
+    def load_data_list(self):
+        ends = tuple(self.img_suffix) if isinstance(self.img_suffix, list) else self.img_suffix
+        files = Path(self.data_prefix['img_path']).iterdir()
+        return [dict(img_path=str(file)) for file in files if file.name.endswith(ends)]
+
+
+def test_data_sets_without_labels_or_with_several_suffixes_are_sound(tmp_path):
+    for name in ('a.jpg', 'b.png', 'c.bmp'):
+        Image.new('L', (9, 9)).save(tmp_path / name)
+    assert len(Images(tmp_path, '.jpg')) == 1
+    assert len(Images(tmp_path, ['.jpg', '.png'])) == 2
 
 
 def test_image_that_breaks_a_pipeline_is_named(tmp_path):
