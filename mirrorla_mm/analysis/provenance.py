@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import date
@@ -11,6 +12,8 @@ import torch
 
 # Instructions that decide how fast a processor multiplies.
 FLAGS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16', 'asimd', 'sve', 'bf16')
+# Variables by which git takes another repository than that of the folder.
+REPOSITORY = ('GIT_DIR', 'GIT_WORK_TREE')
 
 
 def provenance() -> dict[str, str | None]:
@@ -52,8 +55,10 @@ def commit_of(checkout: Path) -> str | None:
     if not (checkout / '.git').exists():
         return None
     command = ('git', '-C', str(checkout), 'describe', '--always', '--dirty', '--exclude=*')
+    # A hook of git names its own repository, which is not always this one.
+    environment = {key: value for key, value in os.environ.items() if key not in REPOSITORY}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

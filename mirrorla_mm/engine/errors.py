@@ -60,7 +60,10 @@ def one_line_errors() -> Iterator[None]:
 
 
 def hide_import_warnings() -> None:
-    """Hide what mmengine warns of for every package that it looks for, as for each base config."""
+    """Hide the warning that ``pkg_resources`` is deprecated.
+
+    mmengine looks for packages by it, and so brings the warning again and again.
+    """
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
 
 

@@ -143,7 +143,7 @@ def for_graphs() -> bool:
 def is_ordinary(x: Tensor) -> bool:
     """Whether a tensor is one of torch's own, with a number at each place.
 
-    Fake tensors have no numbers to go through; sharded, quantised, sparse and nested ones have
+    Fake tensors have no numbers to go through; sharded, sparse and nested ones have
     products of their own.
     """
     return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not x.is_nested

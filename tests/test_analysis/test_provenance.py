@@ -26,6 +26,11 @@ def test_a_commit_is_the_checkouts_own_and_says_whether_files_differ(tmp_path, m
     assert len(commit) >= 7 and git(tmp_path, 'rev-parse', 'HEAD').startswith(commit)
     (tmp_path / 'file').write_text('two')
     assert commit_of(tmp_path) == f'{commit}-dirty'
+    (tmp_path / 'elsewhere').mkdir()
+    git(tmp_path / 'elsewhere', 'init')
+    monkeypatch.setenv('GIT_DIR', str(tmp_path / 'elsewhere' / '.git'))
+    monkeypatch.setenv('GIT_WORK_TREE', str(tmp_path / 'elsewhere'))
+    assert commit_of(tmp_path) == f'{commit}-dirty'
     inner = tmp_path / 'site-packages'
     inner.mkdir()
     assert commit_of(inner) is None
