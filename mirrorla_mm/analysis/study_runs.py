@@ -21,6 +21,7 @@ from ..engine.settings import keep_settings
 from .provenance import provenance
 
 CONFIDENCE = 0.95
+RUNS = ('results.json', 'seed-*', '*/seed-*')  # what runs leave in the folder of a study
 
 
 class Progress(Hook):
@@ -85,18 +86,22 @@ class SameHost(Hook):
                 own[name].copy_(value)
 
 
-def keep_study(work_dir: Path, settings: Mapping[str, Any]) -> None:
+def keep_study(work_dir: Path, settings: Mapping[str, Any], agreed: Iterable[Path] = ()) -> None:
     """Keep runs of other settings out of a study's folder; see :func:`~.keep_settings`.
 
     Args:
-        work_dir (Path): Folder of the study, with a ``seed-N`` for each run somewhere below it.
+        work_dir (Path): Folder of the study, with a ``seed-N`` for each run or in that of each row.
         settings (Mapping[str, Any]): What all runs have in common.
+        agreed (Iterable[Path]): Those folders of runs whose results name these settings. Defaults
+            to none.
 
     Raises:
         UserError: If the folder has runs of other settings.
     """
     # Runs that were stopped count as well: they would go on with another schedule.
-    keep_settings(work_dir / 'study.json', settings, any(work_dir.glob('**/seed-*')))
+    runs = {run for name in RUNS for run in work_dir.glob(name)}
+    way_out = 'move its runs (seed-*, results.json) away or name another --work-dir'
+    keep_settings(work_dir / 'study.json', settings, bool(runs), runs <= {*agreed}, way_out)
 
 
 def run_missing(

@@ -164,7 +164,8 @@ def draw_share(
     channels = model.backbone.in_shape[0]
     check_order(order, model.backbone.num_classes, channels)
     check_vae(vae, channels)
-    keep_settings(folder / ORDER, asdict(order), any((folder / PARTS).glob('*.npz')))
+    begun = any((folder / PARTS).glob('*.npz'))
+    keep_settings(folder / ORDER, asdict(order), begun, way_out='name another --out-dir')
     mine = [b for b in range(rank, order.batches, world) if not part_file(folder, b).exists()]
     for batch in track(mine, 'Drawing', disable=rank > 0):
         images, labels = draw_batch(model, order, batch, vae)

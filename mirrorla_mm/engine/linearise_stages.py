@@ -431,14 +431,16 @@ class Linearisation:
             iters=self.iters,
             lrs=self.lrs,
         )
-        refusal: list[UserError | None] = [None]
+        refusal: list[Exception | None] = [None]
         if is_main_process():
             made = (self.work_dir / RESULTS, *map(self.file, STATES))
             begun = any(file.exists() for file in made)
             try:
                 hold_work_dir(self.work_dir)
-                keep_settings(self.work_dir / SETTINGS, settings, begun)
-            except UserError as error:
+                keep_settings(
+                    self.work_dir / SETTINGS, settings, begun, way_out='name another --work-dir'
+                )
+            except (UserError, OSError) as error:
                 refusal = [error]
         # The others would wait for the first process.
         broadcast_object_list(refusal)

@@ -14,57 +14,76 @@ from .errors import UserError
 __all__ = ['digest', 'keep_settings', 'refuse_others']
 
 
-def digest(config: Mapping[str, Any]) -> str:
+WAY_OUT = 'name another folder to write to'
+
+
+def digest(config: Mapping[Any, Any]) -> str:
     """Sum up a config: 16 hexadecimal digits, the same wherever and in whatever order it stands."""
-    content = json.dumps(config, sort_keys=True, default=str)
+    content = json.dumps(_in_order(config), default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def keep_settings(file: Path, settings: Mapping[str, Any], begun: bool) -> None:
+def keep_settings(
+    file: Path,
+    settings: Mapping[str, Any],
+    begun: bool,
+    agreed: bool = False,
+    way_out: str = WAY_OUT,
+) -> None:
     """Note settings beside what is made with them.
 
     Args:
         file (Path): The note, in the folder of the results.
         settings (Mapping[str, Any]): What the results depend on, for JSON.
         begun (bool): Whether the folder has results; without any, a note is replaced.
+        agreed (bool): Whether the results themselves name these settings, so that a note that is
+            missing may be written. Defaults to False.
+        way_out (str): What the user can do about a refusal. Defaults to :data:`WAY_OUT`.
 
     Raises:
         UserError: If the folder has results of other settings, or nothing says of which.
     """
-    if begun:
+    if begun and (file.exists() or not agreed):
         noted = _read(file)
         if not noted:
             raise UserError(
                 f'{file.parent} holds results, and {file.name} there does not say of which '
-                'settings: name another folder to write to.'
+                f'settings: {way_out}.'
             )
-        refuse_others(noted, settings, file.parent)
+        refuse_others(noted, settings, file.parent, way_out)
         return
     with whole_file(file) as partial:
         partial.write_text(json.dumps(settings, indent=1, default=str) + '\n', encoding='utf-8')
 
 
-def refuse_others(noted: Mapping[str, Any], wanted: Mapping[str, Any], place: Path) -> None:
+def refuse_others(
+    noted: Mapping[str, Any], wanted: Mapping[str, Any], place: Path, way_out: str = WAY_OUT
+) -> None:
     """Make sure that new results may stand beside earlier ones.
 
     Args:
         noted (Mapping[str, Any]): Settings of the earlier results, as JSON gave them.
         wanted (Mapping[str, Any]): Settings of the new ones.
         place (Path): Where the earlier ones lie, for the message.
+        way_out (str): What the user can do about a refusal. Defaults to :data:`WAY_OUT`.
 
     Raises:
-        UserError: If a setting differs; it names all that do.
+        UserError: If a setting differs; it names all that do, or says that an earlier version noted
+            other ones.
     """
     wanted = json.loads(json.dumps(wanted, default=str))  # as a note gives them back
+    if noted.keys() != wanted.keys():
+        raise UserError(
+            f'{place} was written by an earlier version, which noted other settings: {way_out}.'
+        )
     differing = [
-        _difference(key, noted.get(key), wanted.get(key))
-        for key in sorted(noted.keys() | wanted.keys())
-        if noted.get(key) != wanted.get(key)
+        _difference(key, noted[key], wanted[key])
+        for key in sorted(noted)
+        if noted[key] != wanted[key]
     ]
     if differing:
         raise UserError(
-            f'{place} holds results of other settings ({"; ".join(differing)}): name another '
-            'folder to write to.'
+            f'{place} holds results of other settings ({"; ".join(differing)}): {way_out}.'
         )
 
 
@@ -75,6 +94,13 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _in_order(value: Any) -> Any:
+    """Sort mappings by the text of their keys, which need not be of one type."""
+    if isinstance(value, Mapping):
+        return {str(key): _in_order(value[key]) for key in sorted(value, key=str)}
+    return [_in_order(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _difference(key: str, noted: Any, wanted: Any) -> str:

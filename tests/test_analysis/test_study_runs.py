@@ -44,5 +44,23 @@ def test_a_run_that_was_stopped_keeps_its_folder_to_its_settings(tmp_path):
     keep_study(tmp_path, dict(iters=5))
     (tmp_path / 'row' / 'seed-0').mkdir(parents=True)
     keep_study(tmp_path, dict(iters=5))
-    with pytest.raises(UserError, match='iters 5, not 4'):
+    with pytest.raises(UserError, match=r'iters 5, not 4\): .* name another --work-dir\.$'):
         keep_study(tmp_path, dict(iters=4))
+
+
+@pytest.mark.parametrize('name', ['results.json', 'seed-0/x', 'row/seed-0/x', 'row/seed-0.json'])
+def test_runs_without_a_note_are_left_alone_unless_all_name_the_settings(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    run = file.parent if file.name == 'x' else file
+    for agreed in ((), (tmp_path / 'row' / 'seed-1',)):
+        with pytest.raises(UserError, match='study.json there does not say .* move its runs'):
+            keep_study(tmp_path, dict(iters=4), agreed)
+    keep_study(tmp_path, dict(iters=4), [run])
+    keep_study(tmp_path, dict(iters=4))
+
+
+def test_a_study_in_a_folder_below_is_another(tmp_path):
+    (tmp_path / 'other' / 'row' / 'seed-0').mkdir(parents=True)
+    keep_study(tmp_path, dict(iters=4))

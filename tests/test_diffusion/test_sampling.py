@@ -121,7 +121,7 @@ def test_a_folder_of_another_order_is_refused(tmp_path):
         (dict(seed=4), 'seed 3, not 4'),
         (dict(classes=(1,), seed=4), r'classes \[\], not \[1\]; seed 3, not 4'),
     ):
-        with pytest.raises(UserError, match=rf'other settings \({named}\): name another folder'):
+        with pytest.raises(UserError, match=rf'other settings \({named}\): name another --out'):
             draw_share(pixel_model(), replace(ORDER, **change), tmp_path)
 
 

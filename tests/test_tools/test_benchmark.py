@@ -50,7 +50,10 @@ def test_a_cut_run_goes_on_where_it_was_and_draws_all_sizes(run, tmp_path, capsy
     assert (tmp_path / 'speed.png').read_bytes().startswith(b'\x89PNG')
     with pytest.raises(SystemExit):
         run(*options, '--resume', '--batch', '2')
-    assert 'found.json holds results of other settings (batch 1, not 2)' in capsys.readouterr().err
+    assert (
+        'found.json holds results of other settings (batch 1, not 2): name'
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize('text', ['[]', '{"rows": []}', 'no JSON'])

@@ -178,8 +178,8 @@ def test_the_study_starts_all_arms_alike_goes_on_and_shows_what_was_drawn(run, c
     deeper = Path('deeper.py')
     deeper.write_text(config.read_text().replace('depth=1', 'depth=2'))
     for change, message in (
-        (('--iters', 4), 'work holds results of other settings (iters 2, not 4): name'),
-        (('--samples', 60), '(samples 48, not 60): name another folder'),
+        (('--iters', 4), 'work holds results of other settings (iters 2, not 4): move'),
+        (('--samples', 60), 'name another --work-dir'),
         (('--config', deeper), 'of other settings (config '),
         (('--samples', 47), '--samples needs to be 48 at least, got 47'),
     ):

@@ -55,8 +55,12 @@ def test_study_shorter_than_its_warm_up_is_refused(run, capsys):
 
 def test_study_keeps_its_folder_to_its_settings(run, capsys):
     command = ('studies/compare', '--config', CONFIG, '--work-dir', 'work', '--iters')
-    for iters, message in (('4', 'warm-up'), ('5', 'other settings (iters 4, not 5)')):
+    for more, message in (
+        (['4', '--data-root', 'one/ade'], 'warm-up'),
+        (['5', '--data-root', 'one/ade/.'], 'other settings (iters 4, not 5)'),
+        (['4', '--data-root', 'two/ade'], 'other settings (data'),
+    ):
         with pytest.raises(SystemExit):
-            run(*command, iters)
+            run(*command, *more)
         assert message in capsys.readouterr().err
         Path('work/relu/seed-0').mkdir(parents=True, exist_ok=True)

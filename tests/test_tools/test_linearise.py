@@ -220,6 +220,20 @@ def test_missing_files_and_another_works_folder_are_refused(softmax, run, capsys
         assert f'{option} takes no type' in capsys.readouterr().err
 
 
+def test_what_the_first_process_cannot_write_is_told_to_all(softmax, run, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise PermissionError(13, 'Permission denied', 'one')
+
+    told = []
+    module = 'mirrorla_mm.engine.linearise_stages'
+    monkeypatch.setattr(f'{module}.keep_settings', fail)
+    monkeypatch.setattr(f'{module}.broadcast_object_list', told.extend)
+    with pytest.raises(SystemExit):
+        run('linearise', *softmax, '--attn', 'ReLUAttention', '--work-dir', 'one')
+    assert isinstance(told[0], PermissionError)
+    assert "Permission denied: 'one'" in capsys.readouterr().err
+
+
 def test_what_the_first_process_refuses_all_refuse(softmax, run, capsys, monkeypatch, tmp_path):
     def receive(data):
         data[:] = [UserError('The folder one is taken.')]

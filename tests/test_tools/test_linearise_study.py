@@ -1,9 +1,12 @@
 """The study of linearising: its parts are made once, and its report says what they hold."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+
+from mirrorla_mm.demo.dataset import VERSION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/studies/linearise-study_efficientvit-head_1xb4-8e_demo-96x96.py'
@@ -81,3 +84,50 @@ def test_each_part_is_made_once_and_with_one_set_of_settings(run, capsys, monkey
     with pytest.raises(SystemExit):
         run(*command, '--iters', 2)
     assert 'error: work holds results of other settings (iters [1,' in capsys.readouterr().err
+
+
+@pytest.fixture()
+def settings(monkeypatch):
+    """Settings of the study by its command line."""
+    path = REPOSITORY / 'tools/studies/linearise.py'
+    spec = importlib.util.spec_from_file_location('linearise_study', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def of(*command):
+        monkeypatch.setattr('sys.argv', [str(path), *map(str, command)])
+        return module.Study(module.parse_args()).settings
+
+    return of
+
+
+def test_a_study_is_of_what_its_config_says_wherever_that_lies(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', '')
+    first = settings('--config', CONFIG)
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', 'elsewhere')
+    own = tmp_path / 'own.py'
+    own.write_text(f"_base_ = ['{REPOSITORY / CONFIG}']\n")
+    assert settings('--config', own) == first
+    assert str(tmp_path) not in json.dumps(first) and CONFIG not in json.dumps(first)
+    own.write_text(
+        f"_base_ = ['{REPOSITORY / CONFIG}']\noptim_wrapper = dict(optimizer=dict(lr=1))\n"
+    )
+    assert settings('--config', own)['config'] != first['config']
+
+
+def test_a_study_is_of_its_scenes_and_of_the_version_that_drew_them(settings, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', '')
+    drawn = settings('--scenes', 4, 2)['recipe']
+    assert drawn == dict(seed=0, size=96, train=4, val=2, version=VERSION)
+
+
+def test_finished_parts_that_say_nothing_of_their_settings_are_left_alone(run, capsys, monkeypatch):
+    monkeypatch.setenv('MIRRORLA_DEMO_DATA', '')
+    Path('work').mkdir()
+    Path('work/results.json').write_text(json.dumps(RESULTS))
+    with pytest.raises(SystemExit):
+        run('studies/linearise', '--config', REPOSITORY / CONFIG, '--work-dir', 'work')
+    assert 'study.json there does not say of which settings: move' in capsys.readouterr().err
+    assert sorted(path.name for path in Path('work').iterdir()) == ['results.json']

@@ -97,6 +97,9 @@ def test_without_weights_all_rows_of_a_seed_start_from_one_host(run, arguments):
 def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
     few = ['--rows', 'relu', '--seeds', '0']
     run(STUDY, 'x2.pt', *arguments, *few)
+    Path('work/study.json').unlink()  # as a version without it left the folder
+    run(STUDY, 'x2.pt', *arguments, *few)
+    assert json.loads(Path('work/study.json').read_text()) == results()['relu_seed-0']['settings']
     for more, message in (
         (
             [*arguments, *few, '--iters', '5'],
@@ -132,4 +135,6 @@ def test_runs_whose_own_parameters_were_alike_for_all_seeds_stay_alone(run, argu
     Path('report/runs/relu_seed-0.json').write_text(json.dumps(content))
     with pytest.raises(SystemExit):
         run(STUDY, 'x2.pt', *arguments, '--rows', 'relu', '--seeds', '1')
-    assert 'other settings (own None, not by seed)' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert 'relu_seed-0.json was written by an earlier version' in said
+    assert 'name another --report' in said

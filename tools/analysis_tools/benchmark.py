@@ -167,7 +167,7 @@ def load(file: Path, settings: dict) -> list[tuple[Timing, Memory]]:
         noted, rows = dict(saved['settings']), [from_dict(row) for row in saved['rows']]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{file} was not saved by this tool: name another file.') from error
-    refuse_others(noted, settings, file)
+    refuse_others(noted, settings, file, 'name another --json')
     return rows
 
 

@@ -58,7 +58,7 @@ def settings(args: argparse.Namespace) -> dict:
     cfg = Config.fromfile(args.config)
     return dict(
         iters=args.iters or cfg.train_cfg.max_iters,
-        data=Path(args.data_root or cfg.train_dataloader.dataset.data_root).name,
+        data=Path(args.data_root or cfg.train_dataloader.dataset.data_root).resolve(),
         config=digest(cfg.to_dict()),
     )
 

@@ -16,6 +16,8 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
@@ -31,6 +33,7 @@ from mirrorla_mm.engine.linearise import linear_config
 from mirrorla_mm.engine.linearise_stages import Linearisation, named, shorten
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
+from mirrorla_mm.engine.settings import digest
 
 import mmengine.config.config as mmengine_config
 import torch
@@ -41,6 +44,7 @@ from mmengine.runner import Runner
 
 CONFIG = 'configs/studies/linearise-study_efficientvit-head_1xb4-8e_demo-96x96.py'
 STAGES = (3, 4)
+DATA = 'MIRRORLA_DEMO_DATA'  # where the config looks for the scenes
 ARMS = {
     'ReLU': dict(type='ReLUAttention'),
     'mirror': dict(type='MirrorAttention'),
@@ -75,22 +79,30 @@ class Study:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.settings = dict(
-            iters=[args.teacher_iters, args.iters], scenes=args.scenes, config=args.config
-        )
+        train, val = args.scenes
+        self.recipe = Recipe(size=96, train=train, val=val)
         self.provenance = provenance()
         self.file = args.work_dir / 'results.json'
         self.results: dict[str, dict] = {}
         if self.file.is_file():
             self.results = json.loads(self.file.read_text('utf-8'))
 
+    @cached_property
+    def settings(self) -> dict:
+        """Settings that all parts share."""
+        os.environ[DATA] = 'scenes'  # those of the work dir, wherever that lies
+        return dict(
+            iters=[self.args.teacher_iters, self.args.iters],
+            recipe=asdict(self.recipe),
+            config=digest(Config.fromfile(self.args.config).to_dict()),
+        )
+
     def run(self) -> None:
         """Do all that is missing; what answers most comes first."""
         keep_study(self.args.work_dir, self.settings)
         data = self.args.work_dir / 'scenes'
-        train, val = self.args.scenes
-        draw_dataset(data, Recipe(size=96, train=train, val=val))
-        os.environ['MIRRORLA_DEMO_DATA'] = str(data.resolve())
+        draw_dataset(data, self.recipe)
+        os.environ[DATA] = str(data.resolve())
         for seed in self.args.seeds:
             self.part(f'{TEACHER}/{seed}', lambda seed=seed: self.train_teacher(seed))
             for arm in self.args.arms:

@@ -243,10 +243,12 @@ def file_of(args: argparse.Namespace, name: str, seed: int) -> Path:
 def check_settings(args: argparse.Namespace) -> None:
     """Refuse to set runs beside others that were made otherwise."""
     wanted = settings(args, study_config(args))
-    for result in read_results(args.report / 'runs'):
+    results = read_results(args.report / 'runs')
+    for result in results:
         file = file_of(args, result['row'], result['seed'])
-        refuse_others(result['settings'], wanted, file)
-    keep_study(args.work_dir, wanted)
+        refuse_others(result['settings'], wanted, file, 'name another --report')
+    agreed = [args.work_dir / result['row'] / f'seed-{result["seed"]}' for result in results]
+    keep_study(args.work_dir, wanted, agreed)
 
 
 def report(args: argparse.Namespace) -> None:
