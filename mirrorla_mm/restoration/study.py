@@ -37,6 +37,10 @@ def _mirror(**options) -> dict:
     return dict(type='ReLUAttention', reflection=options)
 
 
+# PolaFormer and NaLaFormer bring a gate and a 5x5 convolution of v: a fair comparison with them has
+# both.
+_GATED = dict(gate=True, lepe_kernel=5)
+
 # In the order of interest, the dearest last: a study that is stopped has answered the first
 # questions.
 ROWS = {
@@ -49,16 +53,20 @@ ROWS = {
     'elu': Row('ELU + 1', dict(type='ELUAttention')),
     'pola': Row('PolaFormer', dict(type='PolaAttention')),
     'nala': Row('NaLaFormer', dict(type='NaLaAttention')),
+    'relu-gated': Row('ReLU, with convolution and gate', dict(type='ReLUAttention', **_GATED)),
+    'mirror-gated': Row('ReLU + mirror, with convolution and gate', dict(_mirror(), **_GATED)),
     'softmax-w32': Row(
         'softmax, windows of 32', dict(type='SoftmaxAttention'), dict(window_size=32)
     ),
 }
 BASELINE = 'relu'
+# What the verdict is on: a row, and what it is set against.
+QUESTIONS = (('mirror', 'relu'), ('mirror-gated', 'relu-gated'))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row less the baseline in dB, over what both have.
+    """A row less another in dB, over what both have.
 
     Attributes:
         mean (float): Over images and seeds.
@@ -88,23 +96,26 @@ def read_results(folder: Path) -> list[dict]:
     return read_runs(folder.glob('*_seed-*.json'), list(ROWS))
 
 
-def difference(row: str, results: Sequence[dict], dataset: str) -> Difference | None:
-    """Compare a row with the baseline, seed by seed and image by image.
+def difference(
+    row: str, results: Sequence[dict], dataset: str, baseline: str = BASELINE
+) -> Difference | None:
+    """Compare a row with another, seed by seed and image by image.
 
     Args:
         row (str): A row.
         results (Sequence[dict]): From :func:`read_results`.
         dataset (str): Which images.
+        baseline (str): The row that it is set against.
 
     Returns:
         Difference, optional: None if the two have no seed in common.
     """
     runs = {(r['row'], r['seed']): r['PSNR'][dataset] for r in results}
-    seeds = [seed for name, seed in runs if name == row and (BASELINE, seed) in runs]
+    seeds = [seed for name, seed in runs if name == row and (baseline, seed) in runs]
     if not seeds:
         return None
     pairs = [
-        {image: own - runs[BASELINE, seed][image] for image, own in runs[row, seed].items()}
+        {image: own - runs[baseline, seed][image] for image, own in runs[row, seed].items()}
         for seed in seeds
     ]
     by_image = [mean(pair[image] for pair in pairs) for image in pairs[0]]
@@ -139,19 +150,20 @@ def _numbers(found: Difference) -> list[str]:
     return [f'{found.mean:+.3f}', *(f'{w:.3f}' if math.isfinite(w) else '-' for w in widths)]
 
 
-def verdict(results: Sequence[dict], row: str = 'mirror') -> str:
-    """The plain sentence on a row, one for each data set."""
+def verdict(results: Sequence[dict], questions: Iterable[tuple[str, str]] = QUESTIONS) -> str:
+    """The plain sentences: on each row and what it is set against, one for each data set."""
     sentences = []
-    for dataset in results[0]['PSNR']:
-        found = difference(row, results, dataset)
-        if found is None:
-            continue
-        one = not math.isfinite(found.by_seed)
-        sentences.append(
-            f'On {dataset}, {ROWS[row].label} against {ROWS[BASELINE].label} {found.effect} here: '
-            f'{found.mean:+.3f} ± {found.width:.3f} dB '
-            + ('(95 %, over the images of a single seed).' if one else '(95 %).')
-        )
+    for row, baseline in questions:
+        for dataset in results[0]['PSNR']:
+            found = difference(row, results, dataset, baseline)
+            if found is None:
+                continue
+            one = not math.isfinite(found.by_seed)
+            sentences.append(
+                f'On {dataset}, {ROWS[row].label} against {ROWS[baseline].label} {found.effect} '
+                f'here: {found.mean:+.3f} ± {found.width:.3f} dB '
+                + ('(95 %, over the images of a single seed).' if one else '(95 %).')
+            )
     return '\n'.join(sentences)
 
 

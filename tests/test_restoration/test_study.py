@@ -50,13 +50,14 @@ def test_differences_are_paired_by_seed_and_by_image():
 
 def test_the_sentence_says_what_the_numbers_say(tmp_path):
     assert 'helps here: +0.105 ± 0.064 dB (95 %).' in verdict(RESULTS)
-    assert 'nothing that can be told from chance' in verdict(RESULTS, 'lsa')
+    assert 'nothing that can be told from chance' in verdict(RESULTS, [('lsa', 'relu')])
     assert 'hurts here: -0.600 ± 0.248 dB (95 %, over the images of a single seed).' in verdict(
-        RESULTS, 'elu'
+        RESULTS, [('elu', 'relu')]
     )
+    assert '+ mirror against ELU + 1 helps here: +0.700' in verdict(RESULTS, [('mirror', 'elu')])
     text = table(RESULTS)
     assert '| ReLU + mirror | 2 | 31.205 | +0.105 | 0.064 | 0.000 | 25.0% | 3.50 |' in text
-    assert 'inf' not in text + verdict(RESULTS, 'lsa')
+    assert 'inf' not in text + verdict(RESULTS, [('lsa', 'relu')])
     plot(RESULTS, tmp_path / 'x.png')
     assert (tmp_path / 'x.png').stat().st_size > 1000
 
