@@ -120,7 +120,9 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         if args.keep_freed_memory and not keep_freed_memory():
-            raise UserError('--keep-freed-memory needs glibc: leave it out on this system.')
+            raise UserError(
+                'This C library refuses --keep-freed-memory: leave it out, or use a newer glibc.'
+            )
         runner = build(args)
         with name_unused_parameters(runner):
             runner.train()

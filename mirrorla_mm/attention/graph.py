@@ -36,7 +36,7 @@ def attend_map(x: Tensor, norm: nn.LayerNorm, method: FeatureMapAttention) -> Te
     if turns:
         heads = flip(heads)
     elif method.varies:
-        heads = method.reflection.reflect_heads(heads, covariance(flat))
+        heads = method.reflection.reflect_heads(heads, covariance(flat)).to(flat.dtype)
     q, k = (flat.unsqueeze(1) @ part for part in heads.split(method.num_heads, dim=-3))
     if turns:
         q, k = method.reflection(q, k, reflect_by_rotation)

@@ -36,8 +36,6 @@ class ConvChain(nn.Sequential):
         layers: list[nn.Module] = []
         for inputs, outputs, stride in zip(channels, channels[1:], strides):
             conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
-            # As maps lie, or each pass would lay out a copy of the weights, and of their gradients.
-            conv.to(memory_format=torch.channels_last)
             layers += [conv, nn.BatchNorm2d(outputs), nn.GELU()]
         super().__init__(*layers[:-1])
 

@@ -19,7 +19,7 @@ def keep_freed_memory() -> bool:
     large as it was at its peak.
 
     Returns:
-        bool: Whether this system's C library can be told so.
+        bool: Whether this system's C library took it: glibc does, but for older versions of it.
     """
     libc = ctypes.CDLL(None) if os.name == 'posix' else None
     if not hasattr(libc, 'mallopt'):

@@ -3,7 +3,7 @@
 Runtimes spend their time on what is not a matrix product: transposed heads, slices of channel
 pairs, many small steps. So each head is projected by a product of its own, which leaves (B, H, N,
 d) in memory; sums read keys and queries as they lie; the output comes channels first, as
-convolutions take it; and the rotation of RoPE is a single node.
+convolutions take it; and the rotation of RoPE is a single node, which records no gradients.
 """
 
 from __future__ import annotations

@@ -57,6 +57,17 @@ def test_over_a_map_as_over_its_tokens(norm, tokens, method, host, bias):
     torch.testing.assert_close(out, expected.unflatten(1, (5, 7)).permute(0, 3, 1, 2))
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_maps_in_half_precision_stay_in_it(norm, tokens, dtype):
+    attention = MirrorAttention(CHANNELS, 2).eval()
+    maps = tokens.unflatten(1, (5, 7)).permute(0, 3, 1, 2).float()
+    with torch.no_grad(), use_backend('graph'):
+        expected = attention.on_map(maps, norm.float())
+        out = attention.to(dtype).on_map(maps.to(dtype), norm.to(dtype))
+    assert out.dtype == dtype
+    assert (out - expected).norm() < 0.3 * expected.norm()
+
+
 @pytest.mark.parametrize('shared', [True, False])
 def test_wide_maps_are_reflected_by_rotations(monkeypatch, norm, tokens, shared):
     monkeypatch.setattr(graph, 'WIDE', CHANNELS)

@@ -200,13 +200,6 @@ def test_layer_scale_and_drop_path_are_one_factor(dtype, onto):
     assert kept.any() and not kept.all()
 
 
-def test_weights_and_gradients_of_convolutions_lie_as_maps_do():
-    """Each pass would lay out copies of them otherwise."""
-    model = RAVLT(TOY, 'linear')
-    model.load_state_dict({k: v.contiguous() for k, v in model.state_dict().items()})
-    sum(y.square().mean() for y in model(torch.rand(2, 3, 64, 64))).backward()
-    convs = [model.stem[0], model.stem[3], *(chain[0] for chain in model.downsamples)]
-    for conv in convs:
-        for tensor in (conv.weight, conv.weight.grad):
-            assert tensor.is_contiguous(memory_format=torch.channels_last)
-            assert not tensor.is_contiguous()
+def test_weights_lie_as_others_expect():
+    """Optimizers that resume, and safetensors, go by the order in memory."""
+    assert all(p.is_contiguous() for p in RAVLT(TOY, 'linear').parameters())

@@ -56,7 +56,9 @@ def test_a_cut_run_goes_on_where_it_was_and_draws_all_sizes(run, tmp_path, capsy
     )
 
 
-@pytest.mark.parametrize('text', ['[]', '{"rows": []}', 'no JSON'])
+@pytest.mark.parametrize(
+    'text', ['[]', '{"rows": []}', '{"settings": {}, "rows": ["x"]}', 'no JSON']
+)
 def test_a_file_of_another_tool_is_not_gone_on_with(run, tmp_path, capsys, text):
     (tmp_path / 'other.json').write_text(text)
     with pytest.raises(SystemExit):

@@ -108,6 +108,7 @@ def main() -> None:
     print('| --- | --- | --- | --- | --- | --- | --- |')
     settings = {**vars(subject), 'variants': args.variants, 'rounds': args.rounds}
     settings['machine'] = machine()
+    settings['memory'] = not args.no_memory
     rows = load(args.json, settings) if args.resume else []
     for timing, memory in rows:
         print(table_row(timing, memory, args.batch))
@@ -165,7 +166,7 @@ def load(file: Path, settings: dict) -> list[tuple[Timing, Memory]]:
     try:
         saved = json.loads(file.read_text())
         noted, rows = dict(saved['settings']), [from_dict(row) for row in saved['rows']]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{file} was not saved by this tool: name another file.') from error
     refuse_others(noted, settings, file, 'name another --json')
     return rows
