@@ -15,7 +15,8 @@ from tests.test_restoration.toy import TOY, toy_host
 
 QKV = 'B1.body.0.transformer_body.0.blocks.0.attn.qkv.weight'
 # Rows with parameters of their own that start at random.
-DRAWN = {'mirror', 'random-mirror', 'blocks', 'blocks-variance', 'pola', 'nala'}
+GATED = {'pola', 'nala', 'relu-gated', 'mirror-gated'}
+DRAWN = {'mirror', 'random-mirror', 'blocks', 'blocks-variance', *GATED}
 
 
 def official(**options) -> dict:

@@ -2,5 +2,5 @@ _base_ = [
     '../models/dit.py',
     '../datasets/imagenet_latents.py',
     '../schedules/adamw-ema_400k.py',
-    '../runtime_iters.py',
+    '../runtime_diffusion.py',
 ]

@@ -1,10 +1,15 @@
 _base_ = [
     'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py',
-    '../schedules/slow_backbone.py',
+    '../schedules/no_decay.py',
+    '../schedules/backbone_norms.py',
 ]
 
 custom_imports = dict(imports=['mirrorla_mm'], allow_failed_imports=False)
 default_hooks = dict(checkpoint=dict(type='mirrorla_mm.CheckpointHook'))
 # The recipe adds the host.
 model = dict(backbone=dict(_delete_=True))
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=_base_.slow_backbone))
+# The backbone learns at a tenth of the rate, these parts of it without decay.
+slow = {
+    key: dict(lr_mult=0.1, decay_mult=0.0) for key in (*_base_.no_decay, *_base_.backbone_norms)
+}
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=slow))

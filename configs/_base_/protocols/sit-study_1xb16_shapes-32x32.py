@@ -1,4 +1,4 @@
-_base_ = '../runtime_iters.py'
+_base_ = '../runtime_diffusion.py'
 
 # SiT's process on drawn shapes in pixels; the study sets the attention, a recipe the length.
 model = dict(

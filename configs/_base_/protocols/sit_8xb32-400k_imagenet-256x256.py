@@ -2,7 +2,7 @@ _base_ = [
     '../models/dit.py',
     '../datasets/imagenet_latents.py',
     '../schedules/adamw-ema_400k.py',
-    '../runtime_iters.py',
+    '../runtime_diffusion.py',
 ]
 
 # The linear path; 250 steps of the SDE.
