@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -56,8 +57,11 @@ def _draw_lines(axis: Axes, rows: list[tuple[Timing, Memory]], value: Value) -> 
             for timing, memory in rows
             if timing.variant == variant
         )
-        ours = not parse_variant(variant) & {'reference', *PEERS}
-        style = dict(marker='o', lw=2.5) if ours else dict(marker='s', lw=1.5, ls='--', ms=5)
+        style = (
+            dict(marker='o', lw=2.5)
+            if _is_ours(variant)
+            else dict(marker='s', lw=1.5, ls='--', ms=5)
+        )
         axis.plot(*zip(*points), color=colour, **style)
         ends[variant] = (*points[-1], colour)
     sizes = {_pixels(timing): '{}\n× {}'.format(*timing.shape) for timing, _ in rows}
@@ -78,6 +82,10 @@ def _draw_lines(axis: Axes, rows: list[tuple[Timing, Memory]], value: Value) -> 
         )
 
 
+def _is_ours(variant: str) -> bool:
+    return not parse_variant(variant) & {'reference', *PEERS}
+
+
 def _pixels(timing: Timing) -> int:
     return timing.shape[0] * timing.shape[1]
 
@@ -93,7 +101,7 @@ def label(variant: str) -> str:
 def colours(variants: list[str]) -> dict[str, object]:
     """Blues for this package's variants, from light to dark, and another colour for each other."""
     variants = list(dict.fromkeys(variants))
-    ours = [name for name in variants if not parse_variant(name) & {'reference', *PEERS}]
+    ours = list(filter(_is_ours, variants))
     others = [name for name in variants if name not in ours]
     blues = {
         name: colormaps['Blues'](0.5 + 0.5 * (i + 1) / len(ours)) for i, name in enumerate(ours)
@@ -123,9 +131,7 @@ def spread(values: list[float], factor: float) -> list[float]:
 
 
 def _bottom(group: list[int], values: list[float], factor: float) -> float:
-    middle = 1.0
-    for number in group:
-        middle *= values[number] ** (1 / len(group))
+    middle = prod(values[number] for number in group) ** (1 / len(group))
     return middle / factor ** ((len(group) - 1) / 2)
 
 

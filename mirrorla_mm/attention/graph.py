@@ -24,7 +24,7 @@ def attend_map(x: Tensor, norm: nn.LayerNorm, method: FeatureMapAttention) -> Te
     Queries and keys are products of tokens, all else are convolutions, between which a runtime
     keeps its own layout.
     """
-    batch, channels, *hw_shape = x.shape
+    _, channels, *hw_shape = x.shape
     tokens = normalised(x.permute(0, 2, 3, 1), norm.eps)
     weight = weight_of_normalised(norm, *method.projection())
     to_qk, to_v, *to_gate = weight.split(

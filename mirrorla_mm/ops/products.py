@@ -312,15 +312,15 @@ class FastLinear(Linear):
             *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in parameters),
         )
         made = self._made  # Read once: another thread may replace it.
-        # Ordinary tensors, whatever mode the caller is in: what is made of them is kept.
-        with torch.inference_mode(False), torch.no_grad():
-            if made is None or made[0] != state:
-                # Kept as well, so that no other weight can come to lie at their address.
-                made = self._made = state, [t.detach() for t in parameters], {}
-            key = dtype, rows.start, rows.stop
-            if key not in made[2]:
-                made[2][key] = fast_affine(*_cast(self, dtype, rows))
-        return made[2][key]
+        if made is None or made[0] != state:
+            # Weights are kept as well, so that no other can come to lie at their address.
+            made = self._made = state, [t.detach() for t in parameters], {}
+        ways, key = made[2], (dtype, rows.start, rows.stop)
+        if key not in ways:
+            # Ordinary tensors, whatever mode the caller is in: what is made of them is kept.
+            with torch.inference_mode(False), torch.no_grad():
+                ways[key] = fast_affine(*_cast(self, dtype, rows))
+        return ways[key]
 
     def __getstate__(self) -> dict:
         """Without what is made of the weights, which can be neither copied nor pickled."""

@@ -170,8 +170,7 @@ def verdict(results: Sequence[dict], questions: Iterable[tuple[str, str]] = QUES
 def plot(results: Sequence[dict], path: Path) -> None:
     """Draw each row's difference to the baseline with its interval, and each seed as a dot.
 
-    Where rows start from the authors' weights, LSA is left out: it alone has nothing to learn anew,
-    and beside it the others would lie in one line.
+    Where rows start from the authors' weights, LSA is left out: it alone has nothing to learn anew.
     """
     from matplotlib.figure import Figure
 

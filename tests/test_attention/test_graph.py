@@ -30,6 +30,15 @@ def tokens():
     return 5 + torch.randn(2, 35, CHANNELS, dtype=torch.float64)
 
 
+def check_over_a_map(attention, norm, tokens):
+    maps = tokens.unflatten(1, (5, 7)).permute(0, 3, 1, 2)
+    with use_backend('torch'):
+        expected = attention(norm(tokens), (5, 7))
+    with use_backend('graph'):
+        out = attention.on_map(maps, norm)
+    torch.testing.assert_close(out, expected.unflatten(1, (5, 7)).permute(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize('bias', [True, False])
 def test_a_layer_after_a_norm_needs_neither_its_affine_part_nor_a_bias(norm, tokens, bias):
     layer = nn.Linear(CHANNELS, 6, bias).double().requires_grad_(False)
@@ -49,12 +58,7 @@ OPTIONS = list(itertools.product((MirrorAttention, RALA), (True, False), (True, 
 def test_over_a_map_as_over_its_tokens(norm, tokens, method, host, bias):
     options = dict(gate=True, lepe_kernel=5, rope=True) if host else {}
     attention = method(CHANNELS, 2, qkv_bias=bias, **options).double().eval()
-    maps = tokens.unflatten(1, (5, 7)).permute(0, 3, 1, 2)
-    with use_backend('torch'):
-        expected = attention(norm(tokens), (5, 7))
-    with use_backend('graph'):
-        out = attention.on_map(maps, norm)
-    torch.testing.assert_close(out, expected.unflatten(1, (5, 7)).permute(0, 3, 1, 2))
+    check_over_a_map(attention, norm, tokens)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -73,20 +77,10 @@ def test_wide_maps_are_reflected_by_rotations(monkeypatch, norm, tokens, shared)
     monkeypatch.setattr(graph, 'WIDE', CHANNELS)
     monkeypatch.setattr(graph, 'covariance', None)
     attention = MirrorAttention(CHANNELS, 2, reflection=dict(shared=shared)).double().eval()
-    maps = tokens.unflatten(1, (5, 7)).permute(0, 3, 1, 2)
-    with use_backend('torch'):
-        expected = attention(norm(tokens), (5, 7))
-    with use_backend('graph'):
-        out = attention.on_map(maps, norm)
-    torch.testing.assert_close(out, expected.unflatten(1, (5, 7)).permute(0, 3, 1, 2))
+    check_over_a_map(attention, norm, tokens)
 
 
 @pytest.mark.parametrize('options', [dict(out_norm=True), dict(sr_ratio=2)])
 def test_what_has_no_form_over_maps_goes_by_tokens(norm, tokens, options):
     attention = MirrorAttention(CHANNELS, 2, **options).double().eval()
-    maps = tokens.unflatten(1, (5, 7)).permute(0, 3, 1, 2)
-    with use_backend('graph'):
-        out = attention.on_map(maps, norm)
-    with use_backend('torch'):
-        expected = attention(norm(tokens), (5, 7))
-    torch.testing.assert_close(out, expected.unflatten(1, (5, 7)).permute(0, 3, 1, 2))
+    check_over_a_map(attention, norm, tokens)
