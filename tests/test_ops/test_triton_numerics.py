@@ -302,9 +302,13 @@ def test_saturated_float16_outputs_have_no_gradient():
 
 
 def test_float16_products_do_not_overflow():
+    """Without rank augmentation, which would give one key all the weight: see the limits in
+    ``docs/mirror_attention_backward.md``.
+    """
     q, k, v = packed(1, 1, 40, 16, torch.float16)
     v = (20_000 * v).clamp(-30_000, 30_000)
-    assert_like_reference((30 * q, 30 * k, v), angles(1, 16), hw_shape=(8, 5))
+    options = dict(rank_augmented=False, hw_shape=(8, 5))
+    assert_like_reference((30 * q, 30 * k, v), angles(1, 16), **options)
 
 
 @pytest.mark.parametrize(
