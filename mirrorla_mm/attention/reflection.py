@@ -75,22 +75,21 @@ class Reflection(BaseModule):
         """
         if self.u is None and self.variance_aware:
             return weight, bias
-        channels, mirrors = weight.shape[1], self._mirrors()
+        channels, mirror = weight.shape[1], self._mirror()
+        mirror_of_keys = mirror if self.u_k is None else self._mirror(key=True)
 
         def folded(rows: Tensor) -> Tensor:
-            *both, rest = rows.split((channels, channels, len(rows) - 2 * channels))
-            both = [
-                self._reflect_fixed(x.t(), mirrors[key], key).t()
-                for key, x in zip((False, True), both)
-            ]
-            return torch.cat((*both, rest))
+            q, k, rest = rows.split((channels, channels, len(rows) - 2 * channels))
+            q = self._reflect_fixed(q.t(), mirror).t()
+            k = self._reflect_fixed(k.t(), mirror_of_keys, key=True).t()
+            return torch.cat((q, k, rest))
 
         return folded(weight), None if bias is None else folded(bias)
 
-    def _mirrors(self) -> tuple[Tensor | None, Tensor | None]:
-        """The unit vectors of the cross-head reflections of queries and of keys."""
-        unit = None if self.u is None else unit_vector(self.u)
-        return unit, unit if self.u_k is None else unit_vector(self.u_k)
+    def _mirror(self, key: bool = False) -> Tensor | None:
+        """The unit vector of the cross-head reflection of queries, or with ``key`` of keys."""
+        u = self.u_k if key and self.u_k is not None else self.u
+        return None if u is None else unit_vector(u)
 
     def _reflect_fixed(self, x: Tensor, mirror: Tensor | None, key: bool = False) -> Tensor:
         """The reflections of queries (..., C), or with ``key`` of keys, that no image changes."""
@@ -150,7 +149,7 @@ class Reflection(BaseModule):
         For what cannot be folded into the projection, as a position table or a scale of the
         channels stands between.
         """
-        x = self._reflect_fixed(x.transpose(1, 2).flatten(2), self._mirrors()[key], key)
+        x = self._reflect_fixed(x.transpose(1, 2).flatten(2), self._mirror(key), key)
         x = x.unflatten(-1, (len(self.theta), -1)).transpose(1, 2)
         if not self.variance_aware:
             return x
