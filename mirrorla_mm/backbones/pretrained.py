@@ -79,6 +79,25 @@ def load_pretrained(
         )
 
 
+def pretrained_init_cfg(pretrained: str | None) -> dict | None:
+    """The ``init_cfg`` for mmseg's ``model.pretrained``.
+
+    An upstream config of which only the backbone was changed still names the old backbone's
+    weights there.
+    """
+    if pretrained is None:
+        return None
+    if pretrained.startswith(('open-mmlab://', 'torchvision://', 'mmcls://')):
+        print_log(
+            f"model.pretrained='{pretrained}' holds weights of another architecture; starting "
+            'without them. Set model.pretrained=None to silence this.',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return None
+    return dict(type='Pretrained', checkpoint=pretrained)
+
+
 def _lost_statistics(absent: list[str]) -> list[str]:
     """Of absent entries, statistics of batch norms whose weights are there."""
     statistics = [key for key in absent if key.endswith(('.running_mean', '.running_var'))]

@@ -13,8 +13,8 @@ from mmdet.models.backbones.pvt import (
 from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
-from .ravlt import stage_attentions
-from .upstream import ReducedAttention, UpstreamHost, with_arch
+from .options import stage_attentions, with_arch
+from .upstream import ReducedAttention, UpstreamHost
 
 ARCHS = {
     't': dict(num_layers=(2, 2, 2, 2)),
@@ -39,8 +39,8 @@ class LinearPVT(UpstreamHost, PyramidVisionTransformer):
     also reads files of PVT's authors. mmseg has no PVT, so this host needs mmdet there too.
 
     Args:
-        arch (str, optional): ``'t'``, ``'s'``, ``'m'`` or ``'l'`` sets ``num_layers``. Defaults to
-            mmdet's default, PVT-S.
+        arch (str | dict, optional): ``'t'``, ``'s'``, ``'m'`` or ``'l'`` sets ``num_layers``, a
+            dict what it holds. Defaults to mmdet's default, PVT-S.
         attn_cfg (dict | Sequence[dict | None], optional): The attention of the linear stages, or
             one per stage. Defaults to the mirror map.
         layout (str | Sequence[str]): See :class:`~mirrorla_mm.backbones.LinearSwin`. Defaults to
@@ -53,7 +53,7 @@ class LinearPVT(UpstreamHost, PyramidVisionTransformer):
             ``embed_dims=32, num_heads=(2, 4, 10, 16)``.
 
     Raises:
-        ValueError: If ``arch``, ``attn_cfg`` or ``layout`` is not valid.
+        ValueError: If ``arch``, ``attn_cfg``, ``layout`` or ``linear_sr_ratios`` is not valid.
 
     Example:
         >>> model = LinearPVT('t', attn_cfg=dict(type='AgentAttention'))
@@ -63,7 +63,7 @@ class LinearPVT(UpstreamHost, PyramidVisionTransformer):
 
     def __init__(
         self,
-        arch: str | None = None,
+        arch: str | dict | None = None,
         attn_cfg: dict | Sequence[dict | None] | None = None,
         layout: str | Sequence[str] = 'linear',
         linear_sr_ratios: Sequence[int] = (1, 1, 1, 1),
@@ -75,6 +75,11 @@ class LinearPVT(UpstreamHost, PyramidVisionTransformer):
         size = kwargs.get('pretrain_img_size', 224)
         grid = (size, size) if isinstance(size, int) else tuple(size)
         cfgs = stage_attentions(attn_cfg or dict(type='MirrorAttention'), layout, self.num_stages)
+        if len(linear_sr_ratios) < self.num_stages:
+            raise ValueError(
+                f'linear_sr_ratios needs a value for each of the {self.num_stages} stages, got '
+                f'{linear_sr_ratios!r}.'
+            )
         for i, (cfg, sr_ratio) in enumerate(zip(cfgs, linear_sr_ratios)):
             grid = tuple(max(n // self.strides[i], 1) for n in grid)
             for block in self.layers[i][1] if cfg is not None else ():

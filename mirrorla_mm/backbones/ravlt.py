@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,7 +13,14 @@ from ..ops.maps import to_map, to_tokens
 from ..registry import register_model
 from .deploy import deploy
 from .layers import NORM_EPS, Block, Downsample, Stem
-from .pretrained import has_checkpoint, load_pretrained
+from .options import (
+    arch_settings,
+    checked_frozen_stages,
+    checked_out_indices,
+    stage_attentions,
+    stage_layout,
+)
+from .pretrained import has_checkpoint, load_pretrained, pretrained_init_cfg
 
 # Paper, Tab. 6. LayerScale starts at 1 where features are shallow and near 0 where they are deep.
 ARCHS = {
@@ -55,11 +60,6 @@ ARCHS = {
         layer_scale=1e-6,
     ),
 }
-ARCH_KEYS = ('embed_dims', 'depths', 'num_heads')
-ARCH_DEFAULTS = dict(drop_path_rate=0.0, layer_scale=1.0, mlp_ratio=3.5)
-
-HYBRID = ('linear', 'linear', 'softmax', 'softmax')
-LAYOUTS = {'hybrid': HYBRID, 'linear': ('linear',) * 4, 'paper': HYBRID}  # 'paper': older configs
 
 
 @register_model
@@ -267,113 +267,3 @@ class RAVLT(BaseModule):
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
-
-
-def pretrained_init_cfg(pretrained: str | None) -> dict | None:
-    """The ``init_cfg`` for mmseg's ``model.pretrained``.
-
-    An upstream config of which only the backbone was changed still names the old backbone's
-    weights there.
-    """
-    if pretrained is None:
-        return None
-    if pretrained.startswith(('open-mmlab://', 'torchvision://', 'mmcls://')):
-        print_log(
-            f"model.pretrained='{pretrained}' holds weights of another architecture; starting "
-            'without them. Set model.pretrained=None to silence this.',
-            logger='current',
-            level=logging.WARNING,
-        )
-        return None
-    return dict(type='Pretrained', checkpoint=pretrained)
-
-
-def arch_settings(arch: str | dict, archs: dict[str, dict] = ARCHS) -> dict:
-    """Settings of a named or custom architecture, one ``layer_scale`` a stage.
-
-    Raises:
-        ValueError: If the name is unknown or the dict lacks or misspells a key.
-    """
-    if isinstance(arch, str):
-        if arch.lower() not in archs:
-            raise ValueError(
-                f"Unknown arch '{arch}'; choose from {', '.join(archs)} or give a dict."
-            )
-        arch = archs[arch.lower()]
-    missing = [key for key in ARCH_KEYS if key not in arch]
-    unknown = [key for key in arch if key not in (*ARCH_KEYS, *ARCH_DEFAULTS)]
-    if missing or unknown:
-        raise ValueError(
-            f'A custom arch needs {", ".join(ARCH_KEYS)} and may set {", ".join(ARCH_DEFAULTS)}; '
-            f'missing: {missing}, unknown: {unknown}.'
-        )
-    settings = {**ARCH_DEFAULTS, **arch}
-    stages = len(settings['depths'])
-    if any(len(settings[key]) != stages for key in ARCH_KEYS):
-        raise ValueError(
-            f'embed_dims, depths and num_heads of an arch need one value a stage, got {dict(arch)}.'
-        )
-    scale = settings['layer_scale']
-    settings['layer_scale'] = tuple(scale) if isinstance(scale, Sequence) else (scale,) * stages
-    return settings
-
-
-def stage_layout(layout: str | Sequence[str], stages: int) -> tuple[str, ...]:
-    """The kind of attention of each stage.
-
-    Raises:
-        ValueError: If the name is unknown or a stage is neither linear nor softmax.
-    """
-    kinds = LAYOUTS.get(layout) if isinstance(layout, str) else tuple(layout)
-    if kinds is None or len(kinds) != stages or set(kinds) - {'linear', 'softmax'}:
-        raise ValueError(
-            f"layout needs to be one of {', '.join(map(repr, LAYOUTS))} or a sequence of 'linear' "
-            f"and 'softmax', one for each of the {stages} stages, got {layout!r}."
-        )
-    return kinds
-
-
-def stage_attentions(
-    attn_cfg: dict | Sequence[dict | None], layout: str | Sequence[str], stages: int
-) -> tuple[dict | None, ...]:
-    """The attention of each stage; None where softmax attention stays.
-
-    Args:
-        attn_cfg (dict | Sequence[dict | None]): One for all linear stages, or one per stage.
-        layout (str | Sequence[str]): See :class:`RAVLT`.
-        stages (int): Number of stages.
-
-    Raises:
-        ValueError: If ``attn_cfg`` has not one entry per stage, or ``layout`` is not valid.
-    """
-    cfgs = [attn_cfg] * stages if isinstance(attn_cfg, dict) else list(attn_cfg)
-    if len(cfgs) != stages:
-        raise ValueError(
-            f'attn_cfg needs one dict, or one for each of the {stages} stages, got {len(cfgs)}.'
-        )
-    kinds = stage_layout(layout, stages)
-    return tuple(cfg if kind == 'linear' else None for cfg, kind in zip(cfgs, kinds))
-
-
-def checked_out_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
-    """``out_indices`` as a tuple, or a ValueError that says what is wrong with it."""
-    indices = tuple(out_indices)
-    if (
-        not indices
-        or any(i not in range(stages) for i in indices)
-        or list(indices) != sorted(set(indices))
-    ):
-        raise ValueError(
-            f'out_indices needs ascending stages from 0 to {stages - 1}, got {out_indices!r}.'
-        )
-    return indices
-
-
-def checked_frozen_stages(frozen_stages: int, stages: int) -> int:
-    """``frozen_stages``, or a ValueError that says what is wrong with it."""
-    if frozen_stages not in range(-1, stages + 1):
-        raise ValueError(
-            f'frozen_stages needs to be -1 (none), 0 (stem) or 1 to {stages} (stages), '
-            f'got {frozen_stages!r}.'
-        )
-    return frozen_stages

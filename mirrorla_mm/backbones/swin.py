@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import build_attention, register_model
-from .ravlt import stage_attentions
-from .upstream import UpstreamHost, WindowAttention, with_arch
+from .options import stage_attentions, with_arch
+from .upstream import UpstreamHost, WindowAttention
 
 if find_spec('mmdet'):
     from mmdet.models.backbones.swin import ShiftWindowMSA, SwinTransformer, swin_converter
@@ -46,8 +46,8 @@ class LinearSwin(UpstreamHost, SwinTransformer):
     does, and so differs from ours on such small images.
 
     Args:
-        arch (str, optional): ``'t'``, ``'s'`` or ``'b'`` sets ``embed_dims``, ``depths`` and
-            ``num_heads``. Defaults to upstream's defaults, Swin-T.
+        arch (str | dict, optional): ``'t'``, ``'s'`` or ``'b'`` sets ``embed_dims``, ``depths`` and
+            ``num_heads``, a dict what it holds. Defaults to upstream's defaults, Swin-T.
         attn_cfg (dict | Sequence[dict | None], optional): The attention of the linear stages, or
             one per stage. Defaults to the mirror map.
         layout (str | Sequence[str]): ``'hybrid'``: linear in stages 1 and 2, softmax in the others
@@ -68,7 +68,7 @@ class LinearSwin(UpstreamHost, SwinTransformer):
 
     def __init__(
         self,
-        arch: str | None = None,
+        arch: str | dict | None = None,
         attn_cfg: dict | Sequence[dict | None] | None = None,
         layout: str | Sequence[str] = 'hybrid',
         linear_window: int | None = None,

@@ -28,19 +28,6 @@ class UpstreamHost:
         load_pretrained(self, self._renamed)
 
 
-def with_arch(arch: str | None, archs: dict[str, dict], settings: dict) -> dict:
-    """The settings of a named architecture, overridden by those that are given.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
-    if arch is None:
-        return settings
-    if arch.lower() not in archs:
-        raise ValueError(f"Unknown arch '{arch}'; choose from {', '.join(archs)}.")
-    return {**archs[arch.lower()], **settings}
-
-
 class WindowAttention(BaseModule):
     """In the place of Swin's shifted-window attention: an attention over the map or its windows.
 

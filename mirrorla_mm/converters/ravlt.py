@@ -7,9 +7,12 @@ same for both layouts.
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor, nn
 
-from ..backbones.ravlt import ARCH_DEFAULTS, ARCHS
+from ..backbones.options import ARCH_DEFAULTS
+from ..backbones.ravlt import ARCHS
 from ..necks import ProjectionNeck
 from ..registry import MODELS
 from .converted import Converted, blames_the_file
@@ -17,6 +20,7 @@ from .fitting import fit_built
 from .naming import RAVLT, block_counts, rename_keys, require_family, required
 
 KIND = 'RAVLT or NaLaFormer'
+_get = functools.partial(required, kind=KIND)
 BACKBONES = ('RAVLT', 'MirrorLA')
 RENAMES = (
     (r'^(proj|norm)\.', r'neck.\1.'),
@@ -120,7 +124,3 @@ def pyramid_arch(official: dict[str, Tensor], archs: dict[str, dict]) -> str | d
         if all({**ARCH_DEFAULTS, **settings}[key] == value for key, value in arch.items()):
             return name
     return arch
-
-
-def _get(official: dict[str, Tensor], key: str) -> Tensor:
-    return required(official, key, KIND)

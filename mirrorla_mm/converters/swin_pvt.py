@@ -6,6 +6,7 @@ differ in the attention alone. All are classifiers.
 
 from __future__ import annotations
 
+import functools
 import re
 
 import torch
@@ -17,6 +18,7 @@ from .fitting import fit_built
 from .naming import SWIN_PVT, block_counts, rename_keys, require_family, required
 
 KIND = 'FLatten or PolaFormer'
+_get = functools.partial(required, kind=KIND)
 ATTENTION_RENAMES = (
     (r'\.qkvg\.', '.qkv.'),
     (r'\.positional_encoding$', '.position'),
@@ -202,7 +204,3 @@ def _merged_channels(value: Tensor) -> Tensor:
     The original stacks the four tokens by column, row, channel; mmdet unfolds channel, row, column.
     """
     return value.unflatten(-1, (2, 2, -1)).transpose(-1, -3).flatten(-3)
-
-
-def _get(official: dict[str, Tensor], key: str) -> Tensor:
-    return required(official, key, KIND)

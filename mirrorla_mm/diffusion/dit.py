@@ -8,6 +8,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..backbones.options import named_arch
 from ..engine.errors import UserError
 from ..ops.maps import to_tokens
 from ..ops.products import Linear
@@ -277,12 +278,7 @@ def arch_settings(arch: str | dict) -> tuple[int, int, int]:
     Raises:
         ValueError: If the name is unknown or the dict has other keys.
     """
-    if isinstance(arch, str):
-        if arch.lower() not in ARCHS:
-            raise ValueError(
-                f"Unknown arch '{arch}'; choose from {', '.join(ARCHS)} or give a dict."
-            )
-        arch = ARCHS[arch.lower()]
+    arch = named_arch(arch, ARCHS)
     if set(arch) != set(ARCHS['s']):
         raise ValueError(f'A custom arch has {", ".join(ARCHS["s"])}, got {", ".join(arch)}.')
     return arch['embed_dims'], arch['depth'], arch['num_heads']

@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from ..attention import Attention, SoftmaxAttention
-from ..backbones.ravlt import ARCHS, arch_settings, stage_attentions
+from ..backbones.options import stage_attentions
 from ..registry import MODELS
 from .errors import UserError
 
@@ -210,11 +210,9 @@ def _common_reflection(cfgs: Sequence[dict | None]) -> dict | None:
 
 
 def _stages(backbone: dict) -> int:
-    if 'arch' in backbone and not isinstance(backbone['arch'], str):
-        return len(backbone['arch']['depths'])
-    if backbone.get('arch') in ARCHS:
-        return len(arch_settings(backbone['arch'])['depths'])
-    return len(backbone.get('depths') or backbone.get('num_layers') or range(STAGES))
+    arch = backbone.get('arch')
+    sizes = {**arch, **backbone} if isinstance(arch, dict) else backbone
+    return len(sizes.get('depths') or sizes.get('num_layers') or range(STAGES))
 
 
 def _check_attention(attn: dict[str, Any]) -> None:

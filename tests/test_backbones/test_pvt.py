@@ -51,6 +51,17 @@ def test_an_upstream_checkpoint_gives_the_upstream_outputs_when_the_method_is_so
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+def test_a_stage_without_a_reduction_of_its_own_is_refused():
+    with pytest.raises(ValueError, match='linear_sr_ratios needs a value for each of the 4 stages'):
+        LinearPVT(**SMALL, linear_sr_ratios=(8, 4))
+
+
+def test_arch_may_be_a_dict():
+    sizes = dict(SMALL)
+    arch = dict(num_layers=sizes.pop('num_layers'))
+    assert len(LinearPVT(arch, **sizes).state_dict()) == len(LinearPVT(**SMALL).state_dict())
+
+
 @pytest.mark.parametrize('type', ['AgentAttention', 'PolaAttention'])
 def test_an_upstream_checkpoint_loads_for_all_that_is_common(type):
     upstream = PyramidVisionTransformer(**SMALL)

@@ -159,6 +159,10 @@ def test_weights_of_another_architecture_in_an_upstream_config_are_left_out():
         (dict(arch={**TOY, 'head': 1}), r"unknown: \['head'\]"),
         (dict(arch={**TOY, 'depths': (1, 1)}), 'need one value a stage'),
         (
+            dict(arch={**TOY, 'layer_scale': (1, 1)}),
+            'layer_scale of an arch need one value a stage',
+        ),
+        (
             dict(layout='half'),
             "layout needs to be one of 'hybrid', 'linear', 'paper' or a sequence",
         ),

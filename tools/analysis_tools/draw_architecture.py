@@ -9,7 +9,8 @@ import argparse
 import math
 from pathlib import Path
 
-from mirrorla_mm.backbones.ravlt import ARCHS, LAYOUTS
+from mirrorla_mm.backbones.options import LAYOUTS
+from mirrorla_mm.backbones.ravlt import ARCHS
 from mirrorla_mm.ops import reflect
 
 import torch

@@ -6,7 +6,7 @@ python tools/model_converters/nalaformer.py NALAFORMER_T.pth nalaformer-t.pth
 import argparse
 import functools
 
-from mirrorla_mm.backbones.ravlt import LAYOUTS
+from mirrorla_mm.backbones.options import LAYOUTS
 from mirrorla_mm.converters import convert_file, convert_nalaformer, report
 from mirrorla_mm.engine.errors import one_line_errors
 

@@ -6,7 +6,7 @@ python tools/model_converters/ravlt.py RAVLT_T.pth mirrorla-t.pth --to MirrorLA
 import argparse
 import functools
 
-from mirrorla_mm.backbones.ravlt import LAYOUTS
+from mirrorla_mm.backbones.options import LAYOUTS
 from mirrorla_mm.converters import convert_file, convert_ravlt, report
 from mirrorla_mm.engine.errors import one_line_errors
 
