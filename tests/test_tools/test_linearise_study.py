@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_the_report_averages_over_the_seeds_and_leaves_out_what_there_is_not(run
 
 @pytest.mark.slow
 def test_each_part_is_made_once_and_with_one_set_of_settings(run, capsys, monkeypatch):
-    monkeypatch.setenv('MIRRORLA_DEMO_DATA', '')
+    monkeypatch.delenv('MIRRORLA_DEMO_DATA', raising=False)
     command = ('studies/linearise', '--config', REPOSITORY / CONFIG, '--work-dir', 'work')
     command += ('--seeds', 0, '--arms', 'mirror', '--scenes', 4, 2, '--teacher-iters', 1)
     run(*command, '--iters', 1)
@@ -103,12 +104,13 @@ def settings(monkeypatch):
 
 def test_a_study_is_of_what_its_config_says_wherever_that_lies(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setenv('MIRRORLA_DEMO_DATA', '')
+    monkeypatch.delenv('MIRRORLA_DEMO_DATA', raising=False)
     first = settings('--config', CONFIG)
     monkeypatch.setenv('MIRRORLA_DEMO_DATA', 'elsewhere')
     own = tmp_path / 'own.py'
     own.write_text(f"_base_ = ['{REPOSITORY / CONFIG}']\n")
     assert settings('--config', own) == first
+    assert os.environ['MIRRORLA_DEMO_DATA'] == 'elsewhere'
     assert str(tmp_path) not in json.dumps(first) and CONFIG not in json.dumps(first)
     own.write_text(
         f"_base_ = ['{REPOSITORY / CONFIG}']\noptim_wrapper = dict(optimizer=dict(lr=1))\n"
@@ -118,13 +120,13 @@ def test_a_study_is_of_what_its_config_says_wherever_that_lies(settings, tmp_pat
 
 def test_a_study_is_of_its_scenes_and_of_the_version_that_drew_them(settings, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setenv('MIRRORLA_DEMO_DATA', '')
+    monkeypatch.delenv('MIRRORLA_DEMO_DATA', raising=False)
     drawn = settings('--scenes', 4, 2)['recipe']
     assert drawn == dict(seed=0, size=96, train=4, val=2, version=VERSION)
 
 
 def test_finished_parts_that_say_nothing_of_their_settings_are_left_alone(run, capsys, monkeypatch):
-    monkeypatch.setenv('MIRRORLA_DEMO_DATA', '')
+    monkeypatch.delenv('MIRRORLA_DEMO_DATA', raising=False)
     Path('work').mkdir()
     Path('work/results.json').write_text(json.dumps(RESULTS))
     with pytest.raises(SystemExit):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from mirrorla_mm.analysis.study import mean_and_spread
 from mirrorla_mm.analysis.study_runs import keep_study
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset
 from mirrorla_mm.engine.atomic import whole_file
+from mirrorla_mm.engine.data import move_data
 from mirrorla_mm.engine.errors import one_line_errors
 from mirrorla_mm.engine.launch import build_runner
 from mirrorla_mm.engine.linearise import linear_config
@@ -44,7 +44,6 @@ from mmengine.runner import Runner
 
 CONFIG = 'configs/studies/linearise-study_efficientvit-head_1xb4-8e_demo-96x96.py'
 STAGES = (3, 4)
-DATA = 'MIRRORLA_DEMO_DATA'  # where the config looks for the scenes
 ARMS = {
     'ReLU': dict(type='ReLUAttention'),
     'mirror': dict(type='MirrorAttention'),
@@ -81,6 +80,7 @@ class Study:
         self.args = args
         train, val = args.scenes
         self.recipe = Recipe(size=96, train=train, val=val)
+        self.scenes = args.work_dir.resolve() / 'scenes'
         self.provenance = provenance()
         self.file = args.work_dir / 'results.json'
         self.results: dict[str, dict] = {}
@@ -89,20 +89,17 @@ class Study:
 
     @cached_property
     def settings(self) -> dict:
-        """Settings that all parts share."""
-        os.environ[DATA] = 'scenes'  # those of the work dir, wherever that lies
+        """Settings that all parts share; scenes are those of the work dir, wherever that lies."""
         return dict(
             iters=[self.args.teacher_iters, self.args.iters],
             recipe=asdict(self.recipe),
-            config=digest(Config.fromfile(self.args.config).to_dict()),
+            config=digest(self.config_on('scenes/').to_dict()),
         )
 
     def run(self) -> None:
         """Do all that is missing; what answers most comes first."""
         keep_study(self.args.work_dir, self.settings)
-        data = self.args.work_dir / 'scenes'
-        draw_dataset(data, self.recipe)
-        os.environ[DATA] = str(data.resolve())
+        draw_dataset(self.scenes, self.recipe)
         for seed in self.args.seeds:
             self.part(f'{TEACHER}/{seed}', lambda seed=seed: self.train_teacher(seed))
             for arm in self.args.arms:
@@ -134,8 +131,15 @@ class Study:
 
     # --- Parts ----------------------------------------------------------------------------------
 
-    def config(self, seed: int, folder: str) -> Config:
+    def config_on(self, scenes: str) -> Config:
+        """The config of the softmax model with its data in this folder."""
         cfg = Config.fromfile(self.args.config)
+        move_data(list(cfg.values()), cfg.data_root, scenes)
+        cfg.data_root = scenes
+        return cfg
+
+    def config(self, seed: int, folder: str) -> Config:
+        cfg = self.config_on(f'{self.scenes}/')
         cfg.work_dir = str(self.args.work_dir / f'seed-{seed}' / folder)
         cfg.randomness = dict(seed=seed)
         cfg.log_level = 'WARNING'
