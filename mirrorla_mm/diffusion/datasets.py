@@ -12,6 +12,7 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from ..engine.data import DataError
+from ..engine.images import opening_problem
 from ..registry import DATASETS, TRANSFORMS
 
 LATENTS = ('.npy',)
@@ -155,6 +156,9 @@ def read_square(path: str, size: int) -> np.ndarray:
     Raises:
         DataError: If it cannot be read.
     """
+    problem = opening_problem(path)
+    if problem:
+        raise DataError(f'{path} {problem}.')
     try:
         image = Image.open(path).convert('RGB')
     except (OSError, ValueError, SyntaxError) as error:

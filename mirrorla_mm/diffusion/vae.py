@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..engine.atomic import whole_file
 from ..engine.errors import UserError
+from ..engine.images import IMAGES
 from ..engine.settings import keep_settings
-from ..restoration.datasets import SUFFIXES
 from ..stack import install_command
 from .datasets import class_folders, files_of, read_square
 from .sampling import fingerprint
@@ -87,7 +87,7 @@ def encode_folders(
     """
     if size < 1 or batch_size < 1:
         raise UserError(f'Size and batch size need to be 1 at least, got {size} and {batch_size}.')
-    images = [path for folder in class_folders(source) for path in files_of(folder, SUFFIXES)]
+    images = [path for folder in class_folders(source) for path in files_of(folder, IMAGES)]
     settings = dict(size=size, vae=fingerprint(vae))
     keep_settings(target / SETTINGS, settings, any(target.rglob('*.npy')))
     # The suffix stays, as two images may differ in it alone.

@@ -9,9 +9,8 @@ from mmengine.dataset import BaseDataset
 from PIL import Image
 
 from ..engine.data import DataError
+from ..engine.images import IMAGES
 from ..registry import DATASETS
-
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 
 @DATASETS.register_module(force=True)
@@ -105,10 +104,12 @@ def images_of(folder: Path) -> dict[str, Path]:
         raise DataError(f'The folder {folder} does not exist.')
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in IMAGES:
             if path.stem in images:
-                raise DataError(f'{images[path.stem]} and {path} have the same name.')
+                raise DataError(
+                    f'{images[path.stem]} and {path} have one name but for the suffix: rename one.'
+                )
             images[path.stem] = path
     if not images:
-        raise DataError(f'The folder {folder} holds no {", ".join(SUFFIXES)}.')
+        raise DataError(f'The folder {folder} holds no {", ".join(IMAGES)}.')
     return images

@@ -161,6 +161,13 @@ def test_damaged_images_are_refused_in_a_sentence(tmp_path):
         read_square(file, 32)
 
 
+def test_images_of_too_many_pixels_are_refused_by_their_header(tmp_path, monkeypatch):
+    Image.new('RGB', (64, 64)).save(tmp_path / 'x.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with pytest.raises(DataError, match=r'x\.png has 0 million pixels, and no more than 0'):
+        read_square(tmp_path / 'x.png', 32)
+
+
 def test_drawings_depend_on_index_and_seed_alone():
     def drawn(seed, index):
         kind = dict(type='mirrorla_mm.DrawnShapes', length=20, seed=seed, pipeline=[PACK])

@@ -9,6 +9,7 @@ from mirrorla_mm.engine.bad_data import check_loading
 from mirrorla_mm.engine.data import DataError
 from mirrorla_mm.registry import TRANSFORMS
 from mirrorla_mm.restoration.datasets import SuperResolutionDataset
+from mirrorla_mm.restoration.inference import truths_of
 from mirrorla_mm.restoration.resize import downscale
 from mirrorla_mm.restoration.transforms import (
     LoadImagePair,
@@ -77,9 +78,20 @@ def test_small_images_are_left_out_where_that_is_asked_for(benchmark):
     assert [data.get_data_info(i)['gt_path'][-5:] for i in range(len(data))] == ['1.png']
 
 
+def test_ground_truths_have_any_suffix_in_any_case(tmp_path):
+    files = [tmp_path / 'in' / f'{name}.png' for name in ('ax2', 'b')]
+    (tmp_path / 'hr').mkdir()
+    expected = [tmp_path / 'hr' / name for name in ('a.PNG', 'b.webp')]
+    for path in expected:
+        path.touch()
+    assert truths_of(files, tmp_path / 'hr', 2) == expected
+    with pytest.raises(DataError, match='ax2.png has no ground truth'):
+        truths_of(files, tmp_path / 'hr', 3)
+
+
 def test_two_images_of_one_name_are_refused(benchmark):
     cv2.imwrite(str(benchmark / 'HR/0.bmp'), draw(24, 24))
-    with pytest.raises(DataError, match='have the same name'):
+    with pytest.raises(DataError, match='have one name but for the suffix'):
         SuperResolutionDataset(2, str(benchmark))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.images import read_image
 from mirrorla_mm.restoration.figure import compare_images
-from mirrorla_mm.restoration.inference import image_files, truth_of
+from mirrorla_mm.restoration.inference import image_files, truths_of
 
 import numpy as np
 from rich.progress import track
@@ -40,11 +40,11 @@ def rgb(path: Path) -> np.ndarray:
     return read_image(path)[..., ::-1]
 
 
-def draw(args: argparse.Namespace, file: Path) -> None:
+def draw(args: argparse.Namespace, file: Path, truth_file: Path) -> None:
     """Draw the comparison of one image."""
     image = rgb(file)
     height, width = (n * args.scale for n in image.shape[:2])
-    truth = rgb(truth_of(file, args.truth, args.scale))[:height, :width]
+    truth = rgb(truth_file)[:height, :width]
     folders = dict(result.split('=', 1) for result in args.results)
     results = {label: rgb(Path(folder) / f'{file.stem}.png') for label, folder in folders.items()}
     for label, panel in {'the ground truth': truth, **results}.items():
@@ -63,8 +63,9 @@ def main() -> None:
         if not all('=' in result for result in args.results):
             raise UserError('--results takes LABEL=FOLDER, such as MirrorLA=enlarged/mirrorla.')
         files = image_files(args.images)
-        for file in track(files, 'Drawing'):
-            draw(args, file)
+        truths = truths_of(files, args.truth, args.scale)
+        for pair in track(list(zip(files, truths)), 'Drawing'):
+            draw(args, *pair)
     print(f'{len(files)} comparisons are in {args.out_dir}.')
 
 
