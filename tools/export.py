@@ -16,11 +16,11 @@ from pathlib import Path
 from mirrorla_mm.backbones import MirrorLA
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import check_fit
+from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.export import FORMATS, SUFFIXES, export, largest_error, prepare
 from mirrorla_mm.registry import MODELS
 
-from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -72,11 +72,7 @@ def build(args: argparse.Namespace) -> nn.Module:
     if args.config is None:
         model = MirrorLA(args.arch, args.layout)
     else:
-        of_a_package = '::' in args.config
-        if of_a_package:
-            cfg = Config.fromstring(f'_base_ = {args.config!r}', '.py')
-        else:
-            cfg = Config.fromfile(args.config)
+        cfg = read_config(args.config)
         init_default_scope(cfg.get('default_scope', 'mirrorla_mm'))
         cfg.model.backbone.init_cfg = None
         if 'pretrained' in cfg.model:  # mmseg's way of naming the backbone's weights

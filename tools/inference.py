@@ -13,12 +13,10 @@ The same from Python:
 """
 
 import argparse
-import sys
 
 from mirrorla_mm.apis import Inferencer, predict
-from mirrorla_mm.engine.errors import one_line_errors
-
-from mmengine.config import DictAction
+from mirrorla_mm.engine.configs import ConfigOptions
+from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', help='cuda:0 or cpu (default: a GPU where there is one)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='smallest score of a box')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings of the config'
+        '--cfg-options', nargs='+', action=ConfigOptions, help='override settings of the config'
     )
     return parser.parse_args()
 
@@ -42,11 +40,10 @@ def main() -> None:
     with one_line_errors():
         model = Inferencer(args.config, args.checkpoint, args.device, args.cfg_options)
         results = predict(model, args.source, args.out_dir, args.score_thr, tell=print)
-    failed = [result['image'] for result in results if 'error' in result]
-    print(f'{len(results) - len(failed)} images are in {args.out_dir}, with predictions.json.')
-    if failed:
-        print(f'error: {len(failed)} could not be predicted: {", ".join(failed)}', file=sys.stderr)
-        sys.exit(1)
+        failed = [result['image'] for result in results if 'error' in result]
+        print(f'{len(results) - len(failed)} images are in {args.out_dir}, with predictions.json.')
+        if failed:
+            raise UserError(f'{len(failed)} could not be predicted: {", ".join(failed)}')
 
 
 if __name__ == '__main__':

@@ -16,8 +16,9 @@ from statistics import mean
 import mirrorla_mm  # noqa: F401  (registers the models and the safe checkpoint loader)
 from mirrorla_mm.analysis.compare import Cost, measure
 from mirrorla_mm.engine.checkpoint import require_file
+from mirrorla_mm.engine.configs import ConfigOptions
 from mirrorla_mm.engine.errors import one_line_errors
-from mirrorla_mm.engine.launch import ConfigOptions, add_common_arguments, load_config
+from mirrorla_mm.engine.launch import add_common_arguments, load_config
 from mirrorla_mm.engine.linearise import swin_warning
 from mirrorla_mm.engine.linearise_model import Inputs, build_backbone
 from mirrorla_mm.engine.linearise_stages import STEPS, Linearisation

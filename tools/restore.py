@@ -8,9 +8,9 @@ takes; near their borders the result differs slightly from that of the whole ima
 """
 
 import argparse
-import sys
+from statistics import mean
 
-from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.restoration.inference import load_restorer, restore
 from mirrorla_mm.restoration.tiling import OVERLAP
 
@@ -50,15 +50,14 @@ def main() -> None:
             overlap=args.overlap,
             self_ensemble=args.self_ensemble,
         )
-    failed = [result['image'] for result in results if 'error' in result]
-    done = [result for result in results if 'error' not in result]
-    if args.truth and done:
-        means = (f'{key} {sum(r[key] for r in done) / len(done):.4f}' for key in ('PSNR', 'SSIM'))
-        print(f'mean of {len(done)} images: {", ".join(means)}')
-    print(f'{len(done)} images are in {args.out_dir}, with results.json.')
-    if failed:
-        print(f'error: {len(failed)} could not be enlarged: {", ".join(failed)}', file=sys.stderr)
-        sys.exit(1)
+        failed = [result['image'] for result in results if 'error' in result]
+        done = [result for result in results if 'error' not in result]
+        if args.truth and done:
+            means = (f'{key} {mean(r[key] for r in done):.4f}' for key in ('PSNR', 'SSIM'))
+            print(f'mean of {len(done)} images: {", ".join(means)}')
+        print(f'{len(done)} images are in {args.out_dir}, with results.json.')
+        if failed:
+            raise UserError(f'{len(failed)} could not be enlarged: {", ".join(failed)}')
 
 
 if __name__ == '__main__':

@@ -23,12 +23,11 @@ from mirrorla_mm.diffusion.sampling import (
 )
 from mirrorla_mm.diffusion.vae import load_vae
 from mirrorla_mm.engine.checkpoint import require_file
+from mirrorla_mm.engine.configs import ConfigOptions, read_config
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import UserError, one_line_errors
-from mirrorla_mm.engine.launch import ConfigOptions
 
 import torch
-from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,15 +54,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_config(args: argparse.Namespace) -> Config:
-    """The config with the options."""
-    if not Path(args.config).is_file():
-        raise UserError(f'The config {args.config} does not exist.')
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
-    return cfg
-
-
 def main() -> None:
     args = parse_args()
     # Set by torchrun; the processes share the folder and need not know more of one another.
@@ -75,7 +65,7 @@ def main() -> None:
     with one_line_errors():
         if args.grid < 1:
             raise UserError(f'--grid needs to be 1 at least, got {args.grid}.')
-        cfg = read_config(args)
+        cfg = read_config(args.config, args.cfg_options)
         require_file(args.checkpoint)
         usable_device(device)
         vae = load_vae(args.vae).to(device) if args.vae else None

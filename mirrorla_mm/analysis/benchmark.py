@@ -18,13 +18,14 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from ..backbones import MirrorLA
 from ..backbones.deploy import deploy
-from ..backbones.ravlt import RAVLT, arch_settings
+from ..backbones.options import arch_settings, stage_layout
+from ..backbones.ravlt import ARCHS
+from ..engine.configs import read_config
 from ..engine.export import export, prepare
 from ..registry import MODELS
 from .reference_ravlt import ReferenceRAVLT
@@ -281,7 +282,7 @@ def build_model(subject: Subject, words: set[str]) -> nn.Module:
         if 'reference' in words:
             return reference_backbone(subject.arch, subject.layout)
         return MirrorLA(subject.arch, subject.layout)
-    cfg = Config.fromfile(subject.config)
+    cfg = read_config(subject.config)
     init_default_scope(cfg.get('default_scope', 'mirrorla_mm'))
     cfg.model.pop('init_cfg', None)
     cfg.model.backbone.init_cfg = None
@@ -302,12 +303,11 @@ def build_model(subject: Subject, words: set[str]) -> nn.Module:
 
 def reference_backbone(arch: str | dict, layout: str) -> ReferenceRAVLT:
     """The yardstick of the same architecture."""
-    settings = arch_settings(arch)
-    kinds = RAVLT(arch, layout).layout
+    settings = arch_settings(arch, ARCHS)
     shape = {key: settings[key] for key in ('embed_dims', 'depths', 'num_heads')}
     return ReferenceRAVLT(
         **shape,
-        layout=kinds,
+        layout=stage_layout(layout, len(settings['depths'])),
         mlp_ratio=settings['mlp_ratio'],
         drop_path_rate=settings['drop_path_rate'],
     )

@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..attention import Reflection
 from ..attention.base import Attention
-from ..engine.checkpoint import CheckpointError, load_checkpoint_file
+from ..engine.configs import read_config
 from ..engine.errors import UserError
 from ..engine.images import read_image
+from ..engine.linearise_model import fill_backbone, read_checkpoint
 from ..registry import MODELS
 
 MEAN = (123.675, 116.28, 103.53)
@@ -86,7 +86,8 @@ def load_backbone(config: str, checkpoint: str | None = None) -> tuple[nn.Module
 
     Args:
         config (str): Config file.
-        checkpoint (str, optional): Of the whole model; random weights without it.
+        checkpoint (str, optional): Of the whole model or of the backbone alone; random weights
+            without it.
 
     Returns:
         tuple[nn.Module, dict]: The backbone and the config's ``data_preprocessor``.
@@ -94,20 +95,11 @@ def load_backbone(config: str, checkpoint: str | None = None) -> tuple[nn.Module
     Raises:
         CheckpointError: If the checkpoint is not one of this model.
     """
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     model = cfg.model
     backbone = MODELS.build({**model.backbone, '_scope_': cfg.get('default_scope', 'mmengine')})
     if checkpoint:
-        state = load_checkpoint_file(checkpoint, 'cpu')
-        state = state.get('state_dict', state)
-        prefix = 'backbone.'
-        state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)} or state
-        try:
-            backbone.load_state_dict(state)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f'The checkpoint {checkpoint} does not fit the backbone of {config}: {error}'
-            ) from error
+        fill_backbone(backbone, read_checkpoint(checkpoint))
     return backbone.eval(), model.get('data_preprocessor') or {}
 
 

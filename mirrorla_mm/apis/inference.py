@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import colorsys
 import copy
 import os
@@ -22,11 +21,12 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..engine.checkpoint import require_file
 from ..engine.checkpoint_fit import check_fit
+from ..engine.configs import read_config
 from ..engine.data import DataError
 from ..engine.devices import usable_device
 from ..engine.errors import UserError
 from ..engine.images import read_image
-from ..engine.launch import gpu_without_ops, load_config
+from ..engine.launch import gpu_without_ops
 from .drawing import draw_instances, draw_label_map
 
 SCOPES = ('mmdet', 'mmseg')
@@ -218,14 +218,11 @@ class Inferencer:
 
 
 def _read_config(config: str | os.PathLike | Config, options: dict | None) -> Config:
-    if isinstance(config, Config):
-        config.merge_from_dict(options or {})
-        return config
-    return load_config(
-        argparse.Namespace(
-            config=str(config), cfg_options=options, launcher='none', local_rank=0, work_dir=None
-        )
-    )
+    if not isinstance(config, Config):
+        return read_config(config, options)
+    config = copy.deepcopy(config)
+    config.merge_from_dict(options or {})
+    return config
 
 
 def _default_device(scope: str) -> str:

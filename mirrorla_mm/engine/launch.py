@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmcv.ops import get_compiling_cuda_version
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..stack import BUILD_COMMAND
-from .data import move_data
+from .configs import ConfigOptions, read_config
 from .dataset_checks import check_datasets
 from .distributed import use_gloo_without_gpu
-from .errors import UserError, hide_import_warnings
+from .errors import UserError
 from .workers import end_workers_with_run
 
 __all__ = [
@@ -28,23 +27,6 @@ __all__ = [
     'load_config',
     'task_scope',
 ]
-
-
-class ConfigOptions(DictAction):
-    """mmengine's ``DictAction``, which names what is no pair."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Add pairs to the options, or end the program."""
-        for pair in values:
-            if '=' not in pair:
-                parser.error(f"{option_string} takes KEY=VALUE pairs, and '{pair}' has no '='.")
-        super().__call__(parser, namespace, values, option_string)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,12 +51,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the common options.
 
-    The option ``data_root`` moves all data of the config; in OpenMMLab's configs it is a variable
-    that was already put into every data set when the options are applied.
-
     Args:
-        args (argparse.Namespace): With ``config``, a file or as in a ``_base_`` one that a package
-            brings along (``mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py``), and with what
+        args (argparse.Namespace): With ``config``, see :func:`.read_config`, and with what
             :func:`add_common_arguments` added.
 
     Returns:
@@ -85,21 +63,7 @@ def load_config(args: argparse.Namespace) -> Config:
         UserError: If there is no such config or it cannot be read.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    hide_import_warnings()
-    of_a_package = '::' in args.config
-    if not of_a_package and not Path(args.config).is_file():
-        raise UserError(f'The config {args.config} does not exist.')
-    try:
-        if of_a_package:
-            cfg = Config.fromstring(f'_base_ = {args.config!r}', '.py')
-        else:
-            cfg = Config.fromfile(args.config)
-        options = args.cfg_options or {}
-        if 'data_root' in options and cfg.get('data_root'):
-            move_data(list(cfg.values()), cfg.data_root, options['data_root'])
-        cfg.merge_from_dict(options)
-    except Exception as error:
-        raise UserError(f'The config {args.config} cannot be used: {error}') from error
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = (
         args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)

@@ -90,7 +90,7 @@ class AttentionTransfer(BaseModel):
             CheckpointError: If a file does not fit.
         """
         for backbone, file in zip((self.teacher, self.student), self.checkpoints):
-            load_backbone(backbone, read_checkpoint(file))
+            fill_backbone(backbone, read_checkpoint(file))
 
     def train(self, mode: bool = True) -> AttentionTransfer:
         """Set the mode; the backbones stay in evaluation."""
@@ -225,7 +225,7 @@ def read_checkpoint(file: str) -> Checkpoint:
     return Checkpoint(file, dict(zip(names, weights.values())), whole, classes or {})
 
 
-def load_backbone(backbone: nn.Module, checkpoint: Checkpoint) -> None:
+def fill_backbone(backbone: nn.Module, checkpoint: Checkpoint) -> None:
     """Fill a backbone from a checkpoint of it, or of a whole model.
 
     Norms of outputs that the checkpoint lacks, as a classifier's does, keep their values.

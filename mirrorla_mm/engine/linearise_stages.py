@@ -44,8 +44,8 @@ from .linearise_model import (
     build_backbone,
     build_process,
     copy_weights,
+    fill_backbone,
     layer_errors,
-    load_backbone,
     read_checkpoint,
 )
 from .prepare import prepare_training
@@ -268,7 +268,7 @@ class Linearisation:
         def measure() -> dict[str, float]:
             teacher = self._teacher()
             student = build_backbone(self.student.model.backbone)
-            load_backbone(student, read_checkpoint(str(self.file(state))))
+            fill_backbone(student, read_checkpoint(str(self.file(state))))
             teacher.eval()
             student.eval()
             layers = layers_of(student, self.stages)
@@ -396,7 +396,7 @@ class Linearisation:
 
     def _teacher(self) -> nn.Module:
         teacher = build_backbone(self.cfg.model.backbone)
-        load_backbone(teacher, self.old)
+        fill_backbone(teacher, self.old)
         return teacher
 
     def _new_parameters(self) -> list[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from rich.progress import track
 
@@ -16,11 +15,12 @@ from ..backbones.deploy import deploy
 from ..engine.atomic import whole_file
 from ..engine.checkpoint import load_checkpoint_file
 from ..engine.checkpoint_fit import check_fit
+from ..engine.configs import read_config
 from ..engine.data import DataError
 from ..engine.devices import usable_device
 from ..engine.errors import UserError
 from ..registry import MODELS
-from .datasets import SUFFIXES
+from .datasets import images_of
 from .images import read_image, write_png
 from .metrics import PSNR, SSIM, to_uint8
 from .restorer import Restorer
@@ -43,7 +43,7 @@ def load_restorer(
         CheckpointError: If the checkpoint cannot be read or is of another model.
         UserError: If the config is none of a super-resolution model.
     """
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     if cfg.get('model', {}).get('type') != 'mirrorla_mm.Restorer':
         raise UserError(f'{config} is no config of a super-resolution model.')
     init_default_scope(cfg.get('default_scope', 'mmengine'))
@@ -92,13 +92,11 @@ def restore(
     if options.get('tile') is not None:
         check_tiles(options['tile'], options['overlap'], model.backbone.window_size)
     scale = model.backbone.upscale
-    truths = [truth_of(file, truth_dir, scale) for file in files] if truth_dir else None
+    truths = truths_of(files, Path(truth_dir), scale) if truth_dir else [None] * len(files)
     results = []
-    for number, file in enumerate(track(files, 'Enlarging')):
+    for file, truth in track(list(zip(files, truths)), 'Enlarging'):
         try:
-            result = restore_file(
-                model, file, out_dir / f'{file.stem}.png', truths and truths[number], options
-            )
+            result = restore_file(model, file, out_dir / f'{file.stem}.png', truth, options)
         except (DataError, ValueError) as error:
             result = dict(image=file.name, error=str(error))
         results.append(result)
@@ -136,28 +134,19 @@ def image_files(source: Path) -> list[Path]:
     """
     if not source.exists():
         raise DataError(f'{source} does not exist.')
-    if source.is_file():
-        return [source]
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(f'The folder {source} holds no {", ".join(SUFFIXES)}.')
-    by_name: dict[str, Path] = {}
-    for file in files:
-        if file.stem in by_name:
-            raise DataError(f'{by_name[file.stem]} and {file} would both become {file.stem}.png.')
-        by_name[file.stem] = file
-    return files
+    return [source] if source.is_file() else list(images_of(source).values())
 
 
-def truth_of(file: Path, truth_dir: str | os.PathLike, scale: int) -> Path:
-    """The ground truth of an image.
+def truths_of(files: Sequence[Path], folder: Path, scale: int) -> list[Path]:
+    """The ground truth of each image.
 
     Raises:
-        DataError: If there is none.
+        DataError: If one has none.
     """
-    for stem in (file.stem, file.stem.removesuffix(f'x{scale}')):
-        for suffix in SUFFIXES:
-            truth = Path(truth_dir) / f'{stem}{suffix}'
-            if truth.is_file():
-                return truth
-    raise DataError(f'{file} has no ground truth in {truth_dir}.')
+    truths, found = images_of(folder), []
+    for file in files:
+        truth = truths.get(file.stem) or truths.get(file.stem.removesuffix(f'x{scale}'))
+        if truth is None:
+            raise DataError(f'{file} has no ground truth in {folder}.')
+        found.append(truth)
+    return found

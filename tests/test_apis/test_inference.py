@@ -82,6 +82,14 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
         Inferencer(toy(DETECTOR), file, 'cpu')
 
 
+def test_the_config_that_was_given_stays_as_it_is(tmp_path):
+    cfg = toy(DETECTOR)
+    file = save_weights(cfg, tmp_path / 'x.pth')
+    before = cfg.to_dict()
+    model = Inferencer(cfg, file, 'cpu', {'model.test_cfg.score_thr': 0.9})
+    assert model.cfg.model.test_cfg.score_thr == 0.9 and cfg.to_dict() == before
+
+
 def test_config_of_a_package_is_found_by_its_name(tmp_path):
     torch.save(dict(state_dict={'a': torch.ones(1)}), tmp_path / 'x.pth')
     with pytest.raises(CheckpointError, match='is of another model'):

@@ -14,10 +14,10 @@ from mirrorla_mm.engine.linearise_model import (
     AttentionTransfer,
     build_backbone,
     copy_weights,
+    fill_backbone,
     heads_of,
     layer_errors,
     layer_inputs,
-    load_backbone,
     read_checkpoint,
 )
 from mirrorla_mm.registry import MODELS
@@ -195,14 +195,14 @@ def test_norms_of_outputs_that_a_classifier_lacks_are_new(tmp_path):
     weights = {f'backbone.{key}': value for key, value in classifier.state_dict().items()}
     torch.save(dict(state_dict={**weights, 'head.fc.weight': torch.zeros(9, 16)}), file)
     teacher = built(dict(BACKBONES['ravlt'], out_norm=True))
-    load_backbone(teacher, read_checkpoint(str(file)))
+    fill_backbone(teacher, read_checkpoint(str(file)))
     ours = teacher.state_dict()
     assert all(torch.equal(ours[key], value) for key, value in classifier.state_dict().items())
     assert ours.keys() - classifier.state_dict().keys()
     del weights['backbone.stages.2.0.attn.proj.weight']
     torch.save(dict(state_dict=weights), file)
     with pytest.raises(CheckpointError, match='of another model'):
-        load_backbone(teacher, read_checkpoint(str(file)))
+        fill_backbone(teacher, read_checkpoint(str(file)))
 
 
 def test_swin_alone_comes_with_a_warning():

@@ -10,13 +10,13 @@ import argparse
 from pathlib import Path
 
 from mirrorla_mm.analysis.capture import read_shrunk
+from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmseg.apis import inference_model, init_model
 from mmseg.registry import DATASETS
@@ -52,7 +52,7 @@ def parse_model(text: str) -> tuple[str, str, str]:
 
 def label_of(config: str, image: Path, label: Path) -> np.ndarray:
     """A label as the config's data set trains on it: its classes, ignored pixels 255."""
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     dataset = cfg.val_dataloader.dataset
     empty = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True, '_scope_': 'mmseg'})
     load = Compose([dict(type='LoadAnnotations', _scope_='mmseg')])

@@ -6,8 +6,9 @@ python tools/analysis_tools/get_flops.py CONFIG [--shape H W]
 import argparse
 
 from mirrorla_mm.analysis.flops import config_complexity, default_shape, total_complexity
+from mirrorla_mm.engine.configs import ConfigOptions, read_config
+from mirrorla_mm.engine.errors import one_line_errors
 
-from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.table import Table
 
@@ -25,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--proposals', type=int, default=1000, help='boxes to classify')
     parser.add_argument('--masks', type=int, default=100, help='boxes to segment')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings of the config'
+        '--cfg-options', nargs='+', action=ConfigOptions, help='override settings of the config'
     )
     args = parser.parse_args()
     if args.shape is not None and len(args.shape) not in (1, 2):
@@ -33,11 +34,10 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@one_line_errors()
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     shape = (args.shape * 2)[:2] if args.shape else default_shape(cfg)
     parts = config_complexity(cfg, shape, args.proposals, args.masks)
 

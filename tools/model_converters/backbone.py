@@ -7,9 +7,9 @@ import argparse
 import functools
 
 from mirrorla_mm.converters import convert_backbone, convert_file, report
+from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import one_line_errors
 
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
-        cfg = Config.fromfile(args.config)
+        cfg = read_config(args.config)
         init_default_scope(cfg.get('default_scope', 'mirrorla_mm'))
         backbone = cfg.model.backbone.to_dict()
         converted = convert_file(

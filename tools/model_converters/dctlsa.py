@@ -17,10 +17,10 @@ from mirrorla_mm.converters import (
     report,
 )
 from mirrorla_mm.engine.atomic import whole_file
+from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import one_line_errors
 
 import torch
-from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,7 +49,7 @@ def main() -> None:
     with one_line_errors():
         if args.back:
             return go_back(args.src, args.dst)
-        backbone = Config.fromfile(args.config).model.backbone if args.config else None
+        backbone = read_config(args.config).model.backbone if args.config else None
         converted = convert_file(
             functools.partial(convert_dctlsa, backbone=backbone), args.src, args.dst
         )
