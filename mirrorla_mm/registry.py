@@ -50,6 +50,7 @@ MODEL_WRAPPERS = _scoped(ROOT_MODEL_WRAPPERS)
 OPTIM_WRAPPERS = _scoped(ROOT_OPTIM_WRAPPERS)
 STRATEGIES = _scoped(ROOT_STRATEGIES)
 TRANSFORMS = _scoped(ROOT_TRANSFORMS)
+ATTENTIONS: dict[str, type[nn.Module]] = {}
 
 
 def register_model(cls: type[nn.Module]) -> type[nn.Module]:
@@ -61,7 +62,10 @@ def register_model(cls: type[nn.Module]) -> type[nn.Module]:
     return cls
 
 
-register_attention = register_model
+def register_attention(cls: type[nn.Module]) -> type[nn.Module]:
+    """Class decorator: register an attention, one of those that an ``attn_cfg`` may name."""
+    ATTENTIONS[cls.__name__] = cls
+    return register_model(cls)
 
 
 def register_lazily(package: str, **modules: str) -> Callable[[str], type[nn.Module]]:
@@ -105,6 +109,7 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
 
     Raises:
         TypeError: If ``cfg`` is not a dict with a ``type``.
+        ValueError: If there is no attention of that type.
     """
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise TypeError(
@@ -112,6 +117,10 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
             f'got {cfg!r}'
         )
     method = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    if method is None:
+        raise ValueError(
+            f"There is no attention '{cfg['type']}'; choose from {', '.join(sorted(ATTENTIONS))}."
+        )
     # A method that brings something of its own is not offered the host's.
     own = getattr(method, 'brings', ())
     offers = {key: value for key, value in defaults.items() if key not in own}
@@ -119,6 +128,7 @@ def build_attention(cfg: dict, **defaults) -> nn.Module:
 
 
 __all__ = [
+    'ATTENTIONS',
     'DATASETS',
     'METRICS',
     'DATA_SAMPLERS',

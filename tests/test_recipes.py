@@ -9,7 +9,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 import pytest
 import torch
 
-from mirrorla_mm import attention
+from mirrorla_mm import attention, registry
 from mirrorla_mm.backbones import RAVLT
 from mirrorla_mm.ops import backend as backends
 from mirrorla_mm.ops import mirror_attention, mirror_attention_reference, use_backend
@@ -25,6 +25,7 @@ SECTIONS = dict(re.findall(r'^##? (.*?)$(.*?)(?=^##? |\Z)', PAGE, flags=re.M | r
 def registries(monkeypatch):
     """Forget what a recipe registers."""
     monkeypatch.setattr(MODELS, '_module_dict', dict(MODELS._module_dict))
+    monkeypatch.setattr(registry, 'ATTENTIONS', dict(registry.ATTENTIONS))
     monkeypatch.setattr(backends, '_backends', dict(backends._backends))
 
 

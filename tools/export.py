@@ -14,6 +14,8 @@ import argparse
 from pathlib import Path
 
 from mirrorla_mm.backbones import MirrorLA
+from mirrorla_mm.backbones.options import LAYOUTS
+from mirrorla_mm.backbones.ravlt import ARCHS
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import check_fit
 from mirrorla_mm.engine.configs import read_config
@@ -41,8 +43,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--checkpoint', help='checkpoint file or URL; default: random weights')
     parser.add_argument('--backbone-only', action='store_true', help="the config's backbone alone")
-    parser.add_argument('--arch', default='t', help='backbone, where no config is given')
-    parser.add_argument('--layout', default='linear', help='its layout')
+    parser.add_argument(
+        '--arch', choices=tuple(ARCHS), default='t', help='backbone, where no config is given'
+    )
+    parser.add_argument('--layout', choices=tuple(LAYOUTS), default='linear', help='its layout')
     parser.add_argument(
         '--format',
         choices=FORMATS,

@@ -92,7 +92,7 @@ def resume_from(cfg: Config, checkpoint: str) -> str | None:
 
 def build(args: argparse.Namespace) -> Runner:
     """Build the runner that the command line asks for."""
-    cfg = load_config(args)
+    cfg = load_config(args, ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'))
     if args.amp:
         enable_amp(cfg)
     if args.auto_scale_lr:

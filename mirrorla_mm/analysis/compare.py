@@ -66,15 +66,6 @@ class Facts:
     maps: MapFacts
 
 
-def registered_methods() -> list[str]:
-    """Names of all attention modules there are."""
-    return sorted(
-        name
-        for name, cls in MODELS.module_dict.items()
-        if isinstance(cls, type) and issubclass(cls, Attention)
-    )
-
-
 def build_host(host: str, attn_cfg: dict, arch: str = 't') -> nn.Module:
     """A backbone of :data:`HOSTS` with an attention in its linear stages."""
     return MODELS.build(dict(HOSTS[host], arch=arch, attn_cfg=attn_cfg))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ class ConfigOptions(DictAction):
                 )
 
 
-def read_config(config: str | os.PathLike, options: dict | None = None) -> Config:
+def read_config(
+    config: str | os.PathLike, options: dict | None = None, needs: Sequence[str] = ('model',)
+) -> Config:
     """Read a config and override settings of it.
 
     The option ``data_root`` moves all data of the config; in OpenMMLab's configs it is a variable
@@ -48,9 +51,10 @@ def read_config(config: str | os.PathLike, options: dict | None = None) -> Confi
         config (str | os.PathLike): A file or, as in a ``_base_``, one that a package brings along
             (``mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py``).
         options (dict, optional): Settings by dotted names.
+        needs (Sequence[str]): Entries that it has to have.
 
     Raises:
-        UserError: If there is no such config or it cannot be read.
+        UserError: If there is no such config, it cannot be read or lacks an entry.
     """
     hide_import_warnings()
     of_a_package = '::' in str(config)
@@ -67,4 +71,10 @@ def read_config(config: str | os.PathLike, options: dict | None = None) -> Confi
         cfg.merge_from_dict(options)
     except Exception as error:
         raise UserError(f'The config {config} cannot be used: {error}') from error
+    missing = [key for key in needs if not cfg.get(key)]
+    if missing:
+        raise UserError(
+            f'The config {config} has no {", ".join(missing)}: it is of another kind, or a part of '
+            'a config.'
+        )
     return cfg

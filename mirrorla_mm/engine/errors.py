@@ -10,6 +10,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .. import registry
+from ..ops import BackendError
+
 __all__ = ['CONTROL', 'UserError', 'hide_import_warnings', 'one_line_errors', 'printable']
 
 # Characters that a terminal obeys instead of showing, and halves of characters, which cannot be
@@ -37,10 +40,10 @@ class UserError(Exception):
 def one_line_errors() -> Iterator[None]:
     """End the program with one sentence where the user's own mistake is the cause.
 
-    That is a :class:`UserError`, an error of the file system, and whatever was raised while
-    mmengine built an object from the config or took over a checkpoint. All else is a defect of the
-    program and keeps its traceback, as does everything when ``MIRRORLA_DEBUG`` is set. Warnings of
-    upstream's imports are hidden.
+    That is a :class:`UserError`, an error of the file system, a backend that cannot run, and
+    whatever was raised while mmengine built an object from the config or took over a checkpoint.
+    All else is a defect of the program and keeps its traceback, as does everything when
+    ``MIRRORLA_DEBUG`` is set. Warnings of upstream's imports are hidden.
 
     Raises:
         SystemExit: With status 1, after the sentence was written to stderr.
@@ -53,6 +56,7 @@ def one_line_errors() -> Iterator[None]:
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         text = printable(str(message).strip()) or type(error).__name__
+        text = _with_prefix(text) or text
         if not isinstance(error, (UserError, OSError)) and LOADING in _functions(error):
             text = f'The checkpoint cannot be used: {type(error).__name__}: {text}'
         print(f'error: {text}', file=sys.stderr)
@@ -70,8 +74,17 @@ def hide_import_warnings() -> None:
 LOADING = 'load_or_resume'  # of mmengine's runners
 
 
+def _with_prefix(text: str) -> str | None:
+    """What to write for a class of this package that a config names without its prefix."""
+    found = re.match(r'(\w+) is not in the \S+ registry', text)
+    ours = (value for value in vars(registry).values() if isinstance(value, registry.Registry))
+    if found is None or not any(found[1] in each.module_dict for each in ours):
+        return None
+    return f"'{found[1]}' is a class of this package: write '{registry.SCOPE}.{found[1]}'."
+
+
 def _is_users(error: Exception) -> bool:
-    known = isinstance(error, (UserError, OSError))
+    known = isinstance(error, (UserError, OSError, BackendError))
     return known or bool({'build_from_cfg', LOADING} & _functions(error))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,22 +49,23 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def load_config(args: argparse.Namespace) -> Config:
+def load_config(args: argparse.Namespace, needs: Sequence[str] = ('model',)) -> Config:
     """Read the config and apply the common options.
 
     Args:
         args (argparse.Namespace): With ``config``, see :func:`.read_config`, and with what
             :func:`add_common_arguments` added.
+        needs (Sequence[str]): Entries that the config has to have.
 
     Returns:
         Config: With ``launcher`` and ``work_dir`` set; the latter by the option, else by the
         config, else ``work_dirs/<name of the config>``.
 
     Raises:
-        UserError: If there is no such config or it cannot be read.
+        UserError: If there is no such config, it cannot be read or lacks an entry.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = read_config(args.config, args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options, needs)
     cfg.launcher = args.launcher
     cfg.work_dir = (
         args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)

@@ -11,9 +11,9 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from ..attention import Attention, SoftmaxAttention
+from ..attention import SoftmaxAttention
 from ..backbones.options import stage_attentions
-from ..registry import MODELS
+from ..registry import ATTENTIONS
 from .errors import UserError
 
 __all__ = ['layers_of', 'linear_backbone', 'linear_config', 'swin_warning']
@@ -216,11 +216,7 @@ def _stages(backbone: dict) -> int:
 
 
 def _check_attention(attn: dict[str, Any]) -> None:
-    known = sorted(
-        name
-        for name, cls in MODELS.module_dict.items()
-        if isinstance(cls, type) and issubclass(cls, Attention) and cls is not SoftmaxAttention
-    )
+    known = sorted(ATTENTIONS.keys() - {SoftmaxAttention.__name__})
     if _name(attn) not in known:
         raise UserError(
             f"There is no linear attention '{attn.get('type')}'; choose from {', '.join(known)}."

@@ -1,6 +1,6 @@
 """Operators: tensors in, tensors out. They need torch alone."""
 
-from .backend import available_backends, use_backend
+from .backend import BackendError, available_backends, use_backend
 from .linear_attention import (
     elu_feature_map,
     linear_attention,
@@ -28,6 +28,7 @@ from . import lean  # noqa: F401  isort: skip
 from . import fused  # noqa: F401  isort: skip
 
 __all__ = [
+    'BackendError',
     'apply_rope',
     'available_backends',
     'block_reflection',

@@ -31,6 +31,10 @@ ENVIRONMENT_VARIABLE = 'MIRRORLA_BACKEND'
 logger = logging.getLogger('mirrorla_mm')
 
 
+class BackendError(ValueError, RuntimeError):
+    """The backend that is asked for does not exist, or cannot run."""
+
+
 class Heads(NamedTuple):
     """Shape, dtype and device of queries, keys or values that are not projected yet.
 
@@ -91,7 +95,7 @@ def use_backend(name: str | None) -> Iterator[None]:
     form too.
 
     Raises:
-        ValueError: If no backend has that name.
+        BackendError: If no backend has that name.
     """
     global _compiled
     if name is not None:
@@ -112,7 +116,7 @@ def forced_backend() -> str | None:
     """The backend that :func:`use_backend` or the environment asks for, if any.
 
     Raises:
-        ValueError: If no backend has that name.
+        BackendError: If no backend has that name.
     """
     forced = _compiled if torch.compiler.is_compiling() else _forced.get()
     name = forced or os.environ.get(ENVIRONMENT_VARIABLE) or None
@@ -162,8 +166,7 @@ def select_backend(
     Without ``options``, for a method that is not the operator's but has its own steps.
 
     Raises:
-        RuntimeError: If a backend is forced that cannot take them.
-        ValueError: If the forced backend does not exist.
+        BackendError: If a backend is forced that does not exist or cannot take them.
     """
 
     def why_not(backend: Backend) -> str | None:
@@ -175,7 +178,10 @@ def select_backend(
     if name is not None:
         reason = why_not(_backends[name])
         if reason:
-            raise RuntimeError(f"The backend '{name}' is forced but cannot run: {reason}.")
+            raise BackendError(
+                f"The backend '{name}' is forced but cannot run: {reason}. One that can is chosen "
+                f'without {ENVIRONMENT_VARIABLE} and use_backend.'
+            )
         return _backends[name]
     for candidate, backend in reversed(_backends.items()):
         reason = why_not(backend)
@@ -188,7 +194,7 @@ def select_backend(
 
 def _check_name(name: str) -> None:
     if name not in _backends:
-        raise ValueError(
+        raise BackendError(
             f"Unknown backend '{name}' ({ENVIRONMENT_VARIABLE} or use_backend); "
             f'choose from {", ".join(_backends)}.'
         )

@@ -51,7 +51,7 @@ def mirror_attention(
     Raises:
         ValueError: If the feature map is unknown, ``theta`` is missing, angles have the wrong
             shape, or ``hw_shape`` does not hold N tokens.
-        RuntimeError: If a backend is forced that cannot take these inputs.
+        BackendError: If a backend is forced that cannot take these inputs.
     """
     options = Options(feature_map, rank_augmented, variance_aware, lam, alpha_max, hw_shape)
     _check_arguments(q, theta, theta_k, options)

@@ -2,15 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mirrorla_mm.analysis.compare import registered_methods
 from mirrorla_mm.attention import EfficientAttention, MirrorAttention, linear
 from mirrorla_mm.attention.linear import LinearAttention
 from mirrorla_mm.ops import backend as backends
 from mirrorla_mm.ops import strips, use_backend
-from mirrorla_mm.registry import MODELS
+from mirrorla_mm.registry import ATTENTIONS, MODELS
 from tests.test_attention.quadratic import DIMS, randomised
 
-METHODS = [name for name in registered_methods() if issubclass(MODELS.get(name), LinearAttention)]
+METHODS = sorted(name for name, cls in ATTENTIONS.items() if issubclass(cls, LinearAttention))
 HOSTS = [{}, dict(gate=True, lepe_kernel=5, rope=True)]
 REFLECTED = ['ELUAttention', 'FLattenAttention', 'PolaAttention', 'RALA', 'ReLUAttention']
 HW = (17, 9)  # Enough tokens for reflections to be folded into the projection.

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from mirrorla_mm import backbones
-from mirrorla_mm.analysis.compare import HOSTS, registered_methods
+from mirrorla_mm.analysis.compare import HOSTS
 from mirrorla_mm.backbones import RAVLT, LinearPVT, LinearSwin, NaLaFormer
-from mirrorla_mm.registry import MODELS, build_attention
+from mirrorla_mm.registry import ATTENTIONS, MODELS, build_attention
 from tests.archs import TINY
 
-METHODS = registered_methods()
+METHODS = sorted(ATTENTIONS)
 
 
 def ravlt(attn_cfg, cls=RAVLT):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from mirrorla_mm.analysis.compare import registered_methods
+from mirrorla_mm import registry
 from mirrorla_mm.diffusion import DiT
 
 TOY = dict(
     arch=dict(embed_dims=48, depth=2, num_heads=3), input_size=16, in_channels=4, num_classes=10
 )
 ATTENTIONS = {
-    **{name: dict(type=name) for name in registered_methods()},
+    **{name: dict(type=name) for name in sorted(registry.ATTENTIONS)},
     'control': dict(type='ReLUAttention', gate=True, lepe_kernel=5),
     'mirror': dict(type='ReLUAttention', gate=True, lepe_kernel=5, reflection={}),
     'augmented': dict(type='MirrorAttention', gate=True, lepe_kernel=5, qkv_bias=False),

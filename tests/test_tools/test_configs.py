@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
 
 COMMANDS = {
     'train': ('CONFIG',),
@@ -19,6 +21,7 @@ COMMANDS = {
     'analysis_tools/benchmark': ('CONFIG', '--variants', 'eager', '--shapes', '64x64'),
 }
 MISTAKES = {
+    'lr = 0.1': 'has no model',
     'model = dict(': 'was never closed',
     "_base_ = ['none.py']": 'none.py',
     None: 'does not exist',
@@ -40,6 +43,43 @@ def test_an_option_that_cannot_be_read_is_named(run, capsys, tool, option, messa
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['model.backbone.type=MirrorLA'], "write 'mirrorla_mm.MirrorLA'."),
+        (['model.backbone.attn_cfg=RALA'], 'for another use RAVLT(attn_cfg=...)'),
+        (
+            ['model.backbone.type=mirrorla_mm.RAVLT', 'model.backbone.attn_cfg.type=Miror'],
+            "There is no attention 'Miror'; choose from AgentAttention, EL",
+        ),
+        (['model.backbone.layuot=linear'], "unexpected keyword argument 'layuot'"),
+        (['model.backbone.layout=linaer'], "got 'linaer'"),
+        (['model.backbone.num_heads=[1,2]'], "unexpected keyword argument 'num_heads'"),
+        (['optim_wrapper=None'], 'has no optim_wrapper'),
+    ],
+)
+def test_a_mistake_in_the_config_ends_a_training_in_a_sentence(
+    run, config, capsys, options, message
+):
+    with pytest.raises(SystemExit):
+        run('train', config('segmentation'), '--work-dir', 'work', '--cfg-options', *options)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize('name', ['triton', 'trition'])
+def test_a_backend_that_cannot_run_ends_a_test_in_a_sentence(
+    run, config, capsys, monkeypatch, name
+):
+    file, message = config('segmentation'), dict(triton='cannot run', trition='Unknown backend')
+    model = MODELS.build({**Config.fromfile(file).model, '_scope_': 'mmseg'})
+    torch.save(dict(state_dict=model.state_dict()), 'x.pth')
+    monkeypatch.setenv('MIRRORLA_BACKEND', name)
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    with pytest.raises(SystemExit):
+        run('test', file, 'x.pth', '--work-dir', 'work')
+    assert message[name] in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize('tool', COMMANDS)
 @pytest.mark.parametrize('content', MISTAKES)
 def test_a_config_that_cannot_be_read_is_one_sentence(run, capsys, tool, content):
@@ -48,5 +88,5 @@ def test_a_config_that_cannot_be_read_is_one_sentence(run, capsys, tool, content
         Path('config.py').write_text(content)
     with pytest.raises(SystemExit):
         run(tool, *(word.replace('CONFIG', 'config.py') for word in COMMANDS[tool]))
-    said = capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith('error: The config config.py ') and MISTAKES[content] in said

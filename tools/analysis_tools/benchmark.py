@@ -33,6 +33,8 @@ from mirrorla_mm.analysis.benchmark import (
 )
 from mirrorla_mm.analysis.benchmark_plot import Memory, draw
 from mirrorla_mm.analysis.provenance import machine
+from mirrorla_mm.backbones.options import LAYOUTS
+from mirrorla_mm.backbones.ravlt import ARCHS
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import UserError, one_line_errors
@@ -48,8 +50,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', nargs='?', help='detector or segmentor; default: the backbone')
     parser.add_argument('--backbone-only', action='store_true', help="the config's backbone alone")
-    parser.add_argument('--arch', default='t', help='backbone, where no config is given')
-    parser.add_argument('--layout', default='linear', help='its layout')
+    parser.add_argument(
+        '--arch', choices=tuple(ARCHS), default='t', help='backbone, where no config is given'
+    )
+    parser.add_argument('--layout', choices=tuple(LAYOUTS), default='linear', help='its layout')
     parser.add_argument('--variants', nargs='+', default=['reference', 'eager', 'deploy'])
     parser.add_argument(
         '--peers',

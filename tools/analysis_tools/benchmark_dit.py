@@ -21,6 +21,7 @@ from mirrorla_mm.analysis.benchmark import elapsed
 from mirrorla_mm.analysis.compare import peak_memory
 from mirrorla_mm.analysis.provenance import machine
 from mirrorla_mm.diffusion import DiT
+from mirrorla_mm.diffusion.dit import ARCHS
 from mirrorla_mm.diffusion.study import ARMS
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--arch', default='s')
+    parser.add_argument('--arch', choices=tuple(ARCHS), default='s')
     parser.add_argument(
         '--methods', nargs='+', choices=ARMS, default=['softmax', 'mirror'], metavar='METHOD'
     )

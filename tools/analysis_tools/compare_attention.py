@@ -22,12 +22,12 @@ from mirrorla_mm.analysis.compare import (
     Facts,
     compare,
     fourfold,
-    registered_methods,
     scaling,
 )
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
 from mirrorla_mm.engine.memory import keep_freed_memory
+from mirrorla_mm.registry import ATTENTIONS
 
 import matplotlib.pyplot as plt
 import torch
@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
         help='sides of the token grids in the PNG, in growing order',
     )
     args = parser.parse_args()
-    known = registered_methods()
+    known = sorted(ATTENTIONS)
     args.methods = args.methods or known
     for method in args.methods:
         if method not in known:
