@@ -28,8 +28,9 @@ class Reflection(BaseModule):
         alpha_max (float): Largest modulation in radians (Eq. 14). Defaults to pi/2.
         variance_aware (bool): Modulate the angles ("full" in Tab. 8). Defaults to True.
         cross_head (bool): Reflect across heads ("head" in Tab. 8). Defaults to True.
-        shared (bool): One set of reflections for q and k, which keeps ``<Hq, Hk> = <q, k>``.
-            Defaults to True.
+        shared (bool): One set of reflections for q and k. At fixed angles that keeps
+            ``<Hq, Hk> = <q, k>``; variances, and so modulated angles, are those of q and of k
+            apart. Defaults to True.
     """
 
     def __init__(

@@ -165,6 +165,11 @@ def _faults_of_optimizer(wrapper: OptimWrapper, state: dict) -> Iterator[str]:
         yield 'its optimizer has other groups of parameters than this config'
     for ours, theirs in zip(fresh['param_groups'], groups):
         yield from _other_kinds(ours, theirs, 'optimizer')
+        # Switches are newer than some checkpoints, and have defaults.
+        for key in sorted(ours.keys() - theirs.keys()):
+            if not isinstance(ours[key], bool) and ours[key] is not None:
+                kind = type(wrapper.optimizer).__name__
+                yield f'its optimizer has no {key}, so it is of another kind than {kind}'
     parameters = [p for group in wrapper.optimizer.param_groups for p in group['params']]
     numbers = [number for group in groups for number in group['params']]
     for number, parameter in zip(numbers, parameters):

@@ -154,6 +154,28 @@ def test_resume_from_odd_contents_ends_in_one_sentence(saved, name, tmp_path, ca
     assert line.startswith('error: The checkpoint') and line.isprintable()
 
 
+@pytest.mark.parametrize(('kind', 'lacks'), [('SGD', 'dampening'), ('RMSprop', 'alpha')])
+def test_resume_with_another_optimizer_ends_in_one_sentence(saved, tmp_path, kind, lacks):
+    file = tmp_path / 'adamw.pth'
+    torch.save(copy.deepcopy(saved), file)
+    options = dict(max_iters=4, resume=True, load_from=str(file))
+    runner = toy_runner(tmp_path, optimizer=dict(type=kind, lr=0.1), **options)
+    runner.register_hook(CheckpointFitHook(str(file)))
+    with pytest.raises(CheckpointError, match=f'has no {lacks}, so it is of another kind than'):
+        runner.train()
+
+
+def test_a_resume_may_add_switches_of_newer_optimizers(saved, tmp_path):
+    content = copy.deepcopy(saved)
+    for each in content['optimizer']['param_groups']:
+        for key in ('fused', 'foreach', 'decoupled_weight_decay'):
+            each.pop(key, None)
+    torch.save(content, tmp_path / 'older.pth')
+    runner = toy_runner(tmp_path, max_iters=4, resume=True, load_from=str(tmp_path / 'older.pth'))
+    runner.register_hook(CheckpointFitHook('older.pth'))
+    runner.train()
+
+
 # --- Starting from pretrained weights -------------------------------------------------------------
 
 

@@ -93,6 +93,7 @@ def toy_runner(
     val_interval=1000,
     hooks=(),
     param_scheduler=None,
+    optimizer=None,
     **kwargs,
 ) -> Runner:
     """A runner that saves every second iteration; further options as for ``Runner``."""
@@ -106,7 +107,7 @@ def toy_runner(
         train_cfg={'by_epoch': False, 'max_iters': max_iters, 'val_interval': val_interval},
         optim_wrapper={
             'type': 'OptimWrapper',
-            'optimizer': {'type': 'AdamW', 'lr': 0.1},
+            'optimizer': optimizer or {'type': 'AdamW', 'lr': 0.1},
             'accumulative_counts': 2,
         },
         param_scheduler=param_scheduler
