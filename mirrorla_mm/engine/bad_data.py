@@ -37,6 +37,7 @@ LOADERS = ('LoadImageFromFile', 'LoadAnnotations', 'LoadLatent', 'LoadSquareImag
 PAIR_LOADER = 'mirrorla_mm.LoadImagePair'
 TRANSFORM = 'mirrorla_mm.CheckedLoading'
 HOOK = 'mirrorla_mm.BadDataHook'
+PIPELINES = ('pipeline', 'switch_pipeline')  # of a data set, and of mmdet's PipelineSwitchHook
 DEEP_MODES = ('I', 'I;16', 'I;16B', 'I;16L', 'F')  # Pillow's, of more than 8 bits a pixel.
 CLASSIFIER = re.compile(r'\b(bbox_head|decode_head)(\.\d+)?$')  # Cascades have several.
 SHOWN = 5
@@ -313,10 +314,11 @@ def check_loading(cfg: Config, policy: str = 'refuse') -> None:
     head = head[-1] if isinstance(head, list) else head
     options = dict(num_classes=head.get('num_classes'), ignore_index=head.get('ignore_index', 255))
     log = str(Path(cfg.work_dir) / 'bad_data.jsonl')
-    _wrap(cfg.get('train_dataloader'), policy=policy, log=log, **options)
+    hooks = cfg.get('custom_hooks') or []
+    for node in (cfg.get('train_dataloader'), hooks):
+        _wrap(node, policy=policy, log=log, **options)
     # Not that of testing: inferencers look for the bare loader in its pipeline.
     _wrap(cfg.get('val_dataloader'), **options)
-    hooks = cfg.get('custom_hooks') or []
     others = [hook for hook in hooks if not isinstance(hook, dict) or hook.get('type') != HOOK]
     cfg.custom_hooks = [*others, dict(type=HOOK, log=log)]
     check_datasets()
@@ -330,7 +332,7 @@ def _wrap(node: Any, **options: Any) -> None:
     if not isinstance(node, dict):
         return
     for key, child in node.items():
-        if key == 'pipeline' and isinstance(child, list):
+        if key in PIPELINES and isinstance(child, list):
             node[key] = [_wrapped(transform, options) for transform in child]
         else:
             _wrap(child, **options)

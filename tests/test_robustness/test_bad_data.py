@@ -393,6 +393,7 @@ def test_every_loader_of_training_and_validation_is_checked_and_those_of_testing
         dict(
             work_dir=str(tmp_path),
             train_dataloader=nested,
+            custom_hooks=[dict(type='PipelineSwitchHook', switch_pipeline=pipeline)],
             model={},
             val_dataloader=dict(dataset=dict(pipeline=pipeline)),
             test_dataloader=dict(dataset=dict(pipeline=pipeline)),
@@ -400,9 +401,10 @@ def test_every_loader_of_training_and_validation_is_checked_and_those_of_testing
     )
     for policy in ('refuse', 'skip'):  # The second call replaces what the first one set.
         check_loading(cfg, policy)
-    inner = cfg.train_dataloader.dataset.dataset.pipeline
-    assert [t.type for t in inner] == [TRANSFORM, TRANSFORM, 'Pad']
-    assert [t.policy for t in inner[:2]] == ['skip', 'skip']
+    switch, report = cfg.custom_hooks
+    for inner in (cfg.train_dataloader.dataset.dataset.pipeline, switch.switch_pipeline):
+        assert [t.type for t in inner] == [TRANSFORM, TRANSFORM, 'Pad']
+        assert [t.policy for t in inner[:2]] == ['skip', 'skip']
     assert 'policy' not in cfg.val_dataloader.dataset.pipeline[0]
     assert cfg.test_dataloader.dataset.pipeline[0].type == 'LoadImageFromFile'
-    assert len(cfg.custom_hooks) == 1
+    assert report.type == 'mirrorla_mm.BadDataHook'
