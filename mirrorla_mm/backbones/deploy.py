@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TypeVar
 
 from mmengine.logging import print_log
@@ -22,8 +23,9 @@ def deploy(model: Model, dtype: str | None = None) -> Model:
     not see the products of packed layers: count before.
 
     A module of this package folds itself in ``fold_for_inference``. Those of others that have
-    OpenMMLab's ``switch_to_deploy`` are switched. Load weights before; there is no way back to
-    training. Doing it twice does nothing more.
+    OpenMMLab's ``switch_to_deploy`` are switched. Load weights before: the model and its parts
+    refuse weights that are not folded from then on. There is no way back to training. Doing it
+    twice does nothing more.
 
     Args:
         model (nn.Module): Any model.
@@ -49,6 +51,7 @@ def deploy(model: Model, dtype: str | None = None) -> Model:
         print_log(message, logger='current', level=logging.WARNING)
         dtype = None
     model.eval()
+    names = {part: set(part.state_dict()) for part in (model, *model.children())}
     for module in list(model.modules()):
         if type(module) in (nn.Linear, Linear):
             module.__class__ = FastLinear
@@ -58,4 +61,16 @@ def deploy(model: Model, dtype: str | None = None) -> Model:
             module.fold_for_inference()
         elif module is not model and hasattr(module, 'switch_to_deploy'):
             module.switch_to_deploy()
+    for part, before in names.items():
+        if folded := before - part.state_dict().keys():
+            part._register_load_state_dict_pre_hook(partial(_refuse_unfolded, folded))
     return model
+
+
+def _refuse_unfolded(folded: set[str], state_dict: dict, prefix: str, *_: object) -> None:
+    """Refuse a state dict that has what was folded away: the rest of it is not folded either."""
+    if any(f'{prefix}{name}' in state_dict for name in folded):
+        raise RuntimeError(
+            'These weights are not folded but the model is in deploy mode: load them into a new '
+            'model before it is deployed.'
+        )

@@ -220,7 +220,7 @@ class RAVLT(BaseModule):
         return deploy(self, dtype)
 
     def fold_for_inference(self) -> None:
-        """Refuse training and weights that are not folded from now on, see :func:`deploy`."""
+        """Refuse training from now on, see :func:`deploy`."""
         self.deployed = True
 
     def train(self, mode: bool = True) -> RAVLT:
@@ -241,15 +241,6 @@ class RAVLT(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        plain = any(key.startswith(prefix) and key.endswith('.gamma1') for key in state_dict)
-        if self.deployed and plain:
-            raise RuntimeError(
-                'These weights are not folded but the backbone is in deploy mode: load them into a '
-                'new backbone before its switch_to_deploy().'
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _normalise(self, x: Tensor, stage: str) -> Tensor:
         if stage not in self.norms:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mirrorla_mm.backbones import RAVLT, MirrorLA, NaLaFormer
+from mirrorla_mm.backbones import RAVLT, LinearPVT, LinearSwin, MirrorLA, NaLaFormer
 from mirrorla_mm.backbones import deploy as deploying
 from mirrorla_mm.backbones.ravlt import ARCHS
 from mirrorla_mm.ops import products, strips, use_backend
@@ -143,9 +143,25 @@ def test_plain_weights_load_before_the_switch_and_are_refused_after():
     model.load_state_dict(weights)
     model.switch_to_deploy()
     source.switch_to_deploy()
-    with pytest.raises(RuntimeError, match='before its switch_to_deploy'):
+    with pytest.raises(RuntimeError, match='load them into a new model before it is deployed'):
         model.load_state_dict(weights, strict=False)
     model.load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize('host', [LinearSwin, LinearPVT])
+def test_plain_weights_are_refused_by_any_deployed_host_and_by_what_holds_it(host):
+    sizes = dict(mlp_ratios=(2,) * 4) if host is LinearPVT else dict(depths=(1, 1, 1, 1))
+    kind = dict(type='MirrorAttention')
+    model = nn.ModuleDict(dict(backbone=host(attn_cfg=kind, layout='linear', **sizes)))
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    deploying.deploy(model)
+    for part, prefix in ((model, ''), (model.backbone, 'backbone.')):
+        before = {key: value.clone() for key, value in part.state_dict().items()}
+        given = {key.removeprefix(prefix): value + 1 for key, value in weights.items()}
+        with pytest.raises(RuntimeError, match='These weights are not folded'):
+            part.load_state_dict(given, strict=False)
+        assert all(torch.equal(before[key], value) for key, value in part.state_dict().items())
+        part.load_state_dict(before)
 
 
 @pytest.mark.parametrize('host', [RAVLT, MirrorLA])
