@@ -60,7 +60,7 @@ class End:
         pins: What is installed first, and stays: torch, and what else makes it this end.
         later: What is installed last, as a user does who upgrades it by hand.
         tests: What runs, below ``tests/``.
-        says: For an end that is refused: how the sentence ends.
+        says: For an end that is refused: how the sentence ends, in "run" and what mends it.
     """
 
     name: str
@@ -155,7 +155,7 @@ class Trial:
         self.must(self.python, '-c', PINNED, *self.end.pins)
 
     def try_out(self) -> str:
-        """Run its tests, or see it refused; return what happened in a few words."""
+        """Run its tests, or see it refused and mended; return what happened in a few words."""
         if self.end.says is None:
             tests = [ROOT / 'tests' / name for name in self.end.tests]
             # Without a stack there is no mmengine, which the tests' common fixtures import.
@@ -164,14 +164,18 @@ class Trial:
             return self.must(*pytest, *options, *tests).splitlines()[-1]
         if not self.call(self.python, '-c', 'import mirrorla_mm')[1].endswith(self.end.says):
             raise SetupError(f'it was not refused, see {self.log}')
-        return 'refused'
+        program, *arguments = shlex.split(self.end.says.removeprefix('run '))
+        self.must(self.python.with_name(program), *arguments)
+        # It ends with status 1 where the models do not work.
+        self.must(self.python, '-c', 'import mirrorla_mm.registry')
+        return 'refused; the command of the refusal mends it'
 
     def run(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.install()
-        outcome = self.try_out()
         versions = self.must(self.python, '-c', VERSIONS)
+        outcome = self.try_out()
         shutil.rmtree(self.folder / 'env')
         self.record.write_text(f'{self.key}\n{time.strftime("%Y-%m-%d")}, {versions}: {outcome}')
 
