@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from .atomic import whole_file
@@ -19,7 +20,7 @@ WAY_OUT = 'name another folder to write to'
 
 def digest(config: Mapping[Any, Any]) -> str:
     """Sum up a config: 16 hexadecimal digits, the same wherever and in whatever order it stands."""
-    content = json.dumps(_in_order(config), default=str)
+    content = json.dumps(_in_order(config), default=_named)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -53,7 +54,7 @@ def keep_settings(
         refuse_others(noted, settings, file.parent, way_out)
         return
     with whole_file(file) as partial:
-        partial.write_text(json.dumps(settings, indent=1, default=str) + '\n', encoding='utf-8')
+        partial.write_text(json.dumps(settings, indent=1, default=_named) + '\n', encoding='utf-8')
 
 
 def refuse_others(
@@ -71,7 +72,7 @@ def refuse_others(
         UserError: If a setting differs; it names all that do, or says that an earlier version noted
             other ones.
     """
-    wanted = json.loads(json.dumps(wanted, default=str))  # as a note gives them back
+    wanted = json.loads(json.dumps(wanted, default=_named))  # as a note gives them back
     if noted.keys() != wanted.keys():
         raise UserError(
             f'{place} was written by an earlier version, which noted other settings: {way_out}.'
@@ -100,7 +101,16 @@ def _in_order(value: Any) -> Any:
     """Sort mappings by the text of their keys, which need not be of one type."""
     if isinstance(value, Mapping):
         return {str(key): _in_order(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
     return [_in_order(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _named(value: Any) -> str:
+    """A function by its name, as its text would tell its address; all else by its text."""
+    if isinstance(value, FunctionType):
+        return f'{value.__module__}.{value.__qualname__}'
+    return str(value)
 
 
 def _difference(key: str, noted: Any, wanted: Any) -> str:

@@ -71,3 +71,18 @@ def test_keys_of_several_types_are_summed_up_too():
     mixed = {1: 'a', 'b': [{None: 2, 'c': (3,)}]}
     assert digest(mixed) == digest(dict(reversed(mixed.items())))
     assert digest(mixed) != digest({**mixed, 1: 'c'})
+
+
+def test_sums_of_configs_do_not_depend_on_the_process():
+    """Sets have an order of their own in each, and functions an address."""
+
+    def made():
+        def function():
+            pass
+
+        return function
+
+    first, second = ({0, 8}, {8, 0})
+    assert list(first) != list(second)
+    assert digest(dict(keys=first, call=made())) == digest(dict(keys=second, call=made()))
+    assert digest(dict(keys=first)) != digest(dict(keys={0, 9}))
