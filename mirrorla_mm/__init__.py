@@ -36,6 +36,10 @@ BACKBONES = ('LinearPVT', 'LinearSwin', 'MirrorLA', 'NaLaFormer', 'RAVLT')
 __all__ = ['__version__']
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *BACKBONES})
+
+
 def __getattr__(name: str) -> type:
     if name in BACKBONES:
         return getattr(import_module('.backbones', __name__), name)

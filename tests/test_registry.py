@@ -41,6 +41,11 @@ def test_scope_prefix_alone_puts_it_into_an_upstream_model(package, config):
     assert out == 'MirrorLA'
 
 
+def test_backbones_are_offered_by_name():
+    assert set(mirrorla_mm.BACKBONES) <= set(dir(mirrorla_mm))
+    assert mirrorla_mm.MirrorLA is MODELS.get('MirrorLA')
+
+
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmengine', 'mirrorla_mm'])
 def test_it_is_found_from_every_scope(scope):
     with DefaultScope.overwrite_default_scope(scope):

@@ -8,7 +8,8 @@ from ..ops.np_map import householder, np_map
 from ..ops.precision import at_least_float32, without_autocast
 from ..ops.products import Linear
 from ..ops.rope import Rope
-from ..ops.still import Windows, exact_pairs, one_denominator, still_attention
+from ..ops.still import exact_pairs, one_denominator, still_attention
+from ..ops.windows import Windows
 from ..registry import register_attention
 from .base import Attention
 from .reflection import Reflection

@@ -14,7 +14,8 @@ from mirrorla_mm.ops import (
     still_attention,
 )
 from mirrorla_mm.ops.saliency import most_salient, self_attention_odds
-from mirrorla_mm.ops.still import Windows, exact_pairs, leave_one_out
+from mirrorla_mm.ops.still import exact_pairs, leave_one_out
+from mirrorla_mm.ops.windows import Windows
 from tests.test_ops.still_inputs import B, D, H, assert_same_with_gradients, inputs
 
 # --- The score ------------------------------------------------------------------------------------

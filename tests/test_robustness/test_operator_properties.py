@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mirrorla_mm import ops
 from mirrorla_mm.ops import folding
-from mirrorla_mm.ops.still import Windows
+from mirrorla_mm.ops.windows import Windows
 
 from .strategies import (
     contents,
@@ -85,7 +85,7 @@ OPERATORS = {
     )[0],
 }
 OF_FEATURES = {'linear_attention', 'rank_augmented_attention', 'token_weights'}
-NO_OPERATORS = {'available_backends', 'use_backend', 'rope_2d'}
+NO_OPERATORS = {'BackendError', 'available_backends', 'use_backend', 'rope_2d'}
 BACKENDS = ('torch', 'lean')
 
 
