@@ -37,20 +37,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config of the trained model')
     parser.add_argument('checkpoint', help='its checkpoint; a backbone alone is enough')
     parser.add_argument('--attn', required=True, metavar='TYPE', help='the new attention')
+    pairs = dict(nargs='+', action=ConfigOptions, default={}, metavar='KEY=VALUE')
     parser.add_argument(
-        '--attn-options',
-        nargs='+',
-        action=ConfigOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='its options, such as feature_map=np-mirror',
+        '--attn-options', **pairs, help='its options, such as feature_map=np-mirror'
     )
     parser.add_argument(
         '--backbone-options',
-        nargs='+',
-        action=ConfigOptions,
-        default={},
-        metavar='KEY=VALUE',
+        **pairs,
         help='options of the new backbone alone, such as linear_window=7 for Swin',
     )
     parser.add_argument(
