@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..attention import graph
 from ..attention.base import scale_output
 from ..ops.backend import for_graphs, forced_backend, use_backend
 from ..ops.maps import to_map, to_tokens
@@ -20,6 +21,9 @@ from ..registry import build_attention
 from . import strips
 
 NORM_EPS = 1e-6
+
+# Hidden channels that exported graphs hold at a time: onnxruntime multiplies sets of 64.
+GRAPH_PART = 64
 
 
 class ConvChain(nn.Sequential):
@@ -141,16 +145,18 @@ class ConvFFN(BaseModule):
     def on_map(self, x: Tensor) -> Iterator[Tensor]:
         """By convolutions, in the form for graphs: summands (B, C, H, W) of the output.
 
-        Each is what a half of the hidden channels adds, so that one half of the widest map lives at
-        a time. Runtimes want a multiple of 16 channels, else there is one summand.
+        Narrow layers have the largest maps of a network: there each summand is what some hidden
+        channels add, so that as many live at a time. Runtimes want a multiple of 16 channels, else
+        there is one summand.
         """
-        parts = 2 if self.fc1.out_features % 32 == 0 else 1
+        hidden = self.fc1.out_features
+        part = GRAPH_PART if self.fc1.in_features < graph.WIDE and hidden % 16 == 0 else hidden
         layers = self.fc1.weight, self.fc1.bias, self.dwconv.kernel(), self.dwconv.bias
-        pieces = zip(*(layer.chunk(parts) for layer in layers), self.fc2.weight.chunk(parts, 1))
+        pieces = zip(*(layer.split(part) for layer in layers), self.fc2.weight.split(part, 1))
         for i, (first, shift, kernel, bias, last) in enumerate(pieces):
-            hidden = self.act(F.conv2d(x, first[..., None, None], shift))
-            hidden = F.conv2d(hidden, kernel, bias, padding=self.dwconv.padding, groups=len(kernel))
-            yield F.conv2d(hidden, last[..., None, None], None if i else self.fc2.bias)
+            y = self.act(F.conv2d(x, first[..., None, None], shift))
+            y = F.conv2d(y, kernel, bias, padding=self.dwconv.padding, groups=len(kernel))
+            yield F.conv2d(y, last[..., None, None], None if i else self.fc2.bias)
 
     def fold_scale(self, gamma: Tensor) -> None:
         """Multiply the output by ``gamma`` (C,) for good."""

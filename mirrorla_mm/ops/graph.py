@@ -49,14 +49,12 @@ def mirror_attention_graph(
         k = k * (k @ query.transpose(-2, -1)).softmax(dim=-2)
     else:
         k = k / tokens
-    normaliser = (q @ (of_keys @ k).transpose(-2, -1)).transpose(-2, -1) + NORMALISER_EPS
-    if options.hw_shape:
-        tables = _tables(options.hw_shape, q)
-        q, k = _turn(q, *tables), _turn(k, *tables)
+    # Normalised before they are turned, for what is not turned need not live on: a map less or two.
+    normaliser = q @ (of_keys @ k).transpose(-2, -1) + NORMALISER_EPS
+    turn = _turning(options.hw_shape, q) if options.hw_shape else lambda x: x
     # An exporter cancels these transpositions against those of a map's heads.
-    state = v.transpose(-2, -1) @ k
-    # The normaliser first: keys that are not turned need not live until the end.
-    out = normaliser.reciprocal() * (state @ q.transpose(-2, -1))
+    state = v.transpose(-2, -1) @ turn(k)
+    out = state @ turn(q / normaliser).transpose(-2, -1)
     return saturate(out.transpose(-2, -1), dtype)
 
 
@@ -76,9 +74,11 @@ def _tables(hw_shape: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
     return table(torch.cos), table(torch.sin)
 
 
-def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    places = torch.arange(x.shape[-2], device=x.device).expand(x.shape[0], -1)
-    return _rotate(x, cosine, sine, places)
+def _turning(hw_shape: tuple[int, int], like: Tensor) -> Callable[[Tensor], Tensor]:
+    """The rotation of heads (B, H, N, d) by the place of each token, see :class:`Rope`."""
+    cosine, sine = _tables(hw_shape, like)
+    places = torch.arange(like.shape[-2], device=like.device).expand(like.shape[0], -1)
+    return lambda x: _rotate(x, cosine, sine, places)
 
 
 def reflect_by_rotation(
@@ -96,7 +96,8 @@ def reflect_by_rotation(
     variance = (average @ (centred * centred)).squeeze(-2)
     angle = 2 * variance_aware_angle(theta, mean_of_pairs(variance), lam, alpha_max)
     # An angle for each head of an image: as places of a sequence, and the tokens as the heads.
-    cosine, sine = (table.flatten(0, 1).unsqueeze(1) for table in (angle.cos(), angle.sin()))
+    angle = angle.flatten(0, 1).unsqueeze(1)
+    cosine, sine = angle.cos(), angle.sin()
     turned = _rotate(x.flatten(0, 1).unsqueeze(2), cosine, sine)
     return turned.squeeze(2).unflatten(0, x.shape[:2])
 
