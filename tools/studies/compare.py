@@ -24,6 +24,7 @@ from mirrorla_mm.analysis.study import (
     scores_of,
 )
 from mirrorla_mm.analysis.study_runs import Progress, SameHost, keep_study, run_missing
+from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.settings import digest
@@ -55,7 +56,7 @@ def parse_args() -> argparse.Namespace:
 
 def settings(args: argparse.Namespace) -> dict:
     """Settings that runs need to share to be compared."""
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     return dict(
         iters=args.iters or cfg.train_cfg.max_iters,
         data=Path(args.data_root or cfg.train_dataloader.dataset.data_root).resolve(),
@@ -65,7 +66,7 @@ def settings(args: argparse.Namespace) -> dict:
 
 def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
     """The study's config with one row's attention, seed, data and length."""
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.model.backbone.attn_cfg = ROWS[name].attn_cfg
     cfg.randomness = dict(seed=seed)
     cfg.work_dir = str(args.work_dir / name / f'seed-{seed}')
@@ -90,7 +91,7 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
 def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
     """Train and evaluate one row with one seed."""
     runner = Runner.from_cfg(run_config(args, name, seed))
-    reference = Config.fromfile(args.config).model
+    reference = read_config(args.config).model
     reference.backbone.attn_cfg = ROWS[REFERENCE].attn_cfg
     runner.register_hook(SameHost(reference))
     runner.register_hook(Progress(label))

@@ -32,6 +32,7 @@ from mirrorla_mm.diffusion.study import (
 )
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
+from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.settings import digest
@@ -92,14 +93,14 @@ class SameStart(Hook):
 
 def model_config(args: argparse.Namespace, name: str) -> ConfigDict:
     """The study's host with one arm's attention."""
-    model = Config.fromfile(args.config).model
+    model = read_config(args.config).model
     model.backbone.attn_cfg = ARMS[name].attn_cfg
     return model
 
 
 def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
     """The study's config with one arm's attention, seed and length."""
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.model = model_config(args, name)
     cfg.work_dir = str(args.work_dir / name / f'seed-{seed}')
     cfg.experiment_name = cfg.visualizer.name = f'dit-{name}-seed-{seed}'
@@ -189,7 +190,7 @@ def check_settings(args: argparse.Namespace) -> None:
     fewest = COLUMNS * len(CLASSES)
     if args.samples < fewest:
         raise UserError(f'--samples needs to be {fewest} at least, got {args.samples}.')
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     settings = dict(
         iters=args.iters or cfg.train_cfg.max_iters,
         samples=args.samples,

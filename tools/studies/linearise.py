@@ -26,7 +26,7 @@ from mirrorla_mm.analysis.study import mean_and_spread
 from mirrorla_mm.analysis.study_runs import keep_study
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset
 from mirrorla_mm.engine.atomic import whole_file
-from mirrorla_mm.engine.data import move_data
+from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import one_line_errors
 from mirrorla_mm.engine.launch import build_runner
 from mirrorla_mm.engine.linearise import linear_config
@@ -93,7 +93,7 @@ class Study:
         return dict(
             iters=[self.args.teacher_iters, self.args.iters],
             recipe=asdict(self.recipe),
-            config=digest(self.config_on('scenes/').to_dict()),
+            config=digest(read_config(self.args.config, dict(data_root='scenes/')).to_dict()),
         )
 
     def run(self) -> None:
@@ -131,15 +131,8 @@ class Study:
 
     # --- Parts ----------------------------------------------------------------------------------
 
-    def config_on(self, scenes: str) -> Config:
-        """The config of the softmax model with its data in this folder."""
-        cfg = Config.fromfile(self.args.config)
-        move_data(list(cfg.values()), cfg.data_root, scenes)
-        cfg.data_root = scenes
-        return cfg
-
     def config(self, seed: int, folder: str) -> Config:
-        cfg = self.config_on(f'{self.scenes}/')
+        cfg = read_config(self.args.config, dict(data_root=f'{self.scenes}/'))
         cfg.work_dir = str(self.args.work_dir / f'seed-{seed}' / folder)
         cfg.randomness = dict(seed=seed)
         cfg.log_level = 'WARNING'

@@ -22,6 +22,7 @@ from pathlib import Path
 from mirrorla_mm.analysis.study_runs import Progress, SameHost, keep_study, run_missing
 from mirrorla_mm.converters import convert_dctlsa, read_state_dict, write_checkpoint
 from mirrorla_mm.engine.atomic import whole_file
+from mirrorla_mm.engine.configs import ConfigOptions, read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.settings import refuse_others
@@ -38,7 +39,7 @@ from mirrorla_mm.restoration.study import (
 )
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.progress import track
@@ -78,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='further settings of the config'
+        '--cfg-options', nargs='+', action=ConfigOptions, help='further settings of the config'
     )
     return parser.parse_args()
 
@@ -94,8 +95,7 @@ class FreezeReflections(Hook):
 
 def study_config(args: argparse.Namespace) -> Config:
     """The config that all runs share."""
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = read_config(args.config, args.cfg_options)
     cfg.train_dataloader.dataset.update(
         data_root='', gt_dir='.', sets=[str(folder.resolve()) for folder in args.train]
     )
