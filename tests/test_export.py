@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import init_default_scope
 
 from mirrorla_mm.attention import graph
-from mirrorla_mm.backbones import MirrorLA
+from mirrorla_mm.backbones import MirrorLA, layers
 from mirrorla_mm.backbones.layers import Block
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.export import RawOutputs, export, largest_error, prepare
@@ -63,6 +63,7 @@ def test_what_onnxruntime_makes_of_a_stage(tmp_path, monkeypatch, wide):
     """Tables are made once, heads are never transposed, and convolutions add the residuals."""
     onnx, onnxruntime = map(pytest.importorskip, ('onnx', 'onnxruntime'))
     monkeypatch.setattr(graph, 'WIDE', 32 if wide else 33)
+    monkeypatch.setattr(layers, 'GRAPH_PART', 32 if wide else 64)
     model, file = prepare(TwoBlocks()), tmp_path / 'model.onnx'
     export(model, file, 'onnx', (32, 40))
     assert largest_error(model, file, 'onnx', [(33, 47)], batch=3) < 1e-4

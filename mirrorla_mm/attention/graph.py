@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # From so many channels on, reflecting all queries and keys costs less than the covariance of their
 # input, whose share of the work grows with the channels and not with the tokens.
-WIDE = 128
+WIDE = 256
 
 
 def attend_map(x: Tensor, norm: nn.LayerNorm, method: FeatureMapAttention) -> Tensor:
@@ -43,7 +43,7 @@ def attend_map(x: Tensor, norm: nn.LayerNorm, method: FeatureMapAttention) -> Te
     v = to_v @ flat.transpose(1, 2)  # Channels first, as the sums and the convolution take it.
     heads_of_v = v.unflatten(1, (method.num_heads, -1)).transpose(-2, -1)
     out = method.attend_reflected(q, k, heads_of_v, hw_shape)
-    out = out.transpose(-2, -1).flatten(1, 2).unflatten(-1, hw_shape)
+    out = out.transpose(-2, -1).reshape(x.shape)
     if method.lepe is not None:
         # A convolution adds to its result what is in the runtime's layout: so, by another one.
         out = F.conv2d(out, torch.ones_like(method.lepe.weight[..., :1, :1]), groups=channels)

@@ -11,7 +11,6 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention import graph
 from ..attention.base import scale_output
 from ..ops.backend import for_graphs, forced_backend, use_backend
 from ..ops.maps import to_map, to_tokens
@@ -22,8 +21,9 @@ from . import strips
 
 NORM_EPS = 1e-6
 
-# Hidden channels that exported graphs hold at a time: onnxruntime multiplies sets of 64.
-GRAPH_PART = 64
+# Hidden channels that exported graphs hold at a time, of maps that are narrower: onnxruntime
+# multiplies sets of 64, and each part writes the sum anew.
+GRAPH_PART = 128
 
 
 class ConvChain(nn.Sequential):
@@ -150,7 +150,7 @@ class ConvFFN(BaseModule):
         there is one summand.
         """
         hidden = self.fc1.out_features
-        part = GRAPH_PART if self.fc1.in_features < graph.WIDE and hidden % 16 == 0 else hidden
+        part = GRAPH_PART if self.fc1.in_features < GRAPH_PART and hidden % 16 == 0 else hidden
         layers = self.fc1.weight, self.fc1.bias, self.dwconv.kernel(), self.dwconv.bias
         pieces = zip(*(layer.split(part) for layer in layers), self.fc2.weight.split(part, 1))
         for i, (first, shift, kernel, bias, last) in enumerate(pieces):

@@ -45,12 +45,14 @@ def mirror_attention_graph(
     tokens, dim = k.shape[-2:]
     of_queries, of_keys = (x.new_ones(1, 1, 1, x.shape[-2]) for x in (q, k))
     if options.rank_augmented:
-        query = of_queries @ q * (dim**-0.5 / q.shape[-2])
+        query = of_queries / q.shape[-2] @ q * dim**-0.5
         k = k * (k @ query.transpose(-2, -1)).softmax(dim=-2)
     else:
         k = k / tokens
     # Normalised before they are turned, for what is not turned need not live on: a map less or two.
-    normaliser = q @ (of_keys @ k).transpose(-2, -1) + NORMALISER_EPS
+    # A row of tokens until it divides: some runtimes are slow to add to a column.
+    normaliser = (of_keys @ k) @ q.transpose(-2, -1) + NORMALISER_EPS
+    normaliser = normaliser.reshape(*q.shape[:-1], 1)
     turn = _turning(options.hw_shape, q) if options.hw_shape else lambda x: x
     # An exporter cancels these transpositions against those of a map's heads.
     state = v.transpose(-2, -1) @ turn(k)
@@ -91,15 +93,15 @@ def reflect_by_rotation(
         theta (Tensor): See :func:`~mirrorla_mm.ops.reflect`, like what follows.
     """
     assert variance_aware  # else the projection reflects
-    average = x.new_full((1, 1, 1, x.shape[-2]), 1 / x.shape[-2])
+    tokens, dim = x.shape[-2:]
+    average = x.new_full((1, 1, 1, tokens), 1 / tokens)
     centred = x - average @ x
-    variance = (average @ (centred * centred)).squeeze(-2)
-    angle = 2 * variance_aware_angle(theta, mean_of_pairs(variance), lam, alpha_max)
+    variance = mean_of_pairs(average @ (centred * centred))
+    angle = variance_aware_angle(2 * theta.unsqueeze(-2), variance, lam, 2 * alpha_max)
     # An angle for each head of an image: as places of a sequence, and the tokens as the heads.
-    angle = angle.flatten(0, 1).unsqueeze(1)
-    cosine, sine = angle.cos(), angle.sin()
-    turned = _rotate(x.flatten(0, 1).unsqueeze(2), cosine, sine)
-    return turned.squeeze(2).unflatten(0, x.shape[:2])
+    angle = angle.flatten(0, 1)
+    turned = _rotate(x.reshape(-1, tokens, 1, dim), angle.cos(), angle.sin())
+    return turned.reshape(x.shape)
 
 
 def flip(x: Tensor) -> Tensor:
