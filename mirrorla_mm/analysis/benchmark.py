@@ -267,6 +267,8 @@ def exported_step(file: Path, threads: int) -> Step:
 
     options = SessionOptions()
     options.intra_op_num_threads = threads
+    # Else its threads wait awake for a while, on the processors that the next variant runs on.
+    options.add_session_config_entry('session.force_spinning_stop', '1')
     session = InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
     (name,) = (node.name for node in session.get_inputs())
     return lambda inputs: session.run(None, {name: inputs.numpy()})
