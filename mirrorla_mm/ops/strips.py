@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import for_graphs, is_ordinary, plain_form
+from .depthwise import depthwise_conv
 
 # What the widest intermediate result of a strip may take, so that a strip's results stay in cache.
 STRIP_BYTES = 6 << 20
@@ -147,6 +148,8 @@ def conv_rows(
     """
     vertical, horizontal = (size // 2 for size in weight.shape[2:])
     if rows == (0, (height - 1) // stride + 1):  # All rows: the convolution pads by itself.
+        if stride == 1 and groups == len(weight) == x.shape[1]:
+            return depthwise_conv(x, weight, bias)
         return F.conv2d(x, weight, bias, stride, (vertical, horizontal), groups=groups)
     start, stop = rows._reach(weight.shape[2], stride)
     top = max(start, 0)
