@@ -192,6 +192,9 @@ def plot(results: Sequence[dict], path: Path) -> None:
                 if own is not None and len(seeds) > 1:
                     axis.plot(own.mean, height + 0.25, '.', color=f'C{number}')
         axis.set_yticks(range(len(found)), [ROWS[name].label for name in found])
+        axis.set_ylim(-0.6, len(found) - 0.3)
+        figure.set_figheight(1.6 + 0.25 * len(found))
+        axis.locator_params(axis='x', nbins=6)
         axis.axvline(0, color='black', lw=0.8)
         axis.set_xlabel(f'dB against {ROWS[BASELINE].label}, 95 %')
         axis.set_title(dataset)
