@@ -9,8 +9,8 @@ from typing import TypeVar
 from mmengine.logging import print_log
 from torch import nn
 
+from ..ops.processor import has_bfloat16
 from ..ops.products import FastLinear, Linear
-from ..ops.strips import has_bfloat16
 
 Model = TypeVar('Model', bound=nn.Module)
 

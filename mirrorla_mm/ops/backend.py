@@ -153,6 +153,14 @@ def is_ordinary(x: Tensor) -> bool:
     return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not x.is_nested
 
 
+def is_single_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Whether a layer of ordinary tensors computes in single precision on a CPU, in no graph."""
+    if plain_form() or for_graphs() or not (is_ordinary(x) and is_ordinary(weight)):
+        return False
+    single = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
+    return single and x.device.type == 'cpu'
+
+
 def select_backend(
     q: Tensor | Heads,
     k: Tensor | Heads,

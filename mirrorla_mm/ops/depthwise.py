@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import for_graphs, is_ordinary, plain_form
+from .backend import is_single_on_cpu
+from .processor import has_onednn
 
 COLUMNS = 3  # of a weight, that oneDNN has kernels for
 
@@ -34,19 +35,16 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     """
     if _has_a_slow_gradient(x, weight):
         return _DepthwiseConv.apply(x, weight, bias)
-    return F.conv2d(x, weight, bias, padding=_padding(weight), groups=len(weight))
+    return F.conv2d(x, weight, bias, padding=same_padding(weight), groups=len(weight))
 
 
 def _has_a_slow_gradient(x: Tensor, weight: Tensor) -> bool:
-    if plain_form() or for_graphs() or not (is_ordinary(x) and is_ordinary(weight)):
-        return False
     wide = weight.requires_grad and torch.is_grad_enabled() and weight.shape[-1] > COLUMNS
-    single = x.dtype == weight.dtype == torch.float32 and x.device.type == 'cpu'
-    onednn = torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled('cpu')
-    return wide and single and onednn
+    return wide and is_single_on_cpu(x, weight) and has_onednn(x.dtype)
 
 
-def _padding(weight: Tensor) -> tuple[int, int]:
+def same_padding(weight: Tensor) -> tuple[int, int]:
+    """Rows and columns that keep a map's size under a weight of odd sides."""
     return weight.shape[2] // 2, weight.shape[3] // 2
 
 
@@ -55,7 +53,7 @@ class _DepthwiseConv(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=_padding(weight), groups=len(weight))
+        return F.conv2d(x, weight, bias, padding=same_padding(weight), groups=len(weight))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -66,7 +64,7 @@ class _DepthwiseConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
-            _gradient(grad, x, weight, _padding(weight), 0) if of_x else None,
+            _gradient(grad, x, weight, same_padding(weight), 0) if of_x else None,
             _gradient_in_bands(grad, x, weight) if of_weight else None,
             grad.sum((0, 2, 3)) if of_bias else None,
         )
@@ -74,7 +72,7 @@ class _DepthwiseConv(torch.autograd.Function):
 
 def _gradient_in_bands(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of a weight, each band of columns by what it reads of the map."""
-    vertical, horizontal = _padding(weight)
+    vertical, horizontal = same_padding(weight)
     x = F.pad(x, (horizontal, horizontal))
     bands, first = [], 0
     for band in weight.split(COLUMNS, -1):

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backend import for_graphs, is_ordinary, plain_form
-from .strips import at_once, by_strips, processor_words, strip_dtype
+from .backend import is_single_on_cpu
+from .processor import has_onednn, has_slow_mkl
+from .strips import at_once, by_strips, strip_dtype
 
 # From tokens (n, C) to tokens (n, C'), written into ``out`` if given.
 Affine = Callable[..., Tensor]
@@ -88,19 +89,10 @@ def packed(weight: Tensor, bias: Tensor | None) -> Affine:
     return run
 
 
-@cache
-def _has_slow_mkl() -> bool:
-    """Whether MKL runs on half of this processor's width.
-
-    It picks its kernels by the maker: those for AVX2 on AMD's processors with AVX-512.
-    """
-    return torch.backends.mkl.is_available() and {'AuthenticAMD', 'avx512f'} <= processor_words()
-
-
 def _mkl_is_slow(weight: Tensor) -> bool:
     """Whether a convolution multiplies by this weight faster."""
     return (
-        _has_slow_mkl()
+        has_slow_mkl()
         and has_onednn(weight.dtype)
         and torch.get_num_threads() > 1  # torch leaves 1x1 convolutions of one thread to MKL too
         and not torch.are_deterministic_algorithms_enabled()
@@ -129,14 +121,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _is_plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether many rows of ordinary tensors are to be multiplied in single precision on a CPU."""
-    if plain_form() or for_graphs() or not (is_ordinary(x) and is_ordinary(weight)):
+    """Whether many rows are to be multiplied in single precision on a CPU."""
+    if not is_single_on_cpu(x, weight):
         return False
     # What does not fit is left to F.linear, and to its message.
     fits = x.dim() > 1 and x.shape[-1:] == weight.shape[1:] and weight.numel() > 0
     fits = fits and (bias is None or bias.shape == weight.shape[:1])
-    single = x.dtype == weight.dtype == strip_dtype(x) == torch.float32
-    return fits and single and x.device.type == 'cpu' and x.numel() > SMALL
+    return fits and x.numel() > SMALL
 
 
 class Linear(nn.Linear):
@@ -241,13 +232,6 @@ def _size(x: Tensor) -> tuple[int, int, int]:
 
 
 FAST = Products(fast_affine, fast_gather, fast_read)
-
-
-def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is there, switched on, and computes in this dtype."""
-    onednn = torch.backends.mkldnn
-    there = bool(onednn.is_available() and onednn.enabled)
-    return there and dtype in (torch.float32, torch.bfloat16)
 
 
 @cache

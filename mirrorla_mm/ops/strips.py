@@ -9,8 +9,7 @@ the tokens are added up from strip to strip, so the result is exact.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
-from pathlib import Path
+from functools import wraps
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import for_graphs, is_ordinary, plain_form
-from .depthwise import depthwise_conv
+from .depthwise import depthwise_conv, same_padding
+from .processor import has_bfloat16
 
 # What the widest intermediate result of a strip may take, so that a strip's results stay in cache.
 STRIP_BYTES = 6 << 20
@@ -39,21 +39,6 @@ def strip_dtype(x: Tensor) -> torch.dtype:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled('cpu'):
         return x.dtype
     return torch.get_autocast_dtype('cpu')
-
-
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; elsewhere it is slower than float32."""
-    known = {'avx512_bf16', 'amx_bf16', 'bf16'}  # x86 twice, and Arm
-    return torch.backends.mkldnn.is_available() and not known.isdisjoint(processor_words())
-
-
-@cache
-def processor_words() -> frozenset[str]:
-    """Maker and features of the processor, as Linux names them; nothing on other systems."""
-    try:
-        return frozenset(Path('/proc/cpuinfo').read_text().split())
-    except OSError:
-        return frozenset()
 
 
 def or_by_strips(fast: Callable[..., Tensor]) -> Callable[[Callable], Callable[..., Tensor]]:
@@ -146,7 +131,7 @@ def conv_rows(
     Returns:
         Tensor: Shape (B, C', rows.stop - rows.start, W').
     """
-    vertical, horizontal = (size // 2 for size in weight.shape[2:])
+    vertical, horizontal = same_padding(weight)
     if rows == (0, (height - 1) // stride + 1):  # All rows: the convolution pads by itself.
         if stride == 1 and groups == len(weight) == x.shape[1]:
             return depthwise_conv(x, weight, bias)

@@ -193,12 +193,12 @@ def plot(results: Sequence[dict], path: Path) -> None:
                     axis.plot(own.mean, height + 0.25, '.', color=f'C{number}')
         axis.set_yticks(range(len(found)), [ROWS[name].label for name in found])
         axis.set_ylim(-0.6, len(found) - 0.3)
-        figure.set_figheight(1.6 + 0.25 * len(found))
         axis.locator_params(axis='x', nbins=6)
         axis.axvline(0, color='black', lw=0.8)
         axis.set_xlabel(f'dB against {ROWS[BASELINE].label}, 95 %')
         axis.set_title(dataset)
         axis.grid(axis='x', alpha=0.3)
+    figure.set_figheight(1.6 + 0.25 * len(found))
     figure.savefig(path, dpi=110)
 
 

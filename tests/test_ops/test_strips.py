@@ -68,30 +68,6 @@ def test_strips_are_for_inference_in_what_the_processor_computes(bfloat16, monke
             assert not by_strips(x)
 
 
-@pytest.mark.parametrize(
-    ('text', 'has'),
-    [
-        ('flags : fma avx512f avx512_bf16', True),
-        ('flags : avx512f amx_bf16', True),
-        ('Features : fp asimd bf16', True),
-        ('flags : avx2 avx512f', False),
-        (None, False),
-    ],
-)
-def test_bfloat16_is_for_processors_that_name_it(text, has, monkeypatch):
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip('torch is built without oneDNN')
-
-    def read_text(_):
-        if text is None:
-            raise FileNotFoundError
-        return text
-
-    monkeypatch.setattr(strips.Path, 'read_text', read_text)
-    monkeypatch.setattr(strips, 'processor_words', strips.processor_words.__wrapped__)
-    assert strips.has_bfloat16() == has
-
-
 def test_the_fast_form_computes_in_autocast_s_dtype(monkeypatch):
     monkeypatch.setattr(strips, 'has_bfloat16', lambda: True)
     seen = []

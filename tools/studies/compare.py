@@ -10,6 +10,7 @@ so that the same command may be given again and again. Example:
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -90,9 +91,10 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
 
 def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
     """Train and evaluate one row with one seed."""
-    runner = Runner.from_cfg(run_config(args, name, seed))
-    reference = read_config(args.config).model
+    cfg = run_config(args, name, seed)
+    reference = copy.deepcopy(cfg.model)
     reference.backbone.attn_cfg = ROWS[REFERENCE].attn_cfg
+    runner = Runner.from_cfg(cfg)
     runner.register_hook(SameHost(reference))
     runner.register_hook(Progress(label))
     start = time.time()
