@@ -35,6 +35,10 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     """
     if _has_a_slow_gradient(x, weight):
         return _DepthwiseConv.apply(x, weight, bias)
+    return _conv(x, weight, bias)
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=same_padding(weight), groups=len(weight))
 
 
@@ -53,11 +57,17 @@ class _DepthwiseConv(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=same_padding(weight), groups=len(weight))
+        return _conv(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def jvp(ctx: Any, of_x: Tensor, of_weight: Tensor, of_bias: Tensor | None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        return _conv(of_x, weight, of_bias) + _conv(x, of_weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -50,6 +50,19 @@ def test_second_derivatives_are_right():
     assert torch.autograd.gradgradcheck(depthwise._DepthwiseConv.apply, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize('bias', [True, False])
+def test_forward_derivatives_are_right(bias):
+    inputs = tensors((1, 5), torch.float64, bias)
+    conv = lambda *args: depthwise._DepthwiseConv.apply(*args, *[None] * (not bias))  # noqa: E731
+    assert torch.autograd.gradcheck(conv, inputs, check_forward_ad=True, fast_mode=True)
+    with torch.autograd.forward_ad.dual_level():
+        weight = torch.autograd.forward_ad.make_dual(inputs[1], torch.ones_like(inputs[1]))
+        out = depthwise_conv(inputs[0].float(), weight.float())
+        derivative = torch.autograd.forward_ad.unpack_dual(out).tangent
+    expected = plain(inputs[0], torch.ones_like(inputs[1])).float()
+    torch.testing.assert_close(derivative, expected)
+
+
 @pytest.mark.parametrize('frozen', [0, 1, 2])
 def test_what_is_frozen_gets_no_gradient(frozen):
     inputs = tensors((5, 5))
