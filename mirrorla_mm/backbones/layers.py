@@ -221,9 +221,12 @@ class Block(BaseModule):
 
     def _forward(self, x: Tensor) -> Tensor:
         hw_shape = x.shape[-2:]
+        return to_map(self._feed_forward(self._attend(x), hw_shape), hw_shape)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        hw_shape = x.shape[-2:]
         x = to_tokens(self.pos(x))
-        x = self._add(x, self.attn(self.norm1(x), hw_shape), self.gamma1)
-        return to_map(self._feed_forward(x, hw_shape), hw_shape)
+        return self._add(x, self.attn(self.norm1(x), hw_shape), self.gamma1)
 
     def _on_map(self, x: Tensor) -> Tensor:
         return self._feed_forward_on_map(self._attend_on_map(x))

@@ -38,9 +38,7 @@ class NaLaBlock(Block):
 
     def _forward(self, x: Tensor) -> Tensor:
         hw_shape = x.shape[-2:]
-        x = to_tokens(self.pos(x))
-        x = self._add(x, self.attn(self.norm1(x), hw_shape), self.gamma1)
-        x = to_tokens(self.pos2(to_map(x, hw_shape)))
+        x = to_tokens(self.pos2(to_map(self._attend(x), hw_shape)))
         return to_map(self._feed_forward(x, hw_shape), hw_shape)
 
     def _on_map(self, x: Tensor) -> Tensor:
