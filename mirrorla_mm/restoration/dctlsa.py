@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops.backend import symbolic
+from ..ops.products import Linear
 from ..registry import build_attention, register_model
 
 
@@ -158,9 +159,7 @@ class Block(BaseModule):
             attn_cfg, embed_dims=channels, num_heads=num_heads, grid_size=self.window
         )
         hidden = int(channels * mlp_ratio)
-        self.ffn = nn.Sequential(
-            nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels)
-        )
+        self.ffn = nn.Sequential(Linear(channels, hidden), nn.GELU(), Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape; both sides are multiples of the window's."""
