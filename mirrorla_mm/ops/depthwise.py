@@ -84,11 +84,10 @@ def _gradient_in_bands(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """The gradient of a weight, each band of columns by what it reads of the map."""
     vertical, horizontal = same_padding(weight)
     x = F.pad(x, (horizontal, horizontal))
-    bands, first = [], 0
-    for band in weight.split(COLUMNS, -1):
+    bands = []
+    for first, band in zip(range(0, weight.shape[-1], COLUMNS), weight.split(COLUMNS, -1)):
         read = x[..., first : first + grad.shape[-1] + band.shape[-1] - 1]
         bands.append(_gradient(grad, read, band, (vertical, 0), 1))
-        first += COLUMNS
     return torch.cat(bands, -1)
 
 

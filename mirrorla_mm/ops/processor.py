@@ -30,7 +30,6 @@ def has_bfloat16() -> bool:
     return has_onednn(torch.bfloat16) and not known.isdisjoint(processor_words())
 
 
-@cache
 def has_slow_mkl() -> bool:
     """Whether MKL runs on half of this processor's width.
 

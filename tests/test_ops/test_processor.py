@@ -40,7 +40,6 @@ def test_onednn_computes_in_two_dtypes_where_it_is_on():
 
 
 def test_mkl_is_slow_on_wide_processors_of_amd(monkeypatch):
-    processor.has_slow_mkl.cache_clear()
     for words, slow in (
         ({'AuthenticAMD', 'avx512f'}, torch.backends.mkl.is_available()),
         ({'AuthenticAMD', 'avx2'}, False),
@@ -49,4 +48,3 @@ def test_mkl_is_slow_on_wide_processors_of_amd(monkeypatch):
     ):
         monkeypatch.setattr(processor, 'processor_words', lambda words=words: frozenset(words))
         assert processor.has_slow_mkl() is slow
-        processor.has_slow_mkl.cache_clear()
