@@ -3,5 +3,6 @@
 from . import datasets, hooks, losses, metrics, transforms  # noqa: F401  (registers them)
 from .dctlsa import DCTLSA
 from .restorer import Restorer
+from .transfer import SlotTransfer
 
-__all__ = ['DCTLSA', 'Restorer']
+__all__ = ['DCTLSA', 'Restorer', 'SlotTransfer']

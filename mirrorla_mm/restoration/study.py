@@ -60,6 +60,8 @@ ROWS = {
     ),
 }
 BASELINE = 'relu'
+# Whose attention the others learn from in a transfer.
+TEACHER = 'lsa'
 # What the verdict is on: a row, and what it is set against.
 QUESTIONS = (('mirror', 'relu'), ('mirror-gated', 'relu-gated'))
 
@@ -96,6 +98,11 @@ def read_results(folder: Path) -> list[dict]:
     return read_runs(folder.glob('*_seed-*.json'), list(ROWS))
 
 
+def after_transfer(results: Iterable[dict]) -> list[dict]:
+    """The results that runs had after their transfer, before they were trained with the host."""
+    return [{**result, **result['transfer']} for result in results if 'transfer' in result]
+
+
 def difference(
     row: str, results: Sequence[dict], dataset: str, baseline: str = BASELINE
 ) -> Difference | None:
@@ -129,7 +136,9 @@ def table(results: Sequence[dict]) -> str:
     header = ['row', 'seeds']
     for dataset in datasets:
         header += [f'{dataset}, dB', f'against {ROWS[BASELINE].label}', '± by seed', '± by image']
-    lines = [[*header, 'dead entries', 'effective rank']]
+    header += ['dead entries', 'effective rank']
+    learned = all('explained' in r for r in results)
+    lines = [[*header, 'explained'] if learned else header]
     lines.append(['---'] * len(lines[0]))
     for name, row in ROWS.items():
         runs = [r for r in results if r['row'] == name]
@@ -141,6 +150,8 @@ def table(results: Sequence[dict]) -> str:
             found = None if name == BASELINE else difference(name, results, dataset)
             line += [''] * 3 if found is None else _numbers(found)
         line += [f'{mean(r["dead"] for r in runs):.1%}', f'{mean(r["rank"] for r in runs):.2f}']
+        if learned:
+            line.append(f'{mean(r["explained"] for r in runs):.1%}')
         lines.append(line)
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 

@@ -94,6 +94,37 @@ def test_without_weights_all_rows_of_a_seed_start_from_one_host(run, arguments):
     assert results()['relu_seed-0']['settings']['start'] == 'random'
 
 
+@pytest.mark.slow
+def test_attentions_learn_from_the_authors_before_the_host_goes_on(run, arguments):
+    rows = ['--rows', 'random-mirror', 'lsa', '--seeds', '0', '--transfer', '4']
+    run(STUDY, 'x2.pt', *arguments, *rows)
+    assert not Path('work/lsa/seed-0/transfer').exists()
+    found = results()
+    authors, new = (found[f'{row}_seed-0'] for row in ('lsa', 'random-mirror'))
+    assert authors['transfer']['explained'] == 1 > new['transfer']['explained']
+    assert new['settings']['transfer'] == 4
+    assert new['transfer']['PSNR']['Whole'] != new['PSNR']['Whole']
+    first, learned = (weights('random-mirror', f'{part}start.pth') for part in ('transfer/', ''))
+    moved = {k for k, v in learned.items() if not torch.equal(v, first[k])}
+    assert moved and all('.attn.' in key and '.reflection.' not in key for key in moved)
+    page = Path('report/results.md').read_text()
+    assert (
+        page.index('## After the transfer')
+        < page.index('| explained |')
+        < page.index('## At the end')
+    )
+    assert Path('report/after_transfer.png').stat().st_size > 1000
+    # A transfer that was stopped half-way gives what an undisturbed one gives.
+    Path('report/runs/random-mirror_seed-0.json').unlink()
+    for file in ('start.pth', 'last_checkpoint', 'iter_2.pth', 'iter_4.pth'):
+        Path(f'work/random-mirror/seed-0/{file}').unlink()
+    Path('work/random-mirror/seed-0/transfer/iter_4.pth').unlink()
+    Path('work/random-mirror/seed-0/transfer/last_checkpoint').unlink()
+    run(STUDY, 'x2.pt', *arguments, *rows)
+    again = results()['random-mirror_seed-0']
+    assert again['PSNR'] == new['PSNR'] and again['transfer'] == new['transfer']
+
+
 def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
     few = ['--rows', 'relu', '--seeds', '0']
     run(STUDY, 'x2.pt', *arguments, *few)
@@ -116,6 +147,10 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
             'ReLU, seed 0: the loss is',
         ),
         (['--report-only', '--report', 'empty'], 'No finished run'),
+        (
+            [*arguments, '--transfer', '4', '--rows', 'relu', 'softmax-w32'],
+            'those of softmax-w32 are 32, not a part of 8',
+        ),
         (
             [*arguments, '--rows', 'elu', '--train', 'nowhere'],
             "(train ['HR', 'HR'], not ['nowhere'])",

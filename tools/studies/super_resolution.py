@@ -1,9 +1,10 @@
 """Train every attention in DCTLSA alike, and compare them in decibels.
 
 With the authors' x4 weights every row starts from them, what is a row's own is drawn by the seed;
-without them all rows of a seed start from the same random host. Every finished run leaves a small
-file in the report's folder, and one that was stopped goes on at its last checkpoint, so that the
-same command may be given again and again, with more seeds too. Example:
+without them all rows of a seed start from the same random host. With --transfer the attention of a
+row first learns, module by module, what the authors' attention puts out. Every finished run leaves
+a small file in the report's folder, and one that was stopped goes on at its last checkpoint, so
+that the same command may be given again and again, with more seeds too. Example:
 
     python tools/studies/super_resolution.py X4.pt \\
         --train data/coco/train2017 data/coco/val2017 \\
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mirrorla_mm.analysis.study_runs import Progress, SameHost, keep_study, run_missing
-from mirrorla_mm.converters import convert_dctlsa, read_state_dict, write_checkpoint
+from mirrorla_mm.converters import Converted, convert_dctlsa, read_state_dict, write_checkpoint
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.configs import ConfigOptions, read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
@@ -31,20 +32,28 @@ from mirrorla_mm.restoration.metrics import PSNR, to_uint8
 from mirrorla_mm.restoration.study import (
     BASELINE,
     ROWS,
+    TEACHER,
+    after_transfer,
     plot,
     read_results,
     slot_facts,
     table,
     verdict,
 )
+from mirrorla_mm.restoration.transfer import explained
 
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from rich.progress import track
 
 CONFIG = 'configs/studies/dctlsa-study_x4_1xb4-3k_coco.py'
+TRANSFER_LR = 3e-3
+PREFIX = 'backbone.'
+WINDOW = 16  # DCTLSA's, where the config names none
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,6 +76,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--iters', type=int, help="iterations of a run; the config's by default")
+    parser.add_argument(
+        '--transfer',
+        type=int,
+        default=0,
+        metavar='ITERS',
+        help="iterations in which the attention learns what the authors' puts out, before it is "
+        'trained with the host; none by default',
+    )
     parser.add_argument(
         '--bf16', action='store_true', help='train with products in bfloat16, sums in float32'
     )
@@ -116,6 +133,7 @@ def settings(args: argparse.Namespace, cfg: Config) -> dict:
     return dict(
         start='authors' if args.weights else 'random',
         own='by seed',  # a row's own parameters; runs without this drew them alike for all seeds
+        transfer=args.transfer,
         iters=cfg.train_cfg.max_iters,
         batch=loader.batch_size,
         crop=crops[0] if crops else None,
@@ -126,25 +144,66 @@ def settings(args: argparse.Namespace, cfg: Config) -> dict:
     )
 
 
-def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
-    """The study's config with one row's attention and seed, ready to begin or to go on."""
+def row_config(args: argparse.Namespace, name: str, seed: int, part: str = '') -> Config:
+    """The study's config with one row's attention and seed, in a folder of its own."""
     cfg = study_config(args)
     cfg.model.backbone.update(attn_cfg=ROWS[name].attn_cfg, **ROWS[name].host)
-    cfg.work_dir = str(args.work_dir / name / f'seed-{seed}')
-    cfg.experiment_name = cfg.visualizer.name = f'sr-{name}-seed-{seed}'
+    cfg.work_dir = str(args.work_dir / name / f'seed-{seed}' / part)
+    cfg.experiment_name = cfg.visualizer.name = f'sr-{name}-seed-{seed}{part}'
     cfg.randomness = dict(seed=seed)
     cfg.resume = True
-    prepare_training(cfg)
-    if args.weights and not cfg.resume:
-        cfg.load_from = warm_start(args.weights, cfg, seed)
     return cfg
 
 
-def warm_start(weights: str, cfg: Config, seed: int) -> str:
-    """Write the weights that a row starts from; what is its own is drawn by the seed."""
-    file = Path(cfg.work_dir) / 'start.pth'
-    write_checkpoint(convert_dctlsa(read_state_dict(weights), cfg.model.backbone, seed), file)
-    return str(file)
+def start_of(cfg: Config) -> Path:
+    """The file of the weights that a training starts from."""
+    return Path(cfg.work_dir) / 'start.pth'
+
+
+def warm_start(args: argparse.Namespace, cfg: Config) -> dict:
+    """The host of a config with its first weights: the authors' where no transfer has left others.
+
+    What is a row's own is drawn by the seed.
+    """
+    backbone, file = cfg.model.backbone, start_of(cfg)
+    if not file.exists():
+        weights = read_state_dict(args.weights)
+        write_checkpoint(convert_dctlsa(weights, backbone, cfg.randomness.seed), file)
+    return dict(backbone, init_cfg=dict(type='Pretrained', checkpoint=str(file), prefix=PREFIX))
+
+
+def transfer(args: argparse.Namespace, name: str, seed: int, label: str) -> None:
+    """Let a row's attention learn what the authors' puts out, and leave that as the row's start."""
+    row = row_config(args, name, seed)
+    if start_of(row).exists():
+        return
+    cfg = row_config(args, name, seed, 'transfer')
+    cfg.model = dict(
+        type='mirrorla_mm.SlotTransfer',
+        teacher=warm_start(args, row_config(args, TEACHER, seed)),
+        backbone=warm_start(args, cfg),
+    )
+    cfg.optim_wrapper.optimizer.lr = TRANSFER_LR
+    cfg.train_cfg.max_iters = cfg.param_scheduler.T_max = args.transfer
+    student = train(args, cfg, name, Progress(label)).backbone
+    weights = {PREFIX + key: value for key, value in student.state_dict().items()}
+    write_checkpoint(Converted(weights, row.model.backbone), start_of(row))
+
+
+def train(args: argparse.Namespace, cfg: Config, name: str, progress: Progress) -> BaseModel:
+    """Train by a row's config, from its last checkpoint on where there is one."""
+    prepare_training(cfg)
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(progress)
+    if not args.weights:
+        reference = study_config(args).model
+        reference.backbone.attn_cfg = ROWS[BASELINE].attn_cfg
+        runner.register_hook(SameHost(reference))
+    if ROWS[name].frozen:
+        runner.register_hook(FreezeReflections())
+    with bfloat16_products(args.bf16):
+        runner.train()
+    return runner.model.eval()
 
 
 @contextmanager
@@ -163,29 +222,48 @@ def bfloat16_products(wanted: bool) -> Iterator[None]:
 
 def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
     """Train and test one row with one seed."""
-    runner = Runner.from_cfg(run_config(args, name, seed))
+    if args.transfer and name != TEACHER:
+        transfer(args, name, seed, f'{label}, transfer')
+    cfg = row_config(args, name, seed)
+    if args.weights:
+        cfg.model.backbone = warm_start(args, cfg)
     progress = Progress(label)
-    runner.register_hook(progress)
-    if not args.weights:
-        reference = study_config(args).model
-        reference.backbone.attn_cfg = ROWS[BASELINE].attn_cfg
-        runner.register_hook(SameHost(reference))
-    if ROWS[name].frozen:
-        runner.register_hook(FreezeReflections())
-    with bfloat16_products(args.bf16):
-        runner.train()
-    model = runner.model.eval()
-    scale = model.backbone.upscale
-    sets = {key: load_tests(*test, scale) for key, test in tests(args).items()}
-    return dict(
+    model = train(args, cfg, name, progress)
+    result = dict(
         row=name,
         seed=seed,
         settings=settings(args, study_config(args)),
         parameters=sum(p.numel() for p in model.parameters()),
-        PSNR={key: decibels(model, data, key, scale) for key, data in sets.items()},
-        **slot_facts(model.backbone, inputs_of(next(iter(sets.values())))),
+        **quality(args, model),
         seconds_per_iteration=progress.seconds and round(progress.seconds, 3),
     )
+    if args.transfer:
+        result['transfer'] = transferred(args, name, seed)
+    return result
+
+
+def quality(args: argparse.Namespace, model: BaseModel) -> dict:
+    """Decibels of each image, and what can be said of the attention."""
+    scale = model.backbone.upscale
+    sets = {key: load_tests(*test, scale) for key, test in tests(args).items()}
+    return dict(
+        PSNR={key: decibels(model, data, key, scale) for key, data in sets.items()},
+        **slot_facts(model.backbone, inputs_of(next(iter(sets.values())))),
+    )
+
+
+def transferred(args: argparse.Namespace, name: str, seed: int) -> dict:
+    """The same of a row as its transfer left it, and how much the attention has learned."""
+    models = []
+    for row in (name, TEACHER):
+        cfg = row_config(args, row, seed)
+        cfg.model.backbone = warm_start(args, cfg)
+        models.append(MODELS.build(cfg.model).eval())
+        models[-1].init_weights()
+    model, teacher = models
+    images = inputs_of(load_tests(*next(iter(tests(args).values())), model.backbone.upscale))
+    share = explained(teacher.backbone, model.backbone, images)
+    return dict(quality(args, model), explained=share)
 
 
 def tests(args: argparse.Namespace) -> dict[str, tuple[Path, list[int] | None]]:
@@ -240,6 +318,23 @@ def file_of(args: argparse.Namespace, name: str, seed: int) -> Path:
     return args.report / 'runs' / f'{name}_seed-{seed}.json'
 
 
+def check_transfer(args: argparse.Namespace) -> None:
+    """Refuse at once what a transfer would stop at after hours."""
+    if not args.transfer:
+        return
+    if not args.weights:
+        raise UserError("--transfer needs the authors' weights: give their file, or leave it out.")
+    crop = settings(args, study_config(args))['crop']
+    for name in args.rows:
+        side = row_config(args, name, 0).model.backbone.get('window_size', WINDOW)
+        if crop and crop % side:
+            raise UserError(
+                f'--transfer takes crops of a multiple of the windows, and those of {name} are '
+                f'{side}, not a part of {crop}: set train_dataloader.dataset.pipeline.1.size by '
+                '--cfg-options, or leave out the row.'
+            )
+
+
 def check_settings(args: argparse.Namespace) -> None:
     """Refuse to set runs beside others that were made otherwise."""
     wanted = settings(args, study_config(args))
@@ -256,11 +351,19 @@ def report(args: argparse.Namespace) -> None:
     results = read_results(args.report / 'runs')
     if not results:
         raise UserError(f'No finished run is in {args.report / "runs"}.')
-    text = f'{table(results)}\n\n{verdict(results)}\n'
+    text = section(results)
+    before = after_transfer(results)
+    if before:
+        text = f'## After the transfer\n\n{section(before)}\n## At the end\n\n{text}'
+        plot(before, args.report / 'after_transfer.png')
     print(f'\n{text}')
     with whole_file(args.report / 'results.md') as partial:
         partial.write_text(f'# Results of the study\n\n{text}', encoding='utf-8')
     plot(results, args.report / 'results.png')
+
+
+def section(results: list[dict]) -> str:
+    return f'{table(results)}\n\n{verdict(results)}\n'
 
 
 @one_line_errors()
@@ -269,6 +372,7 @@ def main() -> None:
     if not args.report_only:
         if not args.train or not args.test:
             raise UserError('--train and --test are needed, or --report-only.')
+        check_transfer(args)
         check_settings(args)
         run_missing(
             [(name, seed) for seed in args.seeds for name in args.rows],

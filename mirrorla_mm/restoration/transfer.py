@@ -1,0 +1,160 @@
+"""Layer-wise transfer: new attentions learn what those of a trained host put out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from statistics import mean
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from ..registry import MODELS, register_model
+from .dctlsa import DCTLSA, Block
+from .restorer import PREPROCESSOR
+
+__all__ = ['SlotTransfer', 'explained']
+
+
+@register_model
+class SlotTransfer(BaseModel):
+    """A trained host, and another whose attentions learn to do what the first one's do.
+
+    Each new attention gets the map that the old one in its place gets and learns its output, so
+    none has to live with the mistakes of another and no image is enlarged. Nothing else of the
+    student is run or trained.
+
+    Args:
+        teacher (dict): The trained :class:`~.DCTLSA`, with ``init_cfg``.
+        backbone (dict): The student: the same host with other attentions. Its windows may be of
+            another size, which the sides of the images are multiples of.
+        data_preprocessor (dict, optional): Defaults to that of :class:`~.Restorer`.
+    """
+
+    def __init__(
+        self, teacher: dict, backbone: dict, data_preprocessor: dict | None = None
+    ) -> None:
+        super().__init__(data_preprocessor or PREPROCESSOR)
+        self.teacher = MODELS.build(teacher)
+        self.backbone = MODELS.build(backbone)
+        self.requires_grad_(False)
+        for block in blocks_of(self.backbone):
+            block.attn.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> SlotTransfer:
+        """Set the mode; the teacher stays in evaluation."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'loss') -> dict:
+        """The loss of a batch.
+
+        Args:
+            inputs (Tensor): RGB in [0, 1], shape (B, 3, h, w).
+            data_samples (list, optional): Not looked at.
+            mode (str): ``'loss'``. Defaults to it.
+
+        Returns:
+            dict: ``loss``, the mean over the attentions of their squared error, over the variance
+            of what they are to put out.
+
+        Raises:
+            NotImplementedError: If the mode is another.
+            ValueError: If the sides of the images are no multiples of the windows.
+        """
+        if mode != 'loss':
+            raise NotImplementedError('A transfer is trained, not tested.')
+        errors = [
+            (ours - theirs).square().mean() / theirs.var().clamp(min=1e-12)
+            for ours, theirs in outputs(self.teacher, self.backbone, inputs)
+        ]
+        return dict(loss=torch.stack(errors).mean())
+
+
+@torch.no_grad()
+def explained(teacher: DCTLSA, student: DCTLSA, images: Iterable[Tensor]) -> float:
+    """How much of what the teacher's attentions tell the tokens of a window apart by is found too.
+
+    What all tokens of a window get alike does not count: one vector for a window takes no
+    attention.
+
+    Args:
+        teacher (DCTLSA): In evaluation mode.
+        student (DCTLSA): In evaluation mode.
+        images (Iterable[Tensor]): RGB in [0, 1], shape (1, 3, h, w) each; they are cut to multiples
+            of the windows.
+
+    Returns:
+        float: Mean over attentions and images of the share of the teacher's variance within windows
+        that the student explains: 1 for the teacher itself, 0 for one vector a window, below it for
+        what is worse.
+    """
+    multiple = math.lcm(teacher.window_size, student.window_size)
+    shares = []
+    for image in images:
+        height, width = (size // multiple * multiple for size in image.shape[-2:])
+        for ours, theirs in outputs(teacher, student, image[..., :height, :width]):
+            missed, all_there_is = (
+                variance_within(x, teacher.window_size) for x in (ours - theirs, theirs)
+            )
+            shares.append(1 - missed / all_there_is)
+    return mean(shares)
+
+
+def outputs(teacher: DCTLSA, student: DCTLSA, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What both attentions of each place put out for the teacher's map.
+
+    Args:
+        teacher (DCTLSA): In evaluation mode; it has no gradient.
+        student (DCTLSA): With another attention.
+        images (Tensor): RGB in [0, 1], shape (B, 3, h, w).
+
+    Yields:
+        tuple[Tensor, Tensor]: The student's and the teacher's, shape (B, H, W, C) each.
+
+    Raises:
+        ValueError: If the sides of the map are no multiples of the student's windows.
+    """
+    maps = attended_maps(teacher, images)
+    for old, new, x in zip(blocks_of(teacher), blocks_of(student), maps):
+        if any(size % side for size, side in zip(x.shape[1:3], new.window)):
+            raise ValueError(
+                f'Maps of {x.shape[1]}x{x.shape[2]} cannot be cut into windows of '
+                f'{new.window[0]}: choose crops of a multiple of that.'
+            )
+        # Both roll the map before they cut it, by half of a window each.
+        shift = old.shift - new.shift
+        ours = new.attend(x.roll((shift, shift), (1, 2))).roll((-shift, -shift), (1, 2))
+        with torch.no_grad():
+            theirs = old.attend(x)
+        yield ours, theirs
+
+
+@torch.no_grad()
+def attended_maps(host: DCTLSA, images: Tensor) -> list[Tensor]:
+    """The map that each attention of a host attends in, shape (B, H, W, C), as it is rolled."""
+    found: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        found.append(output.permute(0, 2, 3, 1))
+
+    hooks = [block.local.register_forward_hook(note) for block in blocks_of(host)]
+    try:
+        host(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def blocks_of(host: DCTLSA) -> list[Block]:
+    """The blocks of a host, in the order of the pass."""
+    return [module for module in host.modules() if isinstance(module, Block)]
+
+
+def variance_within(x: Tensor, side: int) -> float:
+    """Mean squared distance of tokens (B, H, W, C) from the mean of their window."""
+    windows = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
+    return (windows - windows.mean((2, 4), keepdim=True)).square().mean().item()

@@ -1,0 +1,111 @@
+"""What a transfer teaches the attentions of a host, and what it leaves alone."""
+
+import pytest
+import torch
+
+from mirrorla_mm.registry import MODELS
+from mirrorla_mm.restoration import transfer
+from mirrorla_mm.restoration.transfer import attended_maps, blocks_of, explained, outputs
+from tests.test_restoration.toy import TOY, toy_host
+
+RELU = dict(type='ReLUAttention')
+
+
+def pair(**options):
+    """A teacher, and a student with its weights but for the attention's own."""
+    teacher = toy_host()
+    student = toy_host(**options)
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    return teacher, student
+
+
+def test_a_copy_of_the_teacher_explains_all_and_one_vector_a_window_nothing():
+    teacher, student = pair()
+    images = [torch.rand(1, 3, 13, 10), torch.rand(1, 3, 8, 8)]
+    assert explained(teacher, student, images) == pytest.approx(1, abs=1e-9)
+    for block in blocks_of(student):
+        torch.nn.init.zeros_(block.attn.proj.weight)
+        torch.nn.init.normal_(block.attn.proj.bias)
+    assert explained(teacher, student, images) == pytest.approx(0, abs=1e-5)
+
+
+def test_maps_are_those_of_the_pass():
+    host = toy_host(attn_cfg=RELU)
+    images = torch.rand(1, 3, 8, 12)
+    seen = []
+    for block in blocks_of(host):
+        # Tokens of all windows, as the attention gets them.
+        block.attn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    maps = attended_maps(host, images)
+    assert len(maps) == len(seen) == 8 and not any(
+        block.local._forward_hooks for block in blocks_of(host)
+    )
+    for x, tokens in zip(maps, seen):
+        assert torch.equal(x.flatten(0, 2).sort(0).values, tokens.flatten(0, 1).sort(0).values)
+
+
+def test_every_attention_learns_on_the_teachers_map_alone():
+    teacher, student = pair(attn_cfg=RELU)
+    images = torch.rand(2, 3, 8, 8)
+    before = [ours for ours, _ in outputs(teacher, student, images)]
+    with torch.no_grad():
+        for parameter in blocks_of(student)[0].parameters():
+            parameter.add_(1)
+    after = [ours for ours, _ in outputs(teacher, student, images)]
+    changed = [not torch.equal(*both) for both in zip(before, after)]
+    assert changed == [True, *[False] * 7]
+
+
+def test_windows_of_another_size_lie_where_the_student_has_them(monkeypatch):
+    teacher, student = pair(attn_cfg=dict(type='SoftmaxAttention'), window_size=8)
+    maps = [torch.rand(1, 16, 16, 8) for _ in blocks_of(teacher)]
+    moved = [x.clone() for x in maps]
+    for x in moved:
+        x[0, 5, 6] += 1
+    found = []
+    for given in (maps, moved):
+        monkeypatch.setattr(transfer, 'attended_maps', lambda *args, given=given: given)
+        found.append([ours for ours, _ in outputs(teacher, student, torch.rand(1, 3, 16, 16))])
+    for before, after, old, new in zip(*found, blocks_of(teacher), blocks_of(student)):
+        # The teacher's map is rolled: what lies in row 5 of it comes from row 5 + shift.
+        reached = (before != after).any(-1)[0].roll((old.shift, old.shift), (0, 1)).nonzero()
+        token = torch.tensor([5, 6]) + old.shift
+        window = (token - new.shift) // 8
+        assert len(reached) == 64
+        assert (((reached - new.shift) % 16) // 8 == window % 2).all()
+
+
+def test_maps_that_cannot_be_cut_are_named():
+    teacher, student = pair(attn_cfg=RELU, window_size=8)
+    with pytest.raises(ValueError, match='Maps of 12x12 cannot be cut into windows of 8'):
+        list(outputs(teacher, student, torch.rand(1, 3, 12, 12)))
+
+
+def test_the_loss_falls_and_nothing_else_moves():
+    torch.manual_seed(0)
+    backbone = dict(type='mirrorla_mm.DCTLSA', upscale=2, **TOY)
+    model = MODELS.build(
+        dict(
+            type='mirrorla_mm.SlotTransfer',
+            teacher=backbone,
+            backbone=dict(backbone, attn_cfg=dict(RELU, reflection={})),
+        )
+    ).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    inputs = torch.rand(2, 3, 8, 8)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(learned, lr=1e-2)
+    losses = []
+    for _ in range(60):
+        loss = model(inputs)['loss']
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+    moved = {
+        key for key, value in model.state_dict().items() if not torch.equal(before[key], value)
+    }
+    assert moved == {key for key in before if key.startswith('backbone.') and '.attn.' in key}
+    with pytest.raises(NotImplementedError, match='trained, not tested'):
+        model(inputs, mode='predict')
