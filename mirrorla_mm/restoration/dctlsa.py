@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -173,12 +175,20 @@ class Block(BaseModule):
 
     def attend(self, x: Tensor) -> Tensor:
         """The attention in each window on its own, as if it was an image of its own."""
+        return self.join(self.attn(self.cut(x), self.window), x.shape[1:3])
+
+    def cut(self, x: Tensor) -> Tensor:
+        """A map (B, H, W, C) to the tokens of one window after the other, (windows, N, C)."""
         side = self.window[0]
         rows, columns = (n // side for n in x.shape[1:3])
-        # (B, rows, side, columns, side, C) to one window after the other.
+        # (B, rows, side, columns, side, C) to (B, rows, columns, side, side, C).
         windows = x.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3)
-        tokens = windows.flatten(3, 4).flatten(0, 2)
-        tokens = self.attn(tokens, self.window)
+        return windows.flatten(3, 4).flatten(0, 2)
+
+    def join(self, tokens: Tensor, hw_shape: Sequence[int]) -> Tensor:
+        """What :meth:`cut` has cut, put together to maps of H x W again."""
+        side = self.window[0]
+        rows, columns = (n // side for n in hw_shape)
         windows = tokens.unflatten(1, self.window).unflatten(0, (-1, rows, columns))
         return windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 

@@ -117,8 +117,8 @@ def outputs(teacher: DCTLSA, student: DCTLSA, images: Tensor) -> Iterator[tuple[
     Raises:
         ValueError: If the sides of the map are no multiples of the student's windows.
     """
-    maps = attended_maps(teacher, images)
-    for old, new, x in zip(blocks_of(teacher), blocks_of(student), maps):
+    pairs = attended(teacher, images)
+    for old, new, (x, theirs) in zip(blocks_of(teacher), blocks_of(student), pairs):
         if any(size % side for size, side in zip(x.shape[1:3], new.window)):
             raise ValueError(
                 f'Maps of {x.shape[1]}x{x.shape[2]} cannot be cut into windows of '
@@ -126,21 +126,32 @@ def outputs(teacher: DCTLSA, student: DCTLSA, images: Tensor) -> Iterator[tuple[
             )
         # Both roll the map before they cut it, by half of a window each.
         shift = old.shift - new.shift
-        ours = new.attend(x.roll((shift, shift), (1, 2))).roll((-shift, -shift), (1, 2))
-        with torch.no_grad():
-            theirs = old.attend(x)
-        yield ours, theirs
+        yield new.attend(x.roll((shift, shift), (1, 2))).roll((-shift, -shift), (1, 2)), theirs
 
 
 @torch.no_grad()
-def attended_maps(host: DCTLSA, images: Tensor) -> list[Tensor]:
-    """The map that each attention of a host attends in, shape (B, H, W, C), as it is rolled."""
-    found: list[Tensor] = []
+def attended(host: DCTLSA, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The map that each attention of a host gets and the one that it puts out, as they are rolled.
 
-    def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        found.append(output.permute(0, 2, 3, 1))
+    Args:
+        host (DCTLSA): In evaluation mode.
+        images (Tensor): RGB in [0, 1], shape (B, 3, h, w).
 
-    hooks = [block.local.register_forward_hook(note) for block in blocks_of(host)]
+    Returns:
+        list[tuple[Tensor, Tensor]]: Shape (B, H, W, C) each.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    # All layers pad to the same size.
+    height, width = (-(-size // host.window_size) * host.window_size for size in images.shape[-2:])
+    hooks = []
+    for block in blocks_of(host):
+
+        def note(attn: nn.Module, inputs: tuple, output: Tensor, block: Block = block) -> None:
+            found.append(
+                (block.join(inputs[0], (height, width)), block.join(output, (height, width)))
+            )
+
+        hooks.append(block.attn.register_forward_hook(note))
     try:
         host(images)
     finally:

@@ -5,7 +5,8 @@ import torch
 
 from mirrorla_mm.registry import MODELS
 from mirrorla_mm.restoration import transfer
-from mirrorla_mm.restoration.transfer import attended_maps, blocks_of, explained, outputs
+from mirrorla_mm.restoration.dctlsa import pad_by_reflection
+from mirrorla_mm.restoration.transfer import attended, blocks_of, explained, outputs
 from tests.test_restoration.toy import TOY, toy_host
 
 RELU = dict(type='ReLUAttention')
@@ -31,17 +32,15 @@ def test_a_copy_of_the_teacher_explains_all_and_one_vector_a_window_nothing():
 
 def test_maps_are_those_of_the_pass():
     host = toy_host(attn_cfg=RELU)
-    images = torch.rand(1, 3, 8, 12)
-    seen = []
-    for block in blocks_of(host):
-        # Tokens of all windows, as the attention gets them.
-        block.attn.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    maps = attended_maps(host, images)
-    assert len(maps) == len(seen) == 8 and not any(
-        block.local._forward_hooks for block in blocks_of(host)
-    )
-    for x, tokens in zip(maps, seen):
-        assert torch.equal(x.flatten(0, 2).sort(0).values, tokens.flatten(0, 1).sort(0).values)
+    images = torch.rand(2, 3, 7, 12)
+    pairs = attended(host, images)
+    first = host.groups[0][0]
+    x = pad_by_reflection(host.stem(images), 4).permute(0, 2, 3, 1)
+    local = first.blocks[0].local(first.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(pairs[0][0], local)
+    for block, (x, y) in zip(blocks_of(host), pairs):
+        assert x.shape == (2, 8, 12, 8) and not block.attn._forward_hooks
+        torch.testing.assert_close(y, block.attend(x))
 
 
 def test_every_attention_learns_on_the_teachers_map_alone():
@@ -58,13 +57,13 @@ def test_every_attention_learns_on_the_teachers_map_alone():
 
 def test_windows_of_another_size_lie_where_the_student_has_them(monkeypatch):
     teacher, student = pair(attn_cfg=dict(type='SoftmaxAttention'), window_size=8)
-    maps = [torch.rand(1, 16, 16, 8) for _ in blocks_of(teacher)]
-    moved = [x.clone() for x in maps]
-    for x in moved:
+    maps = [(torch.rand(1, 16, 16, 8), None) for _ in blocks_of(teacher)]
+    moved = [(x.clone(), None) for x, _ in maps]
+    for x, _ in moved:
         x[0, 5, 6] += 1
     found = []
     for given in (maps, moved):
-        monkeypatch.setattr(transfer, 'attended_maps', lambda *args, given=given: given)
+        monkeypatch.setattr(transfer, 'attended', lambda *args, given=given: given)
         found.append([ours for ours, _ in outputs(teacher, student, torch.rand(1, 3, 16, 16))])
     for before, after, old, new in zip(*found, blocks_of(teacher), blocks_of(student)):
         # The teacher's map is rolled: what lies in row 5 of it comes from row 5 + shift.
