@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from statistics import mean
 
 import torch
@@ -11,7 +12,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ..registry import MODELS, register_model
-from .dctlsa import DCTLSA, Block
+from .dctlsa import DCTLSA, Block, pad_by_reflection
 from .restorer import PREPROCESSOR
 
 __all__ = ['SlotTransfer', 'explained']
@@ -84,7 +85,7 @@ def explained(teacher: DCTLSA, student: DCTLSA, images: Iterable[Tensor]) -> flo
         teacher (DCTLSA): In evaluation mode.
         student (DCTLSA): In evaluation mode.
         images (Iterable[Tensor]): RGB in [0, 1], shape (1, 3, h, w) each; they are cut to multiples
-            of the windows.
+            of the windows, or padded by reflection to a first one.
 
     Returns:
         float: Mean over attentions and images of the share of the teacher's variance within windows
@@ -94,8 +95,9 @@ def explained(teacher: DCTLSA, student: DCTLSA, images: Iterable[Tensor]) -> flo
     multiple = math.lcm(teacher.window_size, student.window_size)
     shares = []
     for image in images:
-        height, width = (size // multiple * multiple for size in image.shape[-2:])
-        for ours, theirs in outputs(teacher, student, image[..., :height, :width]):
+        height, width = (max(size // multiple, 1) * multiple for size in image.shape[-2:])
+        image = pad_by_reflection(image, multiple)[..., :height, :width]
+        for ours, theirs in outputs(teacher, student, image):
             missed, all_there_is = (
                 variance_within(x, teacher.window_size) for x in (ours - theirs, theirs)
             )
@@ -140,18 +142,14 @@ def attended(host: DCTLSA, images: Tensor) -> list[tuple[Tensor, Tensor]]:
     Returns:
         list[tuple[Tensor, Tensor]]: Shape (B, H, W, C) each.
     """
-    found: list[tuple[Tensor, Tensor]] = []
     # All layers pad to the same size.
-    height, width = (-(-size // host.window_size) * host.window_size for size in images.shape[-2:])
-    hooks = []
-    for block in blocks_of(host):
+    shape = [-(-size // host.window_size) * host.window_size for size in images.shape[-2:]]
+    found: list[tuple[Tensor, Tensor]] = []
 
-        def note(attn: nn.Module, inputs: tuple, output: Tensor, block: Block = block) -> None:
-            found.append(
-                (block.join(inputs[0], (height, width)), block.join(output, (height, width)))
-            )
+    def note(block: Block, attn: nn.Module, inputs: tuple, output: Tensor) -> None:
+        found.append((block.join(inputs[0], shape), block.join(output, shape)))
 
-        hooks.append(block.attn.register_forward_hook(note))
+    hooks = [block.attn.register_forward_hook(partial(note, block)) for block in blocks_of(host)]
     try:
         host(images)
     finally:

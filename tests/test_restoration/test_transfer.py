@@ -22,7 +22,7 @@ def pair(**options):
 
 def test_a_copy_of_the_teacher_explains_all_and_one_vector_a_window_nothing():
     teacher, student = pair()
-    images = [torch.rand(1, 3, 13, 10), torch.rand(1, 3, 8, 8)]
+    images = [torch.rand(1, 3, *size) for size in ((13, 10), (8, 8), (3, 5))]
     assert explained(teacher, student, images) == pytest.approx(1, abs=1e-9)
     for block in blocks_of(student):
         torch.nn.init.zeros_(block.attn.proj.weight)
