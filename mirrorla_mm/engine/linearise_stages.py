@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -50,7 +49,7 @@ from .linearise_model import (
 )
 from .prepare import prepare_training
 from .resuming import find_latest_checkpoint
-from .settings import digest, keep_settings
+from .settings import digest, file_digest, keep_settings
 from .work_dir import hold_work_dir
 
 __all__ = ['STEPS', 'Linearisation', 'named', 'shorten']
@@ -423,7 +422,7 @@ class Linearisation:
         """Refuse a folder whose files come from other settings, weights or data."""
         cfg = {key: value for key, value in self.cfg.to_dict().items() if key not in PLACES}
         settings = dict(
-            weights=hashlib.sha256(Path(self.checkpoint).read_bytes()).hexdigest()[:16],
+            weights=file_digest(self.checkpoint),
             config=digest(cfg),
             attn=self.attn,
             stages=self.stages,

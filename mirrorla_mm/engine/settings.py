@@ -12,7 +12,7 @@ from typing import Any
 from .atomic import whole_file
 from .errors import UserError
 
-__all__ = ['digest', 'keep_settings', 'refuse_others']
+__all__ = ['digest', 'file_digest', 'keep_settings', 'refuse_others']
 
 
 WAY_OUT = 'name another folder to write to'
@@ -22,6 +22,15 @@ def digest(config: Mapping[Any, Any]) -> str:
     """Sum up a config: 16 hexadecimal digits, the same wherever and in whatever order it stands."""
     content = json.dumps(_in_order(config), default=_named)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def file_digest(file: str | Path) -> str:
+    """Sum up a file: 16 hexadecimal digits.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def keep_settings(

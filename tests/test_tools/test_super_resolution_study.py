@@ -159,6 +159,15 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
         with pytest.raises(SystemExit):
             run(STUDY, 'x2.pt', *more)
         assert message in capsys.readouterr().err
+    torch.save(official_dctlsa(toy_host(num_groups=2).state_dict()), 'other.pt')
+    for weights, more, message in (
+        ('other.pt', [], 'relu_seed-0.json holds results of other settings (weights '),
+        ('nowhere.pt', [], 'nowhere.pt'),
+        (None, ['--transfer', '4', *ELSEWHERE], "--transfer needs the authors' weights"),
+    ):
+        with pytest.raises(SystemExit):
+            run(STUDY, *([weights] if weights else []), *arguments, *few, *more)
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_runs_whose_own_parameters_were_alike_for_all_seeds_stay_alone(run, arguments, capsys):

@@ -26,7 +26,7 @@ from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.configs import ConfigOptions, read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
-from mirrorla_mm.engine.settings import refuse_others
+from mirrorla_mm.engine.settings import file_digest, refuse_others
 from mirrorla_mm.restoration.datasets import SuperResolutionDataset
 from mirrorla_mm.restoration.metrics import PSNR, to_uint8
 from mirrorla_mm.restoration.study import (
@@ -132,6 +132,7 @@ def settings(args: argparse.Namespace, cfg: Config) -> dict:
     crops = [t['size'] for t in loader.dataset.pipeline if t['type'].endswith('PairedRandomCrop')]
     return dict(
         start='authors' if args.weights else 'random',
+        weights=file_digest(args.weights) if args.weights else None,
         own='by seed',  # a row's own parameters; runs without this drew them alike for all seeds
         transfer=args.transfer,
         iters=cfg.train_cfg.max_iters,
@@ -160,28 +161,29 @@ def start_of(cfg: Config) -> Path:
     return Path(cfg.work_dir) / 'start.pth'
 
 
-def warm_start(args: argparse.Namespace, cfg: Config) -> dict:
-    """The host of a config with its first weights: the authors' where no transfer has left others.
+def keep_authors_weights(args: argparse.Namespace, cfg: Config) -> None:
+    """Let a row start from the authors' weights; what is its own is drawn by the seed."""
+    weights = read_state_dict(args.weights)
+    converted = convert_dctlsa(weights, cfg.model.backbone, cfg.randomness.seed)
+    write_checkpoint(converted, start_of(cfg))
 
-    What is a row's own is drawn by the seed.
-    """
-    backbone, file = cfg.model.backbone, start_of(cfg)
-    if not file.exists():
-        weights = read_state_dict(args.weights)
-        write_checkpoint(convert_dctlsa(weights, backbone, cfg.randomness.seed), file)
-    return dict(backbone, init_cfg=dict(type='Pretrained', checkpoint=str(file), prefix=PREFIX))
+
+def pretrained(cfg: Config) -> dict:
+    """The host of a config, with the weights that it starts from."""
+    start = dict(type='Pretrained', checkpoint=str(start_of(cfg)), prefix=PREFIX)
+    return dict(cfg.model.backbone, init_cfg=start)
 
 
 def transfer(args: argparse.Namespace, name: str, seed: int, label: str) -> None:
-    """Let a row's attention learn what the authors' puts out, and leave that as the row's start."""
+    """Let a row's attention learn what the authors' puts out, and the row start from that."""
     row = row_config(args, name, seed)
     if start_of(row).exists():
         return
-    cfg = row_config(args, name, seed, 'transfer')
+    cfg, teacher = row_config(args, name, seed, 'transfer'), row_config(args, TEACHER, seed)
+    for each in (cfg, teacher):
+        keep_authors_weights(args, each)
     cfg.model = dict(
-        type='mirrorla_mm.SlotTransfer',
-        teacher=warm_start(args, row_config(args, TEACHER, seed)),
-        backbone=warm_start(args, cfg),
+        type='mirrorla_mm.SlotTransfer', teacher=pretrained(teacher), backbone=pretrained(cfg)
     )
     cfg.optim_wrapper.optimizer.lr = TRANSFER_LR
     cfg.train_cfg.max_iters = cfg.param_scheduler.T_max = args.transfer
@@ -222,11 +224,13 @@ def bfloat16_products(wanted: bool) -> Iterator[None]:
 
 def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
     """Train and test one row with one seed."""
+    cfg = row_config(args, name, seed)
     if args.transfer and name != TEACHER:
         transfer(args, name, seed, f'{label}, transfer')
-    cfg = row_config(args, name, seed)
+    elif args.weights:
+        keep_authors_weights(args, cfg)
     if args.weights:
-        cfg.model.backbone = warm_start(args, cfg)
+        cfg.model.backbone = pretrained(cfg)
     progress = Progress(label)
     model = train(args, cfg, name, progress)
     result = dict(
@@ -257,7 +261,7 @@ def transferred(args: argparse.Namespace, name: str, seed: int) -> dict:
     models = []
     for row in (name, TEACHER):
         cfg = row_config(args, row, seed)
-        cfg.model.backbone = warm_start(args, cfg)
+        cfg.model.backbone = pretrained(cfg)
         models.append(MODELS.build(cfg.model).eval())
         models[-1].init_weights()
     model, teacher = models
