@@ -17,6 +17,8 @@ from .restorer import PREPROCESSOR
 
 __all__ = ['SlotTransfer', 'explained']
 
+TINY = 1e-12  # a variance of nothing
+
 
 @register_model
 class SlotTransfer(BaseModel):
@@ -68,7 +70,7 @@ class SlotTransfer(BaseModel):
         if mode != 'loss':
             raise NotImplementedError('A transfer is trained, not tested.')
         errors = [
-            (ours - theirs).square().mean() / theirs.var().clamp(min=1e-12)
+            (ours - theirs).square().mean() / theirs.var().clamp(min=TINY)
             for ours, theirs in outputs(self.teacher, self.backbone, inputs)
         ]
         return dict(loss=torch.stack(errors).mean())
@@ -101,7 +103,7 @@ def explained(teacher: DCTLSA, student: DCTLSA, images: Iterable[Tensor]) -> flo
             missed, all_there_is = (
                 variance_within(x, teacher.window_size) for x in (ours - theirs, theirs)
             )
-            shares.append(1 - missed / all_there_is)
+            shares.append(1 - missed / max(all_there_is, TINY))
     return mean(shares)
 
 

@@ -10,6 +10,7 @@ from mirrorla_mm.analysis.study_runs import half_width, read_runs
 from mirrorla_mm.engine.data import DataError
 from mirrorla_mm.restoration.study import (
     ROWS,
+    after_transfer,
     difference,
     plot,
     read_results,
@@ -82,8 +83,12 @@ def test_facts_tell_clipping_from_the_rest():
     assert 1 <= relu['rank'] <= 4 and 1 <= elu['rank'] <= 4
 
 
-def test_the_published_page_is_what_its_runs_give():
-    published = Path(__file__).resolve().parents[2] / 'docs' / 'studies' / 'super_resolution'
+@pytest.mark.parametrize('study', ['.', '2000_iterations', 'from_scratch', 'transfer'])
+def test_the_published_pages_are_what_their_runs_give(study):
+    published = Path(__file__).resolve().parents[2] / 'docs/studies/super_resolution' / study
     results = read_results(published / 'runs')
     page = (published / 'results.md').read_text(encoding='utf-8')
     assert page.endswith(f'\n{table(results)}\n\n{verdict(results)}\n')
+    before = after_transfer(results)
+    assert len(before) == (len(results) if study == 'transfer' else 0)
+    assert not before or f'\n{table(before)}\n\n{verdict(before)}\n' in page

@@ -164,6 +164,7 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
         ('other.pt', [], 'relu_seed-0.json holds results of other settings (weights '),
         ('nowhere.pt', [], 'nowhere.pt'),
         (None, ['--transfer', '4', *ELSEWHERE], "--transfer needs the authors' weights"),
+        ('x2.pt', ['--transfer', '-4'], '--transfer takes a number of iterations, not -4'),
     ):
         with pytest.raises(SystemExit):
             run(STUDY, *([weights] if weights else []), *arguments, *few, *more)

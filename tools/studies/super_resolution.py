@@ -176,12 +176,12 @@ def pretrained(cfg: Config) -> dict:
 
 def transfer(args: argparse.Namespace, name: str, seed: int, label: str) -> None:
     """Let a row's attention learn what the authors' puts out, and the row start from that."""
-    row = row_config(args, name, seed)
+    row, teacher = (row_config(args, each, seed) for each in (name, TEACHER))
+    keep_authors_weights(args, teacher)
     if start_of(row).exists():
         return
-    cfg, teacher = row_config(args, name, seed, 'transfer'), row_config(args, TEACHER, seed)
-    for each in (cfg, teacher):
-        keep_authors_weights(args, each)
+    cfg = row_config(args, name, seed, 'transfer')
+    keep_authors_weights(args, cfg)
     cfg.model = dict(
         type='mirrorla_mm.SlotTransfer', teacher=pretrained(teacher), backbone=pretrained(cfg)
     )
@@ -257,7 +257,7 @@ def quality(args: argparse.Namespace, model: BaseModel) -> dict:
 
 
 def transferred(args: argparse.Namespace, name: str, seed: int) -> dict:
-    """The same of a row as its transfer left it, and how much the attention has learned."""
+    """What can be said of a row as its transfer left it, and how much the attention has learned."""
     models = []
     for row in (name, TEACHER):
         cfg = row_config(args, row, seed)
@@ -326,6 +326,8 @@ def check_transfer(args: argparse.Namespace) -> None:
     """Refuse at once what a transfer would stop at after hours."""
     if not args.transfer:
         return
+    if args.transfer < 0:
+        raise UserError(f'--transfer takes a number of iterations, not {args.transfer}.')
     if not args.weights:
         raise UserError("--transfer needs the authors' weights: give their file, or leave it out.")
     crop = settings(args, study_config(args))['crop']
