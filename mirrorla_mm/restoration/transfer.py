@@ -99,10 +99,9 @@ def explained(teacher: DCTLSA, student: DCTLSA, images: Iterable[Tensor]) -> flo
     for image in images:
         height, width = (max(size // multiple, 1) * multiple for size in image.shape[-2:])
         image = pad_by_reflection(image, multiple)[..., :height, :width]
-        for ours, theirs in outputs(teacher, student, image):
-            missed, all_there_is = (
-                variance_within(x, teacher.window_size) for x in (ours - theirs, theirs)
-            )
+        pairs = outputs(teacher, student, image)
+        for block, (ours, theirs) in zip(blocks_of(teacher), pairs):
+            missed, all_there_is = (variance_within(block.cut(x)) for x in (ours - theirs, theirs))
             shares.append(1 - missed / max(all_there_is, TINY))
     return mean(shares)
 
@@ -165,7 +164,6 @@ def blocks_of(host: DCTLSA) -> list[Block]:
     return [module for module in host.modules() if isinstance(module, Block)]
 
 
-def variance_within(x: Tensor, side: int) -> float:
-    """Mean squared distance of tokens (B, H, W, C) from the mean of their window."""
-    windows = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
-    return (windows - windows.mean((2, 4), keepdim=True)).square().mean().item()
+def variance_within(windows: Tensor) -> float:
+    """Mean squared distance of the tokens of windows (windows, N, C) from the mean of theirs."""
+    return (windows - windows.mean(1, keepdim=True)).square().mean().item()
