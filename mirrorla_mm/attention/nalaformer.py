@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..registry import register_attention
 from .linear import LinearAttention, Place
+from .polaformer import signed_powers
 
 
 @register_attention
@@ -25,18 +26,7 @@ class NaLaAttention(LinearAttention):
     brings = dict(gate=True, lepe_kernel=5, out_norm=True)
 
     def features(self, x: Tensor, place: Place, key: bool = False) -> Tensor:
-        return cubed_keys(x) if key else norm_aware_queries(x)
-
-
-def norm_aware_queries(q: Tensor) -> Tensor:
-    """Features of queries (B, H, N, d): >= 0, shape (B, H, N, 2d)."""
-    norm = torch.linalg.vector_norm(q, dim=-1, keepdim=True)
-    direction = F.normalize(q, dim=-1)
-    parts = torch.cat((F.relu(direction), F.relu(-direction)), dim=-1)
-    return parts ** (3 * (0.5 + torch.tanh(norm)))
-
-
-def cubed_keys(k: Tensor) -> Tensor:
-    """Features of keys (B, H, N, d): >= 0, shape (B, H, N, 2d)."""
-    k = k**3
-    return torch.cat((F.relu(k), F.relu(-k)), dim=-1)
+        if key:
+            return signed_powers(x, 3)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return signed_powers(F.normalize(x, dim=-1), 3 * (0.5 + torch.tanh(norm)))

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 
@@ -56,15 +58,16 @@ class PolaAttention(FLattenAttention):
         return super().read(q, state._replace(products=products, key=key), place, own)
 
 
-def signed_powers(x: Tensor, power: Tensor) -> Tensor:
-    """``[relu(x)^p, relu(-x)^p]``.
+def signed_powers(x: Tensor, power: Tensor | float) -> Tensor:
+    """``[relu(x)^p, relu(-x)^p]``, by one power of each number.
 
     Args:
         x (Tensor): Queries or keys, shape (B, H, N, d).
-        power (Tensor): Exponents >= 1, shape (H, 1, d).
+        power (Tensor | float): Exponents >= 1, of any shape that broadcasts to that of x.
 
     Returns:
         Tensor: >= 0, shape (B, H, N, 2d).
     """
     powers = x.abs() ** power
-    return torch.cat((powers.where(x > 0, 0), powers.where(x < 0, 0)), dim=-1)
+    positive = powers * x.detach().sign().relu()
+    return torch.cat((positive, powers - positive), dim=-1)
