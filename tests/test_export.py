@@ -116,6 +116,15 @@ def test_backbone_to_torch_export_at_unseen_sizes_and_a_wrong_graph_is_noticed(t
     assert largest_error(model, file, 'torch', UNSEEN[:1]) > 0.1
 
 
+@pytest.mark.parametrize('wrong', [0, 1])
+def test_a_graph_that_gives_nan_is_noticed_whichever_output_it_is(monkeypatch, wrong):
+    outputs = [torch.ones(2), torch.ones(2)]
+    graph = [x.clone() for x in outputs]
+    graph[wrong][1] = torch.nan
+    monkeypatch.setattr('mirrorla_mm.engine.export.run', lambda *_: graph)
+    assert not largest_error(lambda x: outputs, None, 'onnx', [(4, 4)]) < 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('build', [segmentor, detector])
 def test_segmentor_and_dense_detector_to_onnx(build, tmp_path):

@@ -52,12 +52,16 @@ def main() -> None:
         )
         failed = [result['image'] for result in results if 'error' in result]
         done = [result for result in results if 'error' not in result]
-        if args.truth and done:
-            means = (f'{key} {mean(r[key] for r in done):.4f}' for key in ('PSNR', 'SSIM'))
-            print(f'mean of {len(done)} images: {", ".join(means)}')
+        scored = [result for result in done if 'PSNR' in result]
+        if scored:
+            means = (f'{key} {mean(r[key] for r in scored):.4f}' for key in ('PSNR', 'SSIM'))
+            print(f'mean of {len(scored)} images: {", ".join(means)}')
         print(f'{len(done)} images are in {args.out_dir}, with results.json.')
         if failed:
             raise UserError(f'{len(failed)} could not be enlarged: {", ".join(failed)}')
+        unscored = [result['image'] for result in done if 'unscored' in result]
+        if unscored:
+            raise UserError(f'{len(unscored)} have no PSNR and SSIM: {", ".join(unscored)}')
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..engine.data import DataError
+from ..engine.errors import printable
 from ..engine.images import IMAGES, read_image
 from .inference import Inferencer, Prediction
 
@@ -65,7 +66,8 @@ def predict(
             results.append(result)
     finally:
         text = json.dumps(results, indent=1, ensure_ascii=False)
-        (out_dir / 'predictions.json').write_text(text, encoding='utf-8')
+        # Names that are no UTF-8 become escapes of JSON.
+        (out_dir / 'predictions.json').write_text(text, 'utf-8', errors='backslashreplace')
     return results
 
 
@@ -86,7 +88,8 @@ def _predict_images(
             # Sizes that a config cannot process are told of an array, which has no name.
             said = str(error).replace('The image', str(path), 1)
             result = dict(error=said)
-        tell(f'[{i:{digits}d}/{len(files)}] {name}: {said} ({time.perf_counter() - start:.2f} s)')
+        line = f'{name}: {said} ({time.perf_counter() - start:.2f} s)'
+        tell(printable(f'[{i:{digits}d}/{len(files)}] {line}'))
         yield dict(image=name, **result)
 
 

@@ -151,16 +151,17 @@ class LoadSquareImage(BaseTransform):
 def read_square(path: str, size: int) -> np.ndarray:
     """The centre of an image whose shorter side has become ``size``: (size, size, 3), uint8.
 
-    It is halved by means while that leaves it large enough, then interpolated bicubically.
+    It is halved by means while that leaves it large enough, then interpolated bicubically. Of 16
+    bits the upper 8 count.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If it cannot be read, or holds numbers of more bits.
     """
     problem = opening_problem(path)
     if problem:
         raise DataError(f'{path} {problem}.')
     try:
-        image = Image.open(path).convert('RGB')
+        image = in_8_bits(Image.open(path)).convert('RGB')
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f'{path} cannot be read: {str(error) or "it is damaged"}.') from error
     while min(image.size) >= 2 * size:
@@ -169,6 +170,19 @@ def read_square(path: str, size: int) -> np.ndarray:
     image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
     left, top = ((side - size) // 2 for side in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """An image whose numbers Pillow would clip to 255, scaled; any other as it is.
+
+    Raises:
+        ValueError: If nothing says what its largest value is.
+    """
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PNG'):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ('I', 'F'):
+        raise ValueError('it holds numbers of 32 bits, and images of 8 or 16 bits are read')
+    return image
 
 
 @TRANSFORMS.register_module(force=True)

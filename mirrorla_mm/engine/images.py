@@ -52,6 +52,8 @@ def opening_problem(path: str | os.PathLike) -> str | None:
     """Why a local file must not be decoded, by its size and header alone; None if it may."""
     if not Path(path).exists():
         return 'does not exist'
+    if not os.access(path, os.R_OK):
+        return 'cannot be opened: you have no permission to read it'
     if not Path(path).stat().st_size:
         return 'is empty (0 bytes)'
     try:
@@ -74,7 +76,7 @@ def opening_problem(path: str | os.PathLike) -> str | None:
 
 def cut_short(path: str | os.PathLike) -> str | None:
     """Why a local JPEG or PNG file ends too early; OpenCV would fill the rest with grey."""
-    if not Path(path).is_file():
+    if not Path(path).is_file() or not os.access(path, os.R_OK):
         return None
     with open(path, 'rb') as file:
         ending = ENDINGS.get(file.read(2))

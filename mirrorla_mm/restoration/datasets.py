@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,7 +78,8 @@ class SuperResolutionDataset(BaseDataset):
         return kept
 
     def _entries(self, root: Path) -> list[dict]:
-        shared = dict(scale=self.scale, dataset=root.resolve().name)
+        # The name that the user gave it, whatever a link leads to.
+        shared = dict(scale=self.scale, dataset=Path(os.path.abspath(root)).name)
         truths = images_of(root / self.gt_dir)
         if self.lr_dir is None:
             return [dict(gt_path=str(path), **shared) for path in truths.values()]

@@ -64,10 +64,12 @@ def read_image(path: str | os.PathLike) -> Image:
         DataError: If it cannot be read, or is of another kind.
     """
     problem = opening_problem(path) or cut_short(path)
-    pixels = None if problem else cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    # Not by imread, which some names crash.
+    content = None if problem else np.frombuffer(Path(path).read_bytes(), np.uint8)
+    pixels = None if problem else cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     if pixels is not None and (pixels.ndim == 2 or pixels.shape[2] == 3):
         # What is unchanged is not turned either.
-        pixels = cv2.imread(str(path), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+        pixels = cv2.imdecode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     if pixels is None:
         raise DataError(f'{path} {problem or decoding_problem(path) or "cannot be read"}.')
     if pixels.dtype not in DEPTHS:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.registry import init_default_scope
 from rich.progress import track
@@ -18,13 +19,13 @@ from ..engine.checkpoint_fit import check_fit
 from ..engine.configs import read_config
 from ..engine.data import DataError
 from ..engine.devices import usable_device
-from ..engine.errors import UserError
+from ..engine.errors import UserError, printable
 from ..registry import MODELS
 from .datasets import images_of
 from .images import read_image, write_png
 from .metrics import PSNR, SSIM, to_uint8
 from .restorer import Restorer
-from .tiling import check_tiles, enlarge
+from .tiling import OVERLAP, check_tiles, enlarge
 
 RESULTS = 'results.json'
 
@@ -77,20 +78,21 @@ def restore(
         **options: Of :func:`~mirrorla_mm.restoration.tiling.enlarge`.
 
     Returns:
-        list[dict]: For each image its name and size, PSNR and SSIM where there is a ground truth,
-        or ``error``.
+        list[dict]: For each image its name and size, and PSNR and SSIM where there is a ground
+        truth, or ``unscored``, why there are none; for one that cannot be read ``error``.
 
     Raises:
         DataError: If there is nothing to enlarge, or an image has no ground truth.
-        UserError: If the results would take the place of their sources, or tiles have no sensible
-            size.
+        UserError: If the results would take the place of their sources or ground truths, or tiles
+            have no sensible size.
     """
     source, out_dir = Path(source), Path(out_dir)
     files = image_files(source)
-    if out_dir.resolve() == files[0].parent.resolve():
+    inputs = [files[0].parent, *([Path(truth_dir)] if truth_dir else [])]
+    if out_dir.resolve() in [folder.resolve() for folder in inputs]:
         raise UserError(f'The results would take the place of the images in {out_dir}.')
     if options.get('tile') is not None:
-        check_tiles(options['tile'], options['overlap'], model.backbone.window_size)
+        check_tiles(options['tile'], options.get('overlap', OVERLAP), model.backbone.window_size)
     scale = model.backbone.upscale
     truths = truths_of(files, Path(truth_dir), scale) if truth_dir else [None] * len(files)
     results = []
@@ -100,7 +102,8 @@ def restore(
         except (DataError, ValueError) as error:
             result = dict(image=file.name, error=str(error))
         results.append(result)
-        tell(f'{file.name}: ' + ', '.join(f'{k} {v}' for k, v in list(result.items())[1:]))
+        said = ', '.join(f'{k} {v}' for k, v in list(result.items())[1:])
+        tell(printable(f'{file.name}: {said}'))
     with whole_file(out_dir / RESULTS) as partial:
         partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     return results
@@ -114,16 +117,35 @@ def restore_file(
     image = read_image(file)
     device = next(model.parameters()).device
     colours = enlarge(model.backbone, image.colours[None].to(device), **options)[0].clamp_(0, 1)
-    result = dict(image=file.name, width=colours.shape[2], height=colours.shape[1])
-    if truth is not None:
-        expected = to_uint8(read_image(truth).colours)
-        expected = expected[: colours.shape[1], : colours.shape[2]]
-        about = dict(scale=model.backbone.upscale, gt_path=str(truth))
-        for metric, digits in ((PSNR(), 3), (SSIM(), 4)):
-            figure = metric.measure(to_uint8(colours), expected, about)
-            result[metric.name] = round(figure, digits)
     write_png(image.enlarged(colours).array(), target)
-    return result
+    result = dict(image=file.name, width=colours.shape[2], height=colours.shape[1])
+    if truth is None:
+        return result
+    try:
+        return dict(result, **figures(to_uint8(colours), truth, model.backbone.upscale))
+    except (DataError, ValueError) as error:
+        return dict(result, unscored=str(error))
+
+
+def figures(image: np.ndarray, truth: Path, scale: int) -> dict[str, float]:
+    """PSNR and SSIM of an enlarged image (H, W, 3), uint8.
+
+    Raises:
+        DataError: If its ground truth cannot be read, or is not of ``scale`` times its source.
+        ValueError: If it is too small to be scored.
+    """
+    expected = to_uint8(read_image(truth).colours)
+    height, width = image.shape[:2]
+    if not all(0 <= n - m < scale for n, m in zip(expected.shape, (height, width))):
+        raise DataError(
+            f'{truth} has {expected.shape[1]}x{expected.shape[0]} pixels, and the image enlarged '
+            f'by {scale} {width}x{height}.'
+        )
+    about = dict(scale=scale, gt_path=str(truth))
+    return {
+        metric.name: round(metric.measure(image, expected[:height, :width], about), digits)
+        for metric, digits in ((PSNR(), 3), (SSIM(), 4))
+    }
 
 
 def image_files(source: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Folders and videos through a model, as a user of the command line gets them back."""
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -80,6 +81,17 @@ def test_folders_are_mirrored_and_names_do_not_collide(inferencer, tmp_path):
     for name in names:
         assert (tmp_path / 'out' / 'drawn' / name).is_file()
         assert (tmp_path / 'out' / 'labels' / f'{name}.png').is_file()
+
+
+def test_names_that_are_no_text_are_told_and_kept(inferencer, tmp_path):
+    name = os.fsdecode(b'b\xfcck.png')
+    (tmp_path / 'in').mkdir()
+    write(tmp_path / 'plain.png').rename(tmp_path / 'in' / name)
+    lines = []
+    predict(inferencer(DETECTOR), tmp_path / 'in', tmp_path / 'out', tell=lines.append)
+    assert lines[0].startswith(r'[1/1] b\udcfcck.png: ') and lines[0].isascii()
+    found = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    assert found[0]['image'] == name and (tmp_path / 'out' / 'drawn' / name).is_file()
 
 
 def test_bad_file_is_told_and_the_others_are_done(inferencer, tmp_path):

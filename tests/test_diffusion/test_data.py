@@ -161,6 +161,21 @@ def test_damaged_images_are_refused_in_a_sentence(tmp_path):
         read_square(file, 32)
 
 
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_grey_images_of_16_bits_keep_their_brightness(tmp_path, suffix):
+    deep = np.repeat(np.arange(64, dtype=np.uint16)[None] << 10, 64, 0)
+    Image.fromarray(deep).save(tmp_path / f'x.{suffix}')
+    square = read_square(tmp_path / f'x.{suffix}', 64)
+    assert np.array_equal(square, np.repeat((deep >> 8)[..., None], 3, 2))
+
+
+@pytest.mark.parametrize('kind', [np.int32, np.float32])
+def test_images_of_32_bits_are_refused(tmp_path, kind):
+    Image.fromarray(np.ones((8, 8), kind)).save(tmp_path / 'x.tif')
+    with pytest.raises(DataError, match='x.tif cannot be read: it holds numbers of 32 bits'):
+        read_square(tmp_path / 'x.tif', 8)
+
+
 def test_images_of_too_many_pixels_are_refused_by_their_header(tmp_path, monkeypatch):
     Image.new('RGB', (64, 64)).save(tmp_path / 'x.png')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)

@@ -43,6 +43,14 @@ def test_no_image_is_refused_by_name(tmp_path, content, message):
         read_image(tmp_path / 'a.jpg')
 
 
+def test_no_image_is_read_without_permission(tmp_path, monkeypatch):
+    Image.new('L', (30, 30)).save(tmp_path / 'a.png')
+    monkeypatch.setattr('os.access', lambda path, mode: False)
+    assert cut_short(tmp_path / 'a.png') is None
+    with pytest.raises(DataError, match=r'a\.png cannot be opened: you have no permission'):
+        read_image(tmp_path / 'a.png')
+
+
 def test_bomb_is_known_by_its_header_at_any_size(tmp_path, monkeypatch):
     Image.new('L', (300, 300)).save(tmp_path / 'a.png')
     for limit, dangerous in ((300 * 300, False), (50_000, True), (10_000, True)):

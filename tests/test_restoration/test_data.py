@@ -58,6 +58,16 @@ def test_several_benchmarks_are_one_data_set_that_tells_them_apart(benchmark):
     assert len(SuperResolutionDataset(2, str(benchmark.parent), sets='Drawn')) == 2
 
 
+def test_benchmarks_behind_links_keep_the_names_of_the_links(benchmark):
+    for name in ('Set5', 'Set14'):
+        (benchmark.parent / 'store' / name).mkdir(parents=True)
+        write_benchmark(benchmark.parent / 'store' / name / 'original', [(24, 24)])
+        link = benchmark.parent / name
+        link.symlink_to(benchmark.parent / 'store' / name / 'original')
+    data = SuperResolutionDataset(2, str(benchmark.parent), lr_dir=LR, sets=['Set5', 'Set14'])
+    assert [data.get_data_info(i)['dataset'] for i in range(2)] == ['Set5', 'Set14']
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

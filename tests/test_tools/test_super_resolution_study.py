@@ -140,6 +140,10 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
             [*arguments, *few, '--iters', '5', '--report', 'new'],
             'work holds results of other settings (iters 4, not 5)',
         ),
+        (
+            [*arguments, *few, '--cfg-options', 'model.backbone.num_heads=1'],
+            'relu_seed-0.json holds results of other settings (config ',
+        ),
         ([*arguments, *few, '--test', 'Set5'], 'NAME=FOLDER'),
         ([*few], '--train and --test are needed'),
         (
@@ -169,6 +173,16 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
         with pytest.raises(SystemExit):
             run(STUDY, *([weights] if weights else []), *arguments, *few, *more)
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_torch_that_cannot_round_factors_trains_without(run, arguments, capsys, monkeypatch):
+    few = ['--rows', 'relu', '--seeds', '0']
+    monkeypatch.delattr(type(torch.backends.mkldnn), 'matmul')
+    with pytest.raises(SystemExit):
+        run(STUDY, 'x2.pt', *arguments, *few, *ELSEWHERE, '--bf16')
+    assert '--bf16 needs torch 2.9 or newer' in capsys.readouterr().err
+    run(STUDY, 'x2.pt', *arguments, *few)
+    assert results()['relu_seed-0']['settings']['products'] == 'float32'
 
 
 def test_runs_whose_own_parameters_were_alike_for_all_seeds_stay_alone(run, arguments, capsys):

@@ -31,6 +31,7 @@ from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.settings import digest
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 CONFIG = 'configs/studies/ravlt-study_efficientvit-head_1xb8-200_camvid-96x96.py'
@@ -89,6 +90,17 @@ def run_config(args: argparse.Namespace, name: str, seed: int) -> Config:
     return cfg
 
 
+class Scores(Hook):
+    """Keeps what the last validation of this sitting found."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Keep it."""
+        self.metrics = metrics or {}
+
+
 def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
     """Train and evaluate one row with one seed."""
     cfg = run_config(args, name, seed)
@@ -97,15 +109,18 @@ def run(args: argparse.Namespace, name: str, seed: int, label: str) -> dict:
     runner = Runner.from_cfg(cfg)
     runner.register_hook(SameHost(reference))
     runner.register_hook(Progress(label))
+    scores = Scores()
+    runner.register_hook(scores)
     start = time.time()
     runner.train()
-    scores = runner.message_hub.log_scalars
+    if not scores.metrics:  # The training was stopped after its last checkpoint.
+        runner.val_loop.run()
     return dict(
         row=name,
         seed=seed,
         iters=runner.max_iters,
-        mIoU=float(scores['val/mIoU'].current()),
-        aAcc=float(scores['val/aAcc'].current()),
+        mIoU=float(scores.metrics['mIoU']),
+        aAcc=float(scores.metrics['aAcc']),
         parameters=sum(p.numel() for p in runner.model.parameters()),
         seconds=round(time.time() - start),
     )

@@ -26,7 +26,7 @@ from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.configs import ConfigOptions, read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
-from mirrorla_mm.engine.settings import file_digest, refuse_others
+from mirrorla_mm.engine.settings import digest, file_digest, refuse_others
 from mirrorla_mm.restoration.datasets import SuperResolutionDataset
 from mirrorla_mm.restoration.metrics import PSNR, to_uint8
 from mirrorla_mm.restoration.study import (
@@ -133,6 +133,7 @@ def settings(args: argparse.Namespace, cfg: Config) -> dict:
     return dict(
         start='authors' if args.weights else 'random',
         weights=file_digest(args.weights) if args.weights else None,
+        config=digest(read_config(args.config, args.cfg_options).to_dict()),
         own='by seed',  # a row's own parameters; runs without this drew them alike for all seeds
         transfer=args.transfer,
         iters=cfg.train_cfg.max_iters,
@@ -210,7 +211,16 @@ def train(args: argparse.Namespace, cfg: Config, name: str, progress: Progress) 
 
 @contextmanager
 def bfloat16_products(wanted: bool) -> Iterator[None]:
-    """Let a processor round the factors of float32 products; on a GPU mmengine's AMP does that."""
+    """Let a processor round the factors of float32 products; on a GPU mmengine's AMP does that.
+
+    Raises:
+        UserError: If this torch cannot.
+    """
+    if not hasattr(torch.backends.mkldnn, 'matmul'):
+        if wanted:
+            raise UserError(f'--bf16 needs torch 2.9 or newer, and this is {torch.__version__}.')
+        yield
+        return
     backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
     before = [backend.fp32_precision for backend in backends]
     try:

@@ -1,0 +1,64 @@
+"""A folder of images in, a folder of larger ones out."""
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import pytest
+
+from mirrorla_mm.engine.errors import UserError
+from mirrorla_mm.restoration.inference import restore
+from mirrorla_mm.restoration.restorer import Restorer
+from tests.test_restoration.toy import TOY, draw, write_benchmark
+
+
+@pytest.fixture
+def restorer():
+    return Restorer(dict(TOY, type='mirrorla_mm.DCTLSA', upscale=2)).eval()
+
+
+def test_tiles_overlap_as_they_do_by_default(restorer, tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), draw(70, 70))
+    images = []
+    for options in (dict(tile=64), dict(tile=64, overlap=32)):
+        restore(restorer, tmp_path / 'a.png', tmp_path / 'out', **options)
+        images.append(cv2.imread(str(tmp_path / 'out/a.png')))
+    assert (images[0] == images[1]).all()
+
+
+def test_results_take_no_place_of_ground_truths(restorer, tmp_path):
+    root = write_benchmark(tmp_path, [(40, 48)])
+    before = (root / 'HR/0.png').read_bytes()
+    with pytest.raises(UserError, match='take the place'):
+        restore(restorer, root / 'LR_bicubic/X2', root / 'HR/.', root / 'HR')
+    assert [(path.name, path.read_bytes()) for path in (root / 'HR').iterdir()] == [
+        ('0.png', before)
+    ]
+
+
+def test_what_cannot_be_scored_is_enlarged_all_the_same(restorer, tmp_path):
+    root = write_benchmark(tmp_path, [(40, 48), (40, 48), (14, 14), (40, 48)])
+    cv2.imwrite(str(root / 'HR/0.png'), draw(80, 96))
+    cv2.imwrite(str(root / 'HR/3.png'), draw(41, 49, 3))
+    (root / 'HR/1.png').write_bytes(b'damaged')
+    results = restore(restorer, root / 'LR_bicubic/X2', tmp_path / 'out', root / 'HR')
+    assert all((tmp_path / f'out/{number}x2.png').exists() for number in range(4))
+    of_another_size, damaged, tiny, with_a_row_more = results
+    assert of_another_size['unscored'].endswith(
+        '0.png has 96x80 pixels, and the image enlarged by 2 48x40.'
+    )
+    assert '1.png is no readable image' in damaged['unscored']
+    assert 'unscored' in tiny and (tiny['width'], tiny['height']) == (14, 14)
+    assert {'PSNR', 'SSIM'} <= with_a_row_more.keys()
+
+
+def test_names_that_are_no_text_are_told_and_kept(restorer, tmp_path, capsys):
+    name = os.fsdecode(b'b\xfcck')
+    cv2.imwrite(str(tmp_path / 'plain.png'), draw(12, 12))
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'plain.png').rename(tmp_path / f'in/{name}.png')
+    restore(restorer, tmp_path / 'in', tmp_path / 'out')
+    assert Path(tmp_path / f'out/{name}.png').exists()
+    assert r'b\udcfcck.png: width 24, height 24' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'out/results.json').read_text())[0]['image'] == f'{name}.png'
