@@ -11,7 +11,8 @@ class MirrorAttention(FeatureMapAttention):
 
     Args:
         embed_dims (int): Channels C.
-        num_heads (int): Heads H; C / H needs to be even.
+        num_heads (int): Heads H; where C / H is odd, the last channel of a head is not reflected by
+            blocks.
         reflection (dict): Options of :class:`~mirrorla_mm.attention.reflection.Reflection`, among
             them the switches of Tab. 8. Defaults to its defaults.
         **kwargs: Options of :class:`~mirrorla_mm.attention.base.Attention`.
