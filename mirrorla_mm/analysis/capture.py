@@ -71,14 +71,17 @@ def read_shrunk(path: Path, long_side: int | None = None) -> np.ndarray:
 
 
 def normalise(image: np.ndarray, preprocessor: dict | None = None) -> Tensor:
-    """Image to input: (H, W, 3) BGR to (1, 3, H, W) as a config's ``data_preprocessor`` does."""
-    preprocessor = preprocessor or {}
-    if preprocessor.get('bgr_to_rgb', True):
+    """Image to input: (H, W, 3) BGR to (1, 3, H, W) as a config's ``data_preprocessor`` does.
+
+    Without one, as ImageNet's do.
+    """
+    preprocessor = preprocessor or dict(bgr_to_rgb=True, mean=MEAN, std=STD)
+    if preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb'):
         image = image[..., ::-1]
-    mean, std = (
-        np.float32(preprocessor.get(key) or value) for key, value in (('mean', MEAN), ('std', STD))
-    )
-    return torch.from_numpy((image - mean) / std).permute(2, 0, 1)[None].contiguous()
+    pixels = np.float32(image)
+    if preprocessor.get('mean') is not None:
+        pixels = (pixels - np.float32(preprocessor['mean'])) / np.float32(preprocessor['std'])
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
 
 
 def load_backbone(config: str, checkpoint: str | None = None) -> tuple[nn.Module, dict]:
@@ -96,11 +99,11 @@ def load_backbone(config: str, checkpoint: str | None = None) -> tuple[nn.Module
         CheckpointError: If the checkpoint is not one of this model.
     """
     cfg = read_config(config)
-    model = cfg.model
-    backbone = MODELS.build({**model.backbone, '_scope_': cfg.get('default_scope', 'mmengine')})
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    backbone = MODELS.build({**cfg.model.backbone, '_scope_': cfg.get('default_scope', 'mmengine')})
     if checkpoint:
         fill_backbone(backbone, read_checkpoint(checkpoint))
-    return backbone.eval(), model.get('data_preprocessor') or {}
+    return backbone.eval(), preprocessor
 
 
 def attention_modules(backbone: nn.Module) -> dict[str, Attention]:

@@ -36,8 +36,8 @@ def read_curves(work_dir: Path) -> Curves:
             f'{work_dir} holds no */vis_data/scalars.json: is it the work dir of a run?'
         )
     curves = Curves(work_dir.name)
+    last = 0  # A resumed run may begin with the validation that was lost.
     for log in logs:
-        last = 0
         for line in log.read_text().splitlines():
             try:
                 entry = json.loads(line)

@@ -133,7 +133,8 @@ def default_shape(cfg: Config) -> tuple[int, int]:
         return 720 // scale, 1280 // scale
     if 'input_size' in cfg.model.backbone:
         return (cfg.model.backbone.input_size,) * 2
-    size = cfg.model.get('data_preprocessor', {}).get('size')
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    size = preprocessor.get('size')
     return tuple(size) if size else (224, 224)
 
 

@@ -15,6 +15,7 @@ import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.fileio import list_from_file
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -153,6 +154,8 @@ class Inferencer:
             raise UserError(
                 f'A config for inference needs default_scope {" or ".join(SCOPES)}, got {scope!r}.'
             )
+        if self.cfg.get('data_preprocessor'):  # as mmengine's Runner does
+            self.cfg.model.setdefault('data_preprocessor', self.cfg.data_preprocessor)
         init_default_scope(scope)
         self.device = usable_device(device or _default_device(scope))
         weights = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
@@ -253,7 +256,7 @@ def _classes(weights: dict, dataset: dict, model: torch.nn.Module) -> tuple[tupl
         with DATASETS.switch_scope_and_registry(None) as datasets:  # those of the default scope
             kind = datasets.get(kind)
     given = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
-    classes = tuple(meta.get('classes') or given.get('classes') or ())
+    classes = _as_names(meta.get('classes') or given.get('classes') or ())
     count = _number_of_classes(model)
     classes += tuple(f'class {i}' for i in range(len(classes), count))
     palette = meta.get('palette') or given.get('palette')
@@ -262,8 +265,18 @@ def _classes(weights: dict, dataset: dict, model: torch.nn.Module) -> tuple[tupl
     return classes, tuple(tuple(map(int, colour)) for colour in palette)
 
 
+def _as_names(classes: Sequence[str] | str) -> tuple[str, ...]:
+    """Names of classes; a text is a file of them, as mmengine takes it, or the only one."""
+    if not isinstance(classes, str):
+        return tuple(classes)
+    return tuple(list_from_file(classes)) if os.path.isfile(classes) else (classes,)
+
+
 def _number_of_classes(model: torch.nn.Module) -> int:
-    return max((getattr(module, 'num_classes', 0) or 0 for module in model.modules()), default=0)
+    heads = [module for module in model.modules() if getattr(module, 'num_classes', None)]
+    # A segmentor of one channel tells two classes apart by its threshold.
+    by_threshold = any(getattr(head, 'threshold', None) is not None for head in heads)
+    return max([2 * by_threshold, *(head.num_classes for head in heads)])
 
 
 def _colour(index: int) -> tuple[int, ...]:

@@ -98,34 +98,39 @@ def _predict_video(
 ) -> Iterator[dict]:
     video = mmcv.VideoReader(str(source))
     rate = video.fps or 25
-    target = out_dir / 'drawn' / f'{source.stem}.mp4'
+    target = out_dir / 'drawn' / _video_name(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     size = (video.width, video.height)
     writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
     if not writer.isOpened():
         raise DataError(f'{target} cannot be written as a video of {size[0]} x {size[1]} pixels.')
     try:
-        for i, frame in enumerate(video):
-            if frame is None:
-                tell(f'{source.name}: frame {i} and what follows cannot be read.')
-                return
+        done = 0
+        for frame in video:  # It ends where a frame cannot be read.
             found = model(frame).above(score_thr)
             writer.write(found.draw(frame))
-            if i % round(rate) == 0:
-                tell(f'[{i + 1}/{video.frame_cnt}] {source.name}: {found.summary()}')
-            yield dict(image=f'{source.stem}_{i:06d}', **found.to_dict())
+            if done % max(round(rate), 1) == 0:
+                tell(f'[{done + 1}/{video.frame_cnt}] {source.name}: {found.summary()}')
+            yield dict(image=f'{source.stem}_{done:06d}', **found.to_dict())
+            done += 1
+        if done < video.frame_cnt:
+            error = (
+                f'{source} ends at frame {done} of {video.frame_cnt}: it is damaged or cut short.'
+            )
+            tell(error)
+            yield dict(image=f'{source.stem}_{done:06d}', error=error)
     finally:
         writer.release()
 
 
 def _files(source: Path, out_dir: Path) -> dict[str, Path]:
-    """The images of a source by the names of their outputs; none of a video."""
+    """The images of a source, or its video, by the names of their outputs."""
     if not source.exists():
         raise DataError(f'{source} does not exist.')
     if _is_video(source):
         if mmcv.VideoReader(str(source)).frame_cnt <= 0:
             raise DataError(f'{source} cannot be read as a video.')
-        files = {}
+        files = {_video_name(source): source}
     elif source.is_dir():
         below = sorted(path for path in source.rglob('*') if path.suffix.lower() in IMAGES)
         # Outputs of an earlier run, where they lie within the source.
@@ -143,6 +148,10 @@ def _files(source: Path, out_dir: Path) -> dict[str, Path]:
     if any((out_dir / 'drawn' / name).resolve() == path.resolve() for name, path in files.items()):
         raise DataError(f'{out_dir} would replace the images of {source}: name another folder.')
     return files
+
+
+def _video_name(source: Path) -> str:
+    return f'{source.stem}.mp4'
 
 
 def _is_video(source: Path) -> bool:

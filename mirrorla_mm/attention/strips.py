@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops.lean import LinearState, read_in
 from ..ops.maps import to_map
 from ..ops.precision import at_least_float32, without_autocast
-from ..ops.products import Affine, FastLinear, affine_of
+from ..ops.products import Affine, Linear, affine_of
 from ..ops.strips import Rows
 
 if TYPE_CHECKING:
@@ -136,7 +136,8 @@ class StripPass:
     def _projections(self, folds: bool) -> list[Affine]:
         """To q, k, v and the gate. What no image changes, deploy mode makes once."""
         packed, channels = self.method.qkv, self.method.embed_dims
-        once = isinstance(packed, FastLinear) and self.method.projection()[0] is packed.weight
+        # So that an adapter round the layer is called as well.
+        once = type(packed) is not Linear and self.method.projection()[0] is packed.weight
         return [
             affine_of(packed, self.x.dtype, slice(i * channels, (i + 1) * channels))
             if once and not (folds and i < 2)

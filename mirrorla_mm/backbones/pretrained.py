@@ -20,7 +20,15 @@ StateDict = dict[str, Tensor]
 def has_checkpoint(init_cfg: dict | list | None) -> bool:
     """Whether an ``init_cfg`` is ``dict(type='Pretrained', ...)``, which :func:`load_pretrained`
     reads; mmengine reads all others.
+
+    Raises:
+        ValueError: If it is a list with such a dict, where mmengine would load what fits.
     """
+    if isinstance(init_cfg, (list, tuple)) and any(map(has_checkpoint, init_cfg)):
+        raise ValueError(
+            "init_cfg needs to be the dict(type='Pretrained', ...) itself, not a list with it: a "
+            'checkpoint fills the whole host.'
+        )
     return isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained'
 
 
@@ -62,12 +70,19 @@ def load_pretrained(
             f'have no place, such as {_named(beyond)}.{origin} To start from it all the same set '
             'init_cfg.min_loaded=0.'
         )
-    lost = _lost_statistics(absent)
+    statistics = [key for key in absent if key.endswith(('.running_mean', '.running_var'))]
+    lost = [key for key in statistics if f'{key.rpartition(".")[0]}.weight' not in absent]
     if lost:
         # Trained weights with a new norm's statistics give other outputs without a word.
         raise CheckpointError(
             f'{file} does not fit {type(model).__name__}: it lacks {lost[0]}, the statistics of a '
             f'batch norm whose weight it has.{origin}'
+        )
+    if statistics and model.init_cfg.get('min_loaded', ENOUGH):
+        raise CheckpointError(
+            f'{file} does not fit {type(model).__name__}: it lacks the batch norm of '
+            f'{statistics[0]}, as a model does that was folded for inference before it was '
+            f'saved.{origin} To start from it all the same set init_cfg.min_loaded=0.'
         )
     if missing or beyond:
         print_log(
@@ -96,12 +111,6 @@ def pretrained_init_cfg(pretrained: str | None) -> dict | None:
         )
         return None
     return dict(type='Pretrained', checkpoint=pretrained)
-
-
-def _lost_statistics(absent: list[str]) -> list[str]:
-    """Of absent entries, statistics of batch norms whose weights are there."""
-    statistics = [key for key in absent if key.endswith(('.running_mean', '.running_var'))]
-    return [key for key in statistics if f'{key.rpartition(".")[0]}.weight' not in absent]
 
 
 def _weights(checkpoint: Any, file: str) -> StateDict:

@@ -69,7 +69,8 @@ class LinearPVT(UpstreamHost, PyramidVisionTransformer):
         linear_sr_ratios: Sequence[int] = (1, 1, 1, 1),
         **kwargs,
     ) -> None:
-        super().__init__(**with_arch(arch, ARCHS, kwargs))
+        kwargs = with_arch(arch, ARCHS, kwargs)
+        super().__init__(**kwargs)
         if 'norm_cfg' not in kwargs:
             self._take_authors_epsilon()
         size = kwargs.get('pretrain_img_size', 224)

@@ -74,7 +74,8 @@ class LinearSwin(UpstreamHost, SwinTransformer):
         linear_window: int | None = None,
         **kwargs,
     ) -> None:
-        super().__init__(**with_arch(arch, ARCHS, kwargs))
+        kwargs = with_arch(arch, ARCHS, kwargs)
+        super().__init__(**kwargs)
         size = kwargs.get('pretrain_img_size', 224)
         grid = (size, size) if isinstance(size, int) else tuple(size)
         strides = kwargs.get('strides', (4, 2, 2, 2))

@@ -314,11 +314,19 @@ class FastLinear(Linear):
 def affine_of(layer: nn.Linear, dtype: torch.dtype, rows: slice = ALL) -> Affine:
     """A linear layer as a function of tokens (n, C) of this dtype: in deploy mode the fastest.
 
-    With ``rows``, those of its weight and bias alone.
+    With ``rows``, those of its weight and bias alone. A layer of another kind, an adapter round a
+    linear layer, may do more than its weight says: it is called.
     """
     if isinstance(layer, FastLinear):
         return layer.affine(dtype, rows)
-    return plain_affine(*_cast(layer, dtype, rows))
+    if type(layer) in (Linear, nn.Linear):
+        return plain_affine(*_cast(layer, dtype, rows))
+
+    def run(x: Tensor, out: Tensor | None = None) -> Tensor:
+        y = layer(x.to(layer.weight.dtype))[..., rows].to(dtype)
+        return y if out is None else out.copy_(y)
+
+    return run
 
 
 def _cast(layer: nn.Linear, dtype: torch.dtype, rows: slice) -> tuple[Tensor, Tensor | None]:

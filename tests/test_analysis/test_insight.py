@@ -149,6 +149,24 @@ def test_curves_join_the_starts_of_a_run_and_survive_a_torn_line(tmp_path):
     assert chosen_metrics([curves], None) == ['mIoU']
 
 
+def test_a_validation_before_the_first_loss_of_a_resumed_run_stands_after_the_last(tmp_path):
+    write_log(tmp_path / '1', [json.dumps({'loss': 3.0, 'iter': 900, 'step': 900})])
+    write_log(tmp_path / '2', [json.dumps({'mIoU': 20.0, 'step': 5})])
+    assert read_curves(tmp_path).metrics == {'mIoU': {900: 20.0}}
+
+
+def test_images_are_normalised_as_the_preprocessor_of_a_config_does():
+    image = np.full((2, 2, 3), (200, 0, 0), np.uint8)
+    assert normalise(image, dict(mean=[0, 0, 1], std=[1, 1, 1]))[0, :, 0, 0].tolist() == [
+        200,
+        0,
+        -1,
+    ]
+    assert normalise(image, dict(bgr_to_rgb=True))[0, :, 0, 0].tolist() == [0, 0, 200]
+    as_imagenet = normalise(image)[0, :, 0, 0]
+    assert as_imagenet[2] == pytest.approx((200 - 103.53) / 57.375)
+
+
 def test_missing_logs_and_metrics_are_named(tmp_path):
     with pytest.raises(UserError, match='is it the work dir of a run'):
         read_curves(tmp_path)

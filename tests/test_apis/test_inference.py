@@ -76,6 +76,30 @@ def test_classes_that_nothing_names_are_those_of_the_data_set(tmp_path):
     assert model.palette[0] == (220, 20, 60)  # of mmdet's CocoDataset
 
 
+def test_classes_may_be_one_name_or_a_file_of_names(tmp_path):
+    cfg = toy(SEGMENTOR)
+    cfg.model.decode_head.update(num_classes=1, out_channels=1)
+    file = save_weights(cfg, tmp_path / 'x.pth')
+    cfg.test_dataloader.dataset.metainfo = dict(classes='crack')
+    model = Inferencer(cfg, file, 'cpu')
+    assert model.classes == ('crack', 'class 1')  # what lies below and above the threshold
+    assert set(model(np.zeros((64, 64, 3), np.uint8)).shares) <= set(model.classes)
+    (tmp_path / 'names.txt').write_text('sound\ncrack\n')
+    cfg.test_dataloader.dataset.metainfo = dict(classes=str(tmp_path / 'names.txt'))
+    assert Inferencer(cfg, file, 'cpu').classes == ('sound', 'crack')
+
+
+def test_a_preprocessor_beside_the_model_is_the_model_s(tmp_path):
+    cfg = toy(SEGMENTOR)
+    image = np.full((64, 64, 3), 99, np.uint8)
+    file = save_weights(cfg, tmp_path / 'x.pth')
+    expected = Inferencer(cfg, file, 'cpu')(image).label_map
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+    model = Inferencer(cfg, file, 'cpu')
+    assert np.array_equal(model(image).label_map, expected)
+    assert type(model.model.data_preprocessor).__name__ == 'SegDataPreProcessor'
+
+
 def test_checkpoint_of_another_model_is_refused(tmp_path):
     file = save_weights(toy(SEGMENTOR), tmp_path / 'x.pth')
     with pytest.raises(CheckpointError, match=r'x\.pth is of another model'):

@@ -56,6 +56,16 @@ def test_videos_keep_their_colours_and_length(inferencer, tmp_path):
     assert np.abs(frame[30, 40].astype(int) - RED[::-1]).max() < 30
 
 
+@pytest.mark.parametrize('rate', [0.5, 5])
+def test_a_video_that_ends_early_is_told_at_any_rate(inferencer, tmp_path, monkeypatch, rate):
+    source, lines = clip(tmp_path / 'clip.avi'), []
+    monkeypatch.setattr('mmcv.VideoReader.fps', rate)
+    monkeypatch.setattr('mmcv.VideoReader.frame_cnt', 7)
+    results = predict(inferencer(DETECTOR), source, tmp_path / 'out', 1.1, lines.append)
+    assert lines[-1].endswith('clip.avi ends at frame 3 of 7: it is damaged or cut short.')
+    assert results[3] == dict(image='clip_000003', error=lines[-1]) and len(results) == 4
+
+
 def test_label_maps_are_saved_and_drawn_in_the_colours_of_their_classes(inferencer, tmp_path):
     model = inferencer(SEGMENTOR)
     write(tmp_path / 'a.png')
@@ -138,6 +148,11 @@ def test_inputs_are_never_replaced(inferencer, tmp_path):
     write(tmp_path / 'drawn' / 'a.png')
     with pytest.raises(DataError, match='would replace the images'):
         predict(inferencer(DETECTOR), tmp_path / 'drawn' / 'a.png', tmp_path)
+    video = clip(tmp_path / 'drawn' / 'clip.avi').rename(tmp_path / 'drawn' / 'clip.mp4')
+    before = video.read_bytes()
+    with pytest.raises(DataError, match='would replace'):
+        predict(inferencer(DETECTOR), video, tmp_path)
+    assert video.read_bytes() == before
 
 
 def test_decompression_bomb_is_refused_by_its_header(inferencer, tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mirrorla_mm.backbones import RAVLT
+from mirrorla_mm.backbones import RAVLT, LinearSwin
+from mirrorla_mm.backbones.deploy import deploy
 from mirrorla_mm.engine import CheckpointError
 from tests.archs import TINY
 
@@ -19,6 +20,19 @@ def test_missing_statistics_of_a_norm_whose_weight_is_there_are_refused(tmp_path
     lacking = {key: value for key, value in weights.items() if 'running' not in key}
     with pytest.raises(CheckpointError, match=r'it lacks \S+\.running_mean, the statistics of a'):
         start_from(tmp_path / 'lacking.pth', lacking)
+
+
+def test_weights_that_were_folded_for_inference_are_refused(tmp_path):
+    folded = deploy(RAVLT(TINY).eval()).state_dict()
+    with pytest.raises(CheckpointError, match='folded for inference before it was saved'):
+        start_from(tmp_path / 'folded.pth', folded)
+
+
+def test_a_checkpoint_in_a_list_is_refused(tmp_path):
+    init_cfg = [dict(type='Pretrained', checkpoint=str(tmp_path / 'any.pth'))]
+    for host in (RAVLT(TINY, init_cfg=init_cfg), LinearSwin('t', init_cfg=init_cfg)):
+        with pytest.raises(ValueError, match='init_cfg needs to be the dict'):
+            host.init_weights()
 
 
 @pytest.mark.parametrize('content', [[1, 2], {'state_dict': 3}, {'state_dict': {0: 1}}])

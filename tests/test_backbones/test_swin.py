@@ -113,6 +113,14 @@ def test_arch_is_the_upstream_arch(arch):
     assert params / 1e6 == pytest.approx(published, abs=0.06)
 
 
+def test_all_that_an_arch_holds_counts():
+    sizes = dict(depths=(1, 1, 1, 1), num_heads=(3, 6, 12, 24), pretrain_img_size=448)
+    given = LinearSwin(**sizes, attn_cfg=dict(type='FLattenAttention'))
+    held = LinearSwin(sizes, attn_cfg=dict(type='FLattenAttention'))
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (given, held)]
+    assert shapes[0] == shapes[1]
+
+
 def test_stages_freeze_and_mode_returns_the_model():
     model = LinearSwin(**SMALL, frozen_stages=2).train()
     assert not any(p.requires_grad for p in model.stages[1].parameters())

@@ -129,6 +129,31 @@ def test_a_fast_layer_sees_weights_that_are_replaced_twice(monkeypatch):
             torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
+class Adapter(nn.Module):
+    """Adds one to a linear layer, whose weights it shows, as those of LoRA do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    weight = property(lambda self: self.layer.weight)
+    bias = property(lambda self: self.layer.bias)
+
+    def forward(self, x):
+        return self.layer(x) + 1
+
+
+def test_an_adapter_round_a_layer_is_called():
+    layer, x, out = nn.Linear(8, 6), torch.randn(3, 8), torch.empty(3, 2)
+    rows = slice(2, 4)
+    with torch.no_grad():
+        run = products.affine_of(Adapter(layer), x.dtype, rows)
+        torch.testing.assert_close(run(x), layer(x)[:, rows] + 1)
+        assert run(x, out=out) is out and out.equal(run(x))
+        half = products.affine_of(Adapter(layer), torch.bfloat16)(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize('shape', [(8,), (0, 8), (2, 0, 8)])
 @torch.no_grad()
 def test_a_fast_layer_takes_a_vector_and_no_rows(shape):

@@ -10,15 +10,14 @@ import argparse
 from pathlib import Path
 
 from mirrorla_mm.analysis.capture import read_shrunk
+from mirrorla_mm.apis import Inferencer
 from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.dataset import Compose
-from mmseg.apis import inference_model, init_model
 from mmseg.registry import DATASETS
 
 IGNORED = 255
@@ -112,9 +111,9 @@ def main() -> None:
         if args.labels and len(args.labels) != len(args.images):
             raise UserError(f'{len(args.images)} images, but {len(args.labels)} labels.')
         parsed = [parse_model(text) for text in args.models]
-        models = {n: init_model(c, k, device='cpu') for n, c, k in parsed}
-        meta = next(iter(models.values())).dataset_meta
-        palette = meta['palette']
+        models = {n: Inferencer(c, k, device='cpu') for n, c, k in parsed}
+        first = next(iter(models.values()))
+        meta = dict(classes=first.classes, palette=first.palette)
         titles = ['image', *(['ground truth'] if args.labels else []), *models]
         rows, notes = [], []
         for index, path in enumerate(args.images):
@@ -123,13 +122,13 @@ def main() -> None:
             label = None
             if args.labels:
                 label = label_of(parsed[0][1], path, args.labels[index])
-                row.append(coloured(label, palette))
+                row.append(coloured(label, first.palette))
                 note.append('')
             for model in models.values():
-                with torch.no_grad():
-                    result = inference_model(model, image)
-                prediction = result.pred_sem_seg.data[0].numpy()
-                row.append(coloured(prediction, palette))
+                prediction = model(image).label_map
+                if prediction is None:
+                    raise UserError('--models takes segmentors, and one of these is a detector.')
+                row.append(coloured(prediction, first.palette))
                 right = label is not None and label.shape == prediction.shape
                 note.append(f'{accuracy(prediction, label):.1%} right' if right else '')
             rows.append(row)
