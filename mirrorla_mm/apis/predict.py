@@ -115,7 +115,7 @@ def _predict_video(
             done += 1
         if done < video.frame_cnt:
             error = (
-                f'{source} ends at frame {done} of {video.frame_cnt}: it is damaged or cut short.'
+                f'{source} is damaged or cut short: it ends at frame {done} of {video.frame_cnt}.'
             )
             tell(error)
             yield dict(image=f'{source.stem}_{done:06d}', error=error)

@@ -49,7 +49,8 @@ class InLineAttention(LinearAttention):
 
     def local_kernel(self, x: Tensor) -> Kernel:
         """A convolution for each image: weight (B*C, 1, 3, 3)."""
-        return self.residual(x.mean(dim=1).unsqueeze(-1)).view(-1, 1, 3, 3), None
+        mean = x.mean(dim=1).unsqueeze(-1).to(self.residual[0].weight.dtype)
+        return self.residual(mean).view(-1, 1, 3, 3), None
 
     def local_rows(self, v: Tensor, kernel: Kernel, rows: Rows) -> Tensor:
         if v.shape[0] == 0:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import lean
-from ..ops.backend import Backend, Heads, for_graphs, select_backend
+from ..ops.backend import Backend, Heads, for_graphs, select_backend, symbolic
 from ..ops.maps import to_tokens
 from ..ops.options import Options
 from ..ops.precision import at_least_float32, saturate, without_autocast
@@ -82,7 +82,13 @@ class LinearAttention(Attention):
         self.products = FAST
 
     def plan(self, x: Tensor, hw_shape: tuple[int, int]) -> Plan:
-        """Decide for tokens x (B, N, C) which backend runs, and whether by strips."""
+        """Decide for tokens x (B, N, C) which backend runs, and whether by strips.
+
+        Raises:
+            ValueError: If the map does not hold these tokens.
+        """
+        if not symbolic() and prod(hw_shape) != x.shape[1]:
+            raise ValueError(f'hw_shape {tuple(hw_shape)} does not hold {x.shape[1]} tokens.')
         q = Heads(
             (x.shape[0], self.num_heads, x.shape[1], self.head_dim), linear_dtype(x), x.device
         )

@@ -52,7 +52,7 @@ class PolaAttention(FLattenAttention):
 
     def read(self, q: Tensor, state: LinearState, place: Place, own: None) -> Tensor:
         # Queries of the opposite sign see the keys' halves exchanged.
-        same, opposite = state.products.chunk(2, dim=-1)
+        same, opposite = state.products.tensor_split(2, dim=-1)
         products = torch.cat((same, opposite.roll(self.head_dim, dims=-2)), dim=-1)
         key = torch.cat((state.key, state.key.roll(self.head_dim, dims=-1)), dim=-2)
         return super().read(q, state._replace(products=products, key=key), place, own)

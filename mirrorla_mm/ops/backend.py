@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .options import Options
 
@@ -151,6 +152,18 @@ def is_ordinary(x: Tensor) -> bool:
     products of their own.
     """
     return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not x.is_nested
+
+
+def is_transformed(*tensors: Tensor | Heads | None) -> bool:
+    """Whether a transform of :mod:`torch.func` runs, or one of these has a forward derivative.
+
+    Neither knows what writes to ``out``, nor a backward pass of our own that has no rule for it.
+    """
+    if symbolic():
+        return False
+    real = [x for x in tensors if isinstance(x, Tensor)]
+    active = torch._C._are_functorch_transforms_active()
+    return active or any(forward_ad.unpack_dual(x).tangent is not None for x in real)
 
 
 def is_single_on_cpu(x: Tensor, weight: Tensor) -> bool:

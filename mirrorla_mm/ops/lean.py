@@ -53,9 +53,9 @@ def reflect(
     if variance_aware:
         angle = variance_aware_angle(theta, block_variance(x), lam, alpha_max)
     if x.shape[-1] % 2:
-        return block_reflection(x, angle)
+        return block_reflection(x, angle).to(x.dtype)
     factor = torch.polar(-torch.ones_like(angle), -2 * angle).unsqueeze(-2)
-    return torch.view_as_real(torch.conj_physical(as_complex(x) * factor)).flatten(-2)
+    return torch.view_as_real(torch.conj_physical(as_complex(x) * factor)).flatten(-2).to(x.dtype)
 
 
 def survey(queries: Iterable[Tensor]) -> Tensor:
@@ -87,7 +87,7 @@ def gather(
         query (Tensor, optional): Tokens weigh exp(k_t query), shape (B, H, 1, d); else alike.
         products (Products): How to multiply matrices. Defaults to torch's own way.
     """
-    turned = k if rope is None else rope(k)
+    turned, v = k if rope is None else rope(k), v.to(k.dtype)
     if query is None:
         total = k.new_full((), k.shape[-2])
         key = k.sum(dim=-2, keepdim=True)

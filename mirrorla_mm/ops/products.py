@@ -205,7 +205,8 @@ def fast_affine(weight: Tensor, bias: Tensor | None) -> Affine:
         x = weight.new_ones(tokens, weight.shape[1])
         return [partial(way(weight, bias), x) for way in ways]
 
-    return ways[_fastest(('affine', *weight.shape, weight.dtype), calls)](weight, bias)
+    key = ('affine', len(ways), *weight.shape, weight.dtype)
+    return ways[_fastest(key, calls)](weight, bias)
 
 
 def fast_gather(k: Tensor, v: Tensor) -> Tensor:
@@ -213,7 +214,7 @@ def fast_gather(k: Tensor, v: Tensor) -> Tensor:
     if not by_strips(k):
         return plain_gather(k, v)
     ways = (plain_gather, gather_by_convolution)[: 1 + has_onednn(k.dtype)]
-    key = ('gather', *_size(k), k.shape[-1], v.shape[-1], k.dtype)
+    key = ('gather', len(ways), *_size(k), k.shape[-1], v.shape[-1], k.dtype)
     return ways[_fastest(key, lambda: [partial(way, k, v) for way in ways])](k, v)
 
 
@@ -222,7 +223,7 @@ def fast_read(q: Tensor, state: Tensor) -> Tensor:
     if not by_strips(q):
         return plain_read(q, state)
     ways = (plain_read, read_by_diagonal, read_by_convolution)[: 2 + has_onednn(q.dtype)]
-    key = ('read', *_size(q), *state.shape[2:], q.dtype)
+    key = ('read', len(ways), *_size(q), *state.shape[2:], q.dtype)
     return ways[_fastest(key, lambda: [partial(way, q, state) for way in ways])](q, state)
 
 
@@ -234,16 +235,21 @@ def _size(x: Tensor) -> tuple[int, int, int]:
 FAST = Products(fast_affine, fast_gather, fast_read)
 
 
-@cache
 def affine_ways(dtype: torch.dtype) -> tuple[Callable[[Tensor, Tensor | None], Affine], ...]:
     """The ways that exist of a product with a weight, torch's own first."""
     if not has_onednn(dtype):
         return (matrix,)
+    return (matrix, convolution, packed) if _packs(dtype) else (matrix, convolution)
+
+
+@cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether this torch has oneDNN's product with a packed weight."""
     try:
         packed(torch.ones(2, 2, dtype=dtype), None)(torch.ones(1, 2, dtype=dtype))
     except (AttributeError, TypeError, RuntimeError):
-        return matrix, convolution
-    return matrix, convolution, packed
+        return False
+    return True
 
 
 _choices: dict[tuple, int] = {}
@@ -291,10 +297,10 @@ class FastLinear(Linear):
     def affine(self, dtype: torch.dtype, rows: slice = ALL) -> Affine:
         """The layer, or these rows of it, in its fastest way, for tokens of this dtype."""
         parameters = [t for t in (self.weight, self.bias) if t is not None]
-        state = (
-            torch.are_deterministic_algorithms_enabled(),
-            *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in parameters),
-        )
+        if any(t.is_inference() for t in parameters):  # Nothing tells when they change.
+            return plain_affine(*_cast(self, dtype, rows))
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        state = (deterministic, *((t.data_ptr(), t._version) for t in parameters))
         made = self._made  # Read once: another thread may replace it.
         if made is None or made[0] != state:
             # Weights are kept as well, so that no other can come to lie at their address.

@@ -7,17 +7,19 @@ same in one pass over the tokens where sines and cosines take four.
 from __future__ import annotations
 
 from functools import cached_property
+from threading import Lock
 
 import torch
 from torch import Tensor
 
-from .backend import is_ordinary
+from .backend import is_ordinary, is_transformed
 from .precision import at_least_float32
 
 ROPE_BASE = 10000.0
 # What :func:`axis_factors` keeps, the oldest first.
 LARGEST_CACHE = 32
 _tables: dict[tuple, Tensor] = {}
+_lock = Lock()
 
 
 def rope_frequencies(
@@ -154,16 +156,18 @@ def axis_factors(length: int, head_dim: int, like: Tensor) -> Tensor:
     """``exp(i angle)`` along one axis: complex, shape (length, d/4), kept from call to call."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     key = (length, head_dim, like.device, dtype)
-    if is_ordinary(like) and key in _tables:
-        return _tables[key]
+    known = _tables.get(key) if is_ordinary(like) else None
+    if known is not None:
+        return known
     # Outside inference mode: a table made within could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
         position = torch.arange(length, device=like.device, dtype=dtype)
         frequency = rope_frequencies(head_dim, device=like.device, dtype=dtype)
         angle = position[:, None] * frequency
         table = torch.polar(torch.ones_like(angle), angle)
-    if is_ordinary(table):  # A fake tensor is of no use to others.
-        if len(_tables) >= LARGEST_CACHE:
-            _tables.pop(next(iter(_tables)), None)
-        _tables[key] = table
+    if is_ordinary(table) and not is_transformed():  # A fake tensor is of no use to others.
+        with _lock:
+            if len(_tables) >= LARGEST_CACHE:
+                del _tables[next(iter(_tables))]
+            _tables[key] = table
     return table

@@ -243,6 +243,7 @@ def leave_one_out(x: Tensor) -> Tensor:
     return before + after
 
 
+@without_autocast
 def exact_pairs(q: Tensor, k: Tensor, hw_shape: tuple[int, int], windows: Windows) -> Tensor:
     """Which keys are exact for which queries, for :func:`one_denominator`; the rest is linear.
 

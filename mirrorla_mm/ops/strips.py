@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import for_graphs, is_ordinary, plain_form
+from .backend import for_graphs, is_ordinary, is_transformed, plain_form
 from .depthwise import depthwise_conv, same_padding
 from .processor import has_bfloat16
 
@@ -28,7 +28,7 @@ def by_strips(x: Tensor) -> bool:
     """Whether to go strip by strip: on a CPU, without gradients, in a dtype that it computes in."""
     if x.device.type != 'cpu' or torch.is_grad_enabled() or plain_form() or for_graphs():
         return False
-    if not is_ordinary(x):
+    if not is_ordinary(x) or is_transformed(x):
         return False
     dtype = strip_dtype(x)
     return dtype in (torch.float32, torch.float64) or (dtype is torch.bfloat16 and has_bfloat16())

@@ -62,7 +62,7 @@ def test_a_video_that_ends_early_is_told_at_any_rate(inferencer, tmp_path, monke
     monkeypatch.setattr('mmcv.VideoReader.fps', rate)
     monkeypatch.setattr('mmcv.VideoReader.frame_cnt', 7)
     results = predict(inferencer(DETECTOR), source, tmp_path / 'out', 1.1, lines.append)
-    assert lines[-1].endswith('clip.avi ends at frame 3 of 7: it is damaged or cut short.')
+    assert lines[-1].endswith('clip.avi is damaged or cut short: it ends at frame 3 of 7.')
     assert results[3] == dict(image='clip_000003', error=lines[-1]) and len(results) == 4
 
 

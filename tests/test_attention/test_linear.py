@@ -42,6 +42,24 @@ def short_strips(monkeypatch):
 
 
 @every_method
+def test_transforms_of_torch_func_see_no_strips(method, short_strips):
+    attention = randomised(MODELS.get(method), grid_size=(5, 4))
+    x = tokens()
+    with torch.no_grad():
+        expected = attention(x, HW)
+        each = torch.func.vmap(lambda image: attention(image, HW))(x.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(each, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('grad', [True, False])
+@every_method
+def test_a_map_that_does_not_hold_the_tokens_is_refused(method, grad):
+    attention = randomised(MODELS.get(method), grid_size=(5, 4))
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match='does not hold 153 tokens'):
+        attention(tokens(), (HW[0] - 1, HW[1]))
+
+
+@every_method
 @every_host
 def test_strips_give_what_the_reference_gives(method, options, short_strips):
     options = host_options(method, options)
@@ -287,9 +305,11 @@ def test_own_values_of_reduced_keys_are_interpolated_on_the_map():
     torch.testing.assert_close(own.mT.reshape(2, DIMS, 4, 6), expected)
 
 
-def test_strips_compute_in_autocast_s_dtype(short_strips, monkeypatch):
+@every_method
+def test_strips_compute_in_autocast_s_dtype(method, short_strips, monkeypatch):
     monkeypatch.setattr(strips, 'has_bfloat16', lambda: True)
-    attention, x = randomised(MODELS.get('ReLUAttention')).float(), tokens().float()
+    attention = randomised(MODELS.get(method), grid_size=(5, 4)).float()
+    x = tokens().float()
     with torch.no_grad():
         expected = attention(x, HW)
         with torch.autocast('cpu', torch.bfloat16):

@@ -45,6 +45,11 @@ def test_signs_of_all_queries_swap_the_halves():
     torch.testing.assert_close(out[..., :4], opposite[..., 4:])
 
 
+def test_heads_may_be_of_one_channel():
+    attention, x = PolaAttention(2, 2), torch.randn(1, 15, 2)
+    assert attention(x, HW).isfinite().all()
+
+
 def test_heads_of_odd_dimension_give_equal_signs_the_larger_half():
     attention = PolaAttention(6, 2, grid_size=HW).double()
     q, k = (torch.randn(1, 2, 15, 3, dtype=torch.float64) for _ in range(2))

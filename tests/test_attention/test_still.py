@@ -95,6 +95,17 @@ def test_both_roads_agree_in_output_and_all_gradients(options):
     torch.testing.assert_close(*results, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_both_roads_find_the_same_keys_under_autocast(dtype):
+    attention = randomised(STILLAttention, **OPTIONS).float()
+    q, k, v = torch.randn(3, 1, 2, 42, DIMS // 2).to(dtype)
+    results = []
+    for attention.naive in (False, True):
+        with torch.no_grad(), torch.autocast('cpu', dtype):
+            results.append(attention.attend(q, k, v, (6, 7)).float())
+    torch.testing.assert_close(*results, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize('rope', [False, True])
 def test_all_tokens_salient_is_the_softmax_attention_of_the_same_weights(rope):
     attention = randomised(STILLAttention, window=3, top_k=9, max_selected=None, rope=rope)

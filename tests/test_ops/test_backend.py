@@ -4,8 +4,15 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
-from mirrorla_mm.ops import available_backends, backend, mirror_attention, use_backend
+from mirrorla_mm.ops import (
+    BackendError,
+    available_backends,
+    backend,
+    mirror_attention,
+    use_backend,
+)
 
 
 @pytest.fixture
@@ -25,9 +32,31 @@ def tokens(batch):
     return torch.rand(batch, 1, 4, 4)
 
 
+def attend(q, x):
+    return mirror_attention(q, x, x, feature_map='relu')
+
+
 def run(batch):
     x = tokens(batch)
-    return mirror_attention(x, x, x, feature_map='relu')
+    return attend(x, x)
+
+
+def test_transforms_and_forward_derivatives_are_seen():
+    x, seen = tokens(1), []
+    torch.func.vmap(lambda y: seen.append(backend.is_transformed(y)) or y)(x)
+    with forward_ad.dual_level():
+        seen += [backend.is_transformed(forward_ad.make_dual(x, x)), backend.is_transformed(x)]
+    assert seen == [True, True, False] and not backend.is_transformed(x, None)
+
+
+def test_the_fused_operator_refuses_derivatives_that_it_has_not():
+    x = tokens(1)
+    for call in (
+        lambda: torch.func.jvp(lambda q: attend(q, x), (x,), (x,)),
+        lambda: torch.func.grad(lambda q: attend(q, x).sum())(x),
+    ):
+        with use_backend('triton'), pytest.raises(BackendError, match='forward-mode derivatives'):
+            call()
 
 
 def test_reference_is_always_there():

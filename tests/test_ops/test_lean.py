@@ -100,6 +100,25 @@ def test_lean_backend_reflects_heads_of_odd_dimension(dim):
     torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize('dim', [4, 5])
+@pytest.mark.parametrize('rank_augmented', [True, False])
+@pytest.mark.parametrize('wide', ['theta', 'q and k'])
+def test_lean_backend_takes_tensors_of_several_dtypes_as_the_reference_does(
+    dim, rank_augmented, wide
+):
+    q, k, v = torch.rand(3, 2, 2, 7, dim)
+    theta = torch.randn(2, dim // 2)
+    if wide == 'theta':
+        theta = theta.double()
+    else:
+        q, k = q.double(), k.double()
+    out = []
+    for name in ('torch', 'lean'):
+        with use_backend(name):
+            out.append(mirror_attention(q, k, v, theta, rank_augmented=rank_augmented))
+    torch.testing.assert_close(*out)
+
+
 def test_lean_backend_leaves_compilers_and_empty_maps_to_the_reference(monkeypatch):
     q, none = torch.rand(1, 1, 6, 4), torch.rand(1, 1, 0, 4)
     options = dict(feature_map='relu', rank_augmented=False)

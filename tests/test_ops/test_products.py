@@ -63,12 +63,12 @@ def test_without_the_private_product_there_are_two_ways(monkeypatch):
         raise AttributeError
 
     monkeypatch.setattr(products, 'packed', gone)
-    products.affine_ways.cache_clear()
+    products._packs.cache_clear()
     try:
         expected = (products.matrix, products.convolution)
         assert products.affine_ways(torch.float32) == expected
     finally:
-        products.affine_ways.cache_clear()
+        products._packs.cache_clear()
     assert products.affine_ways(torch.float64) == (products.matrix,)
 
 
@@ -115,6 +115,28 @@ def test_a_fast_layer_follows_its_weights():
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
         layer.weight.data = torch.zeros(5, 8)
         torch.testing.assert_close(layer(x), layer.bias.expand(2, 3, 5))
+
+
+def test_a_fast_layer_follows_weights_that_have_no_version():
+    with torch.inference_mode():
+        layer, x = fast_linear(8, 5), torch.randn(3, 8)
+        layer(x)
+        layer.load_state_dict({key: 2 * value for key, value in layer.state_dict().items()})
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_what_was_measured_with_onednn_is_not_taken_without(monkeypatch):
+    monkeypatch.setattr(products, '_choices', {})
+    times = iter(range(100, 0, -1))
+    monkeypatch.setattr(products, '_time', lambda call: next(times))  # the last way is the fastest
+    k, layer = heads(1, 2, 9, 4), fast_linear(8, 5)
+    with torch.no_grad():
+        state = products.fast_gather(k, k)
+        out = products.fast_read(k, state)
+        with torch.backends.mkldnn.flags(enabled=False):
+            torch.testing.assert_close(products.fast_gather(k, k), state)
+            torch.testing.assert_close(products.fast_read(k, state), out)
+            layer(torch.randn(3, 8))
 
 
 def test_a_fast_layer_sees_weights_that_are_replaced_twice(monkeypatch):

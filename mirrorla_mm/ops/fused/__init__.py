@@ -50,7 +50,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import Backend, forced_backend, register_backend
+from ..backend import Backend, forced_backend, is_transformed, register_backend
 from ..options import Options
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -107,6 +107,8 @@ def _why_not(
         return f'a head may have {LARGEST_HEAD_DIM} channels at most, got {channels}'
     if options.hw_shape and channels % 4:
         return f'RoPE needs a multiple of 4 channels per head, got {channels}'
+    if is_transformed(q, k, v, theta, theta_k):
+        return 'it has neither forward-mode derivatives nor rules for torch.func'
     if TRITON_REASON is not None:
         return TRITON_REASON
     if q.device.type == 'cuda':
