@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..attention import Reflection
 from ..attention.base import Attention
-from ..engine.configs import read_config
+from ..engine.configs import preprocessor_of, read_config
 from ..engine.errors import UserError
 from ..engine.images import read_image
 from ..engine.linearise_model import fill_backbone, read_checkpoint
@@ -99,11 +99,10 @@ def load_backbone(config: str, checkpoint: str | None = None) -> tuple[nn.Module
         CheckpointError: If the checkpoint is not one of this model.
     """
     cfg = read_config(config)
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     backbone = MODELS.build({**cfg.model.backbone, '_scope_': cfg.get('default_scope', 'mmengine')})
     if checkpoint:
         fill_backbone(backbone, read_checkpoint(checkpoint))
-    return backbone.eval(), preprocessor
+    return backbone.eval(), preprocessor_of(cfg)
 
 
 def attention_modules(backbone: nn.Module) -> dict[str, Attention]:

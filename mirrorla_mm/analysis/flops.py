@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ..engine.configs import preprocessor_of
 from ..ops import use_backend
 
 # Torch counts what its other devices run for softmax attention, and leaves out the CPU's.
@@ -133,8 +134,7 @@ def default_shape(cfg: Config) -> tuple[int, int]:
         return 720 // scale, 1280 // scale
     if 'input_size' in cfg.model.backbone:
         return (cfg.model.backbone.input_size,) * 2
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    size = preprocessor.get('size')
+    size = preprocessor_of(cfg).get('size')
     return tuple(size) if size else (224, 224)
 
 

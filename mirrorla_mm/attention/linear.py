@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ops import lean
 from ..ops.backend import Backend, Heads, for_graphs, select_backend, symbolic
-from ..ops.maps import to_tokens
+from ..ops.maps import check_map, to_tokens
 from ..ops.options import Options
 from ..ops.precision import at_least_float32, saturate, without_autocast
 from ..ops.products import FAST, PLAIN, linear
@@ -87,8 +87,8 @@ class LinearAttention(Attention):
         Raises:
             ValueError: If the map does not hold these tokens.
         """
-        if not symbolic() and prod(hw_shape) != x.shape[1]:
-            raise ValueError(f'hw_shape {tuple(hw_shape)} does not hold {x.shape[1]} tokens.')
+        if not symbolic():
+            check_map(hw_shape, x.shape[1])
         q = Heads(
             (x.shape[0], self.num_heads, x.shape[1], self.head_dim), linear_dtype(x), x.device
         )

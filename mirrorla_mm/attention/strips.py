@@ -134,13 +134,16 @@ class StripPass:
         return None if self.place is None else self.place[slice(*rows)]
 
     def _projections(self, folds: bool) -> list[Affine]:
-        """To q, k, v and the gate. What no image changes, deploy mode makes once."""
+        """To q, k, v and the gate.
+
+        Where no image changes the layer, deploy mode's own makes its products once, and an adapter
+        round it is called.
+        """
         packed, channels = self.method.qkv, self.method.embed_dims
-        # So that an adapter round the layer is called as well.
-        once = type(packed) is not Linear and self.method.projection()[0] is packed.weight
+        whole = type(packed) is not Linear and self.method.projection()[0] is packed.weight
         return [
             affine_of(packed, self.x.dtype, slice(i * channels, (i + 1) * channels))
-            if once and not (folds and i < 2)
+            if whole and not (folds and i < 2)
             else self._affine(layer)
             for i, layer in enumerate(self.method.layers(self.x, folds))
         ]

@@ -13,7 +13,7 @@ from mmengine.config import Config, DictAction
 from .data import move_data
 from .errors import UserError, hide_import_warnings
 
-__all__ = ['ConfigOptions', 'read_config']
+__all__ = ['ConfigOptions', 'preprocessor_of', 'read_config']
 
 
 class ConfigOptions(DictAction):
@@ -78,3 +78,8 @@ def read_config(
             'a config.'
         )
     return cfg
+
+
+def preprocessor_of(cfg: Config) -> dict:
+    """The ``data_preprocessor`` of a config's model, or the one beside it; empty without either."""
+    return cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from .amp import OUR_AMP, is_amp
 from .atomic import whole_file
 from .checkpoint_fit import CheckpointFitHook
+from .configs import preprocessor_of
 from .data import check_data
 from .distributed import use_gloo_without_gpu
 from .errors import UserError
@@ -386,7 +387,7 @@ class Linearisation:
         return build_runner(named(cfg, Path(cfg.work_dir).name))
 
     def _preprocessor(self) -> dict:
-        found = self.cfg.model.get('data_preprocessor') or self.cfg.get('data_preprocessor')
+        found = preprocessor_of(self.cfg)
         if not found:
             return dict(type='BaseDataPreprocessor')
         # As mmpretrain's own command line does.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,6 +23,12 @@ def to_map(x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
     convolution would not recognise channels-last memory and copy the map twice.
     """
     return x.unflatten(1, tuple(hw_shape)).permute(0, 3, 1, 2)
+
+
+def check_map(hw_shape: tuple[int, int], tokens: int) -> None:
+    """Raise a ValueError unless a map of this height and width holds so many tokens."""
+    if prod(hw_shape) != tokens:
+        raise ValueError(f'hw_shape {tuple(hw_shape)} does not hold {tokens} tokens.')
 
 
 def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .backend import Backend, register_backend, select_backend
 from .linear_attention import elu_feature_map, linear_attention, token_weights
+from .maps import check_map
 from .options import FEATURE_MAPS, Options
 from .precision import at_least_float32, saturate, without_autocast
 from .reflection import reflect
@@ -113,8 +114,8 @@ def _check_arguments(
         _check_angles(theta, 'theta', heads, head_dim)
         if theta_k is not None:
             _check_angles(theta_k, 'theta_k', heads, head_dim)
-    if options.hw_shape and math.prod(options.hw_shape) != tokens:
-        raise ValueError(f'hw_shape {tuple(options.hw_shape)} does not hold {tokens} tokens.')
+    if options.hw_shape:
+        check_map(options.hw_shape, tokens)
 
 
 def _check_angles(angles: Tensor | None, name: str, heads: int, head_dim: int) -> None:

@@ -26,6 +26,7 @@ from .images import read_image, write_png
 from .metrics import PSNR, SSIM, to_uint8
 from .restorer import Restorer
 from .tiling import OVERLAP, check_tiles, enlarge
+from .transforms import is_of_size
 
 RESULTS = 'results.json'
 
@@ -136,7 +137,7 @@ def figures(image: np.ndarray, truth: Path, scale: int) -> dict[str, float]:
     """
     expected = to_uint8(read_image(truth).colours)
     height, width = image.shape[:2]
-    if not all(0 <= n - m < scale for n, m in zip(expected.shape, (height, width))):
+    if not is_of_size(expected, (height, width), scale):
         raise DataError(
             f'{truth} has {expected.shape[1]}x{expected.shape[0]} pixels, and the image enlarged '
             f'by {scale} {width}x{height}.'

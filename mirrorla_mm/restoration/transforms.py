@@ -51,7 +51,7 @@ class LoadImagePair(BaseTransform):
         gt, *img = (result['img'] for result in loaded)
         img = img[0] if img else downscale(gt, scale)
         height, width = img.shape[:2]
-        if not all(0 <= n - scale * m < scale for n, m in zip(gt.shape, (height, width))):
+        if not is_of_size(gt, (scale * height, scale * width), scale):
             raise DataError(
                 f'{results["gt_path"]} ({gt.shape[1]}x{gt.shape[0]} pixels) is not {scale} times '
                 f'its image {results.get("img_path")} ({width}x{height}).'
@@ -59,6 +59,11 @@ class LoadImagePair(BaseTransform):
         results.update(gt=gt[: scale * height, : scale * width], img=img)
         results['img_shape'] = results['ori_shape'] = img.shape[:2]
         return results
+
+
+def is_of_size(truth: np.ndarray, size: tuple[int, int], scale: int) -> bool:
+    """Whether a ground truth has this height and width, or less than ``scale`` pixels more."""
+    return all(0 <= n - wanted < scale for n, wanted in zip(truth.shape, size))
 
 
 @TRANSFORMS.register_module(force=True)

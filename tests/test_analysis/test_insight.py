@@ -157,11 +157,8 @@ def test_a_validation_before_the_first_loss_of_a_resumed_run_stands_after_the_la
 
 def test_images_are_normalised_as_the_preprocessor_of_a_config_does():
     image = np.full((2, 2, 3), (200, 0, 0), np.uint8)
-    assert normalise(image, dict(mean=[0, 0, 1], std=[1, 1, 1]))[0, :, 0, 0].tolist() == [
-        200,
-        0,
-        -1,
-    ]
+    shifted = normalise(image, dict(mean=[0, 0, 1], std=[1, 1, 1]))
+    assert shifted[0, :, 0, 0].tolist() == [200, 0, -1]
     assert normalise(image, dict(bgr_to_rgb=True))[0, :, 0, 0].tolist() == [0, 0, 200]
     as_imagenet = normalise(image)[0, :, 0, 0]
     assert as_imagenet[2] == pytest.approx((200 - 103.53) / 57.375)
