@@ -53,7 +53,6 @@ from rich.progress import track
 CONFIG = 'configs/studies/dctlsa-study_x4_1xb4-3k_coco.py'
 TRANSFER_LR = 3e-3
 PREFIX = 'backbone.'
-WINDOW = 16  # DCTLSA's, where the config names none
 
 
 def parse_args() -> argparse.Namespace:
@@ -342,7 +341,7 @@ def check_transfer(args: argparse.Namespace) -> None:
         raise UserError("--transfer needs the authors' weights: give their file, or leave it out.")
     crop = settings(args, study_config(args))['crop']
     for name in args.rows:
-        side = row_config(args, name, 0).model.backbone.get('window_size', WINDOW)
+        side = MODELS.build(row_config(args, name, 0).model.backbone).window_size
         if crop and crop % side:
             raise UserError(
                 f'--transfer takes crops of a multiple of the windows, and those of {name} are '
