@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset
@@ -70,3 +71,16 @@ def test_segmentation_config_names_the_drawn_classes(load):
 def test_data_directory_defaults_to_the_quickstarts(name, monkeypatch):
     monkeypatch.delenv('MIRRORLA_DEMO_DATA', raising=False)
     assert Config.fromfile(CONFIGS / name).train_dataloader.dataset.data_root == 'data/demo/'
+
+
+@pytest.mark.parametrize('name', [DETECTOR, SEGMENTOR])
+def test_reflections_do_not_decay(load, name):
+    cfg = load(name)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    decays = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    of_reflections = {
+        decays[id(p)] for name, p in model.named_parameters() if '.reflection.' in name
+    }
+    assert of_reflections == {0.0}

@@ -1,3 +1,5 @@
+_base_ = '../../_base_/schedules/no_decay.py'
+
 # Minutes on two CPU cores, from scratch. One epoch is 50 iterations and ends with a checkpoint, so
 # an interrupted run loses less than a minute.
 custom_imports = dict(imports=['mirrorla_mm'], allow_failed_imports=False)
@@ -9,7 +11,7 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=_base_.no_decay),
     clip_grad=dict(max_norm=10),
 )
 param_scheduler = [
