@@ -60,6 +60,7 @@ ROWS = {
     ),
 }
 BASELINE = 'relu'
+MARKERS = 'osD^v*'  # of seeds in a picture
 # Whose attention the others learn from in a transfer.
 TEACHER = 'lsa'
 # What the verdict is on: a row, and what it is set against.
@@ -88,6 +89,8 @@ class Difference:
     @property
     def effect(self) -> str:
         """The conclusion that the numbers allow."""
+        if not math.isfinite(self.by_seed):
+            return 'leaves open, by a single seed, what it does'
         if abs(self.mean) <= self.width:
             return 'does nothing that can be told from chance'
         return 'helps' if self.mean > 0 else 'hurts'
@@ -104,7 +107,7 @@ def after_transfer(results: Iterable[dict]) -> list[dict]:
 
 
 def difference(
-    row: str, results: Sequence[dict], dataset: str, baseline: str = BASELINE
+    row: str, results: Sequence[dict], dataset: str, baseline: str = BASELINE, comparisons: int = 1
 ) -> Difference | None:
     """Compare a row with another, seed by seed and image by image.
 
@@ -113,6 +116,7 @@ def difference(
         results (Sequence[dict]): From :func:`read_results`.
         dataset (str): Which images.
         baseline (str): The row that it is set against.
+        comparisons (int): How many the 95 % are of, together; see :func:`~.half_width`.
 
     Returns:
         Difference, optional: None if the two have no seed in common.
@@ -127,7 +131,9 @@ def difference(
     ]
     by_image = [mean(pair[image] for pair in pairs) for image in pairs[0]]
     by_seed = [mean(pair.values()) for pair in pairs]
-    return Difference(mean(by_seed), half_width(by_seed), half_width(by_image))
+    return Difference(
+        mean(by_seed), half_width(by_seed, comparisons), half_width(by_image, comparisons)
+    )
 
 
 def table(results: Sequence[dict]) -> str:
@@ -162,19 +168,26 @@ def _numbers(found: Difference) -> list[str]:
 
 
 def verdict(results: Sequence[dict], questions: Iterable[tuple[str, str]] = QUESTIONS) -> str:
-    """The plain sentences: on each row and what it is set against, one for each data set."""
+    """The plain sentences: on each row and what it is set against, one for each data set.
+
+    The 95 % are of all sentences together, so that none of them says more than chance would.
+    """
+    asked = [
+        (row, baseline, dataset)
+        for row, baseline in questions
+        for dataset in results[0]['PSNR']
+        if difference(row, results, dataset, baseline) is not None
+    ]
     sentences = []
-    for row, baseline in questions:
-        for dataset in results[0]['PSNR']:
-            found = difference(row, results, dataset, baseline)
-            if found is None:
-                continue
-            one = not math.isfinite(found.by_seed)
-            sentences.append(
-                f'On {dataset}, {ROWS[row].label} against {ROWS[baseline].label} {found.effect} '
-                f'here: {found.mean:+.3f} ± {found.width:.3f} dB '
-                + ('(95 %, over the images of a single seed).' if one else '(95 %).')
-            )
+    for row, baseline, dataset in asked:
+        found = difference(row, results, dataset, baseline, len(asked))
+        assert found is not None
+        many = f' of all {len(asked)} together' if len(asked) > 1 else ''
+        over = '' if math.isfinite(found.by_seed) else ', over the images'
+        sentences.append(
+            f'On {dataset}, {ROWS[row].label} against {ROWS[baseline].label} {found.effect} '
+            f'here: {found.mean:+.3f} ± {found.width:.3f} dB (95 %{many}{over}).'
+        )
     return '\n'.join(sentences)
 
 
@@ -184,6 +197,7 @@ def plot(results: Sequence[dict], path: Path) -> None:
     Where rows start from the authors' weights, LSA is left out: it alone has nothing to learn anew.
     """
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     datasets = list(results[0]['PSNR'])
     left_out = {BASELINE, *(['lsa'] if results[0]['settings']['start'] == 'authors' else [])}
@@ -201,7 +215,8 @@ def plot(results: Sequence[dict], path: Path) -> None:
             for number, seed in enumerate(seeds):
                 own = difference(name, [r for r in results if r['seed'] == seed], dataset)
                 if own is not None and len(seeds) > 1:
-                    axis.plot(own.mean, height + 0.25, '.', color=f'C{number}')
+                    marker = MARKERS[number % len(MARKERS)]
+                    axis.plot(own.mean, height + 0.25, marker, color=f'C{number}', ms=4)
         axis.set_yticks(range(len(found)), [ROWS[name].label for name in found])
         axis.set_ylim(-0.6, len(found) - 0.3)
         axis.locator_params(axis='x', nbins=6)
@@ -209,7 +224,14 @@ def plot(results: Sequence[dict], path: Path) -> None:
         axis.set_xlabel(f'dB against {ROWS[BASELINE].label}, 95 %')
         axis.set_title(dataset)
         axis.grid(axis='x', alpha=0.3)
-    figure.set_figheight(1.6 + 0.25 * len(found))
+    if len(seeds) > 1:
+        handles = [
+            Line2D([], [], ls='', ms=4, color=f'C{i}', marker=MARKERS[i % len(MARKERS)])
+            for i in range(len(seeds))
+        ]
+        labels = [f'seed {seed}' for seed in seeds]
+        figure.legend(handles, labels, loc='outside lower center', ncols=len(seeds), frameon=False)
+    figure.set_figheight(1.8 + 0.25 * len(found))
     figure.savefig(path, dpi=110)
 
 

@@ -51,16 +51,37 @@ def test_differences_are_paired_by_seed_and_by_image():
 
 def test_the_sentence_says_what_the_numbers_say(tmp_path):
     assert 'helps here: +0.105 ± 0.064 dB (95 %).' in verdict(RESULTS)
-    assert 'nothing that can be told from chance' in verdict(RESULTS, [('lsa', 'relu')])
-    assert 'hurts here: -0.600 ± 0.248 dB (95 %, over the images of a single seed).' in verdict(
-        RESULTS, [('elu', 'relu')]
+    # A seed alone tells nothing, however alike its images are.
+    assert (
+        'a single seed, what it does here: -0.600 ± 0.248 dB (95 %, over the images).'
+        in verdict(RESULTS, [('elu', 'relu')])
     )
-    assert '+ mirror against ELU + 1 helps here: +0.700' in verdict(RESULTS, [('mirror', 'elu')])
+    worse = [
+        result(r['row'], r['seed'], *(x - 1 for x in r['PSNR']['Set5'].values())) for r in RESULTS
+    ]
+    mirror_worse = [r for r in worse if r['row'] == 'mirror'] + RESULTS[:2]
+    assert 'hurts here: -0.895' in verdict(mirror_worse)
+    chance = [result('mirror', seed, *x) for seed, x in enumerate([(30, 31, 32), (31, 32, 33)])]
+    assert 'nothing that can be told from chance' in verdict(RESULTS[:2] + chance)
+    assert '+ mirror against LSA, the authors’ own leaves open' in verdict(
+        RESULTS, [('mirror', 'lsa')]
+    )
     text = table(RESULTS)
     assert '| ReLU + mirror | 2 | 31.205 | +0.105 | 0.064 | 0.000 | 25.0% | 3.50 |' in text
     assert 'inf' not in text + verdict(RESULTS, [('lsa', 'relu')])
     plot(RESULTS, tmp_path / 'x.png')
     assert (tmp_path / 'x.png').stat().st_size > 1000
+
+
+def test_verdicts_are_resolved_only_if_they_are_when_taken_together():
+    alone, both = (
+        verdict([dict(r, PSNR=dict.fromkeys(names, r['PSNR']['Set5'])) for r in RESULTS])
+        for names in (['Set5'], ['Set5', 'Again'])
+    )
+    assert 'helps here: +0.105 ± 0.064 dB (95 %).' in alone
+    # Two seeds: t(1 - 0.025 / 2, 1) = 25.452.
+    assert both.count('± 0.127 dB (95 % of all 2 together).') == 2
+    assert both.count('nothing that can be told from chance') == 2
 
 
 @pytest.mark.parametrize('text', ['{"row": "relu", ', '[]', '{"row": "x", "seed": 0}', '{}'])

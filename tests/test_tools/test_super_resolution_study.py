@@ -12,6 +12,7 @@ from tests.test_restoration.toy import TOY, toy_host, write_benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = 'studies/super_resolution'
+UNTOUCHED = ('--work-dir', 'untouched', '--report', 'untouched')
 ELSEWHERE = ('--work-dir', 'elsewhere', '--report', 'elsewhere')
 STILL = ('optim_wrapper.optimizer.lr=0', 'param_scheduler.eta_min=0')
 
@@ -145,6 +146,8 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
             'relu_seed-0.json holds results of other settings (config ',
         ),
         ([*arguments, *few, '--test', 'Set5'], 'NAME=FOLDER'),
+        ([*arguments, *few, *UNTOUCHED, '--test', 'Set5=nowhere'], 'nowhere does not exist'),
+        ([*arguments, *few, *UNTOUCHED, '--iters', '0'], '--iters takes a number of iterations'),
         ([*few], '--train and --test are needed'),
         (
             [*arguments, *few, *ELSEWHERE, '--cfg-options', 'optim_wrapper.optimizer.lr=1e30'],
@@ -163,6 +166,7 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
         with pytest.raises(SystemExit):
             run(STUDY, 'x2.pt', *more)
         assert message in capsys.readouterr().err
+    assert not Path('untouched').exists()
     torch.save(official_dctlsa(toy_host(num_groups=2).state_dict()), 'other.pt')
     for weights, more, message in (
         ('other.pt', [], 'relu_seed-0.json holds results of other settings (weights '),

@@ -9,7 +9,7 @@ that the same command may be given again and again, with more seeds too. Example
     python tools/studies/super_resolution.py X4.pt \\
         --train data/coco/train2017 data/coco/val2017 \\
         --test Set5=data/sr/Set5/HR CamVid=data/ade/images/validation:128x256 \\
-        --report docs/studies/super_resolution
+        --report work_dirs/study_sr/report
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def study_config(args: argparse.Namespace) -> Config:
             cfg[f'{kind}_{part}'] = None
     cfg.train_cfg.pop('val_interval', None)
     cfg.log_level = 'WARNING'
-    if args.iters:
+    if args.iters is not None:
         cfg.train_cfg.max_iters = cfg.param_scheduler.T_max = args.iters
     return cfg
 
@@ -331,6 +331,19 @@ def file_of(args: argparse.Namespace, name: str, seed: int) -> Path:
     return args.report / 'runs' / f'{name}_seed-{seed}.json'
 
 
+def check_iterations(args: argparse.Namespace) -> None:
+    """Refuse lengths that no run has."""
+    if args.iters is not None and args.iters < 1:
+        raise UserError(f'--iters takes a number of iterations from 1 on, not {args.iters}.')
+
+
+def check_tests(args: argparse.Namespace) -> None:
+    """Read an image of each test set now, not after hours of training."""
+    scale = MODELS.build(study_config(args).model.backbone).upscale
+    for folder, crop in tests(args).values():
+        load_tests(folder, crop, scale)[0]
+
+
 def check_transfer(args: argparse.Namespace) -> None:
     """Refuse at once what a transfer would stop at after hours."""
     if not args.transfer:
@@ -387,6 +400,8 @@ def main() -> None:
     if not args.report_only:
         if not args.train or not args.test:
             raise UserError('--train and --test are needed, or --report-only.')
+        check_iterations(args)
+        check_tests(args)
         check_transfer(args)
         check_settings(args)
         run_missing(
