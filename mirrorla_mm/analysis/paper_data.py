@@ -71,7 +71,6 @@ class Table:
         counter (str): The paper's count for MirrorLA: ``'layers'`` or ``'total'``, fields of
             :class:`~mirrorla_mm.analysis.flops.Complexity`.
         metrics (tuple[str, ...]): Names of the figures that need training.
-        gpus (int): Devices that the configs are for.
         rows (tuple[Row, ...]): The rows.
         sizes (bool): Show what the configs count, where the paper prints nothing.
         then (str): Commands after training.
@@ -81,7 +80,6 @@ class Table:
     shape: tuple[int, int]
     counter: str
     metrics: tuple[str, ...]
-    gpus: int
     rows: tuple[Row, ...]
     sizes: bool = False
     then: str = ''
@@ -148,7 +146,6 @@ TABLES = (
         (224, 224),
         'total',
         ('top-1',),
-        8,
         (
             _imagenet('RAVLT-T', 'ravlt-t', 15, 2.6, 82.6),
             _imagenet('MirrorLA-T', 'mirrorla-t', 15, 2.6, 82.8),
@@ -166,7 +163,6 @@ TABLES = (
         (224, 224),
         'total',
         ('top-1 (Table 8)',),
-        8,
         (_imagenet('MirrorLA-XT', 'mirrorla-xt', 6, 0.6, 76.0),),
     ),
     Table(
@@ -174,7 +170,6 @@ TABLES = (
         (32, 32),
         'total',
         FID,
-        8,
         (
             _diffusion('DiT', 'dit-s-p2', '68.40 - - - -'),
             _diffusion('MirrorLADiT', 'dit-mirrorla-s-p2', '58.07 11.21 24.70 0.41 0.59'),
@@ -198,7 +193,6 @@ TABLES = (
         (224, 224),
         'total',
         ('top-1',),
-        8,
         (
             _imagenet('Swin-T', 'swin-t', 28, 4.4, 81.2),
             _imagenet('Hydra', 'hydra-swin-t', 29, 4.5, 80.7, causes=_HYDRA),
@@ -217,7 +211,6 @@ TABLES = (
         (224, 224),
         'total',
         ('top-1',),
-        8,
         (
             _imagenet(
                 'NaLaFormer-XT',
@@ -238,7 +231,6 @@ TABLES = (
         (800, 1280),
         'layers',
         BOX,
-        8,
         (
             Row(
                 'RAVLT-T',
@@ -290,7 +282,6 @@ TABLES = (
         (800, 1280),
         'layers',
         BOX_AND_MASK,
-        8,
         (
             Row(
                 'PVTv2-B1',
@@ -335,7 +326,6 @@ TABLES = (
         (800, 1280),
         'layers',
         BOX_AND_MASK,
-        8,
         (
             Row(
                 'XCiT-T12/8',
@@ -373,7 +363,6 @@ TABLES = (
         (512, 512),
         'layers',
         ('mIoU',),
-        4,
         (
             Row(
                 'SegFormer-B1',
@@ -426,7 +415,6 @@ TABLES = (
         (1024, 2048),
         'layers',
         ('mIoU',),
-        4,
         (
             Row(
                 'SegFormer-B1',
@@ -481,7 +469,6 @@ TABLES = (
         (512, 2048),
         'layers',
         ('mIoU',),
-        4,
         (
             Row('VAN-B1', 'baselines/fpn_van-b1_4xb4-80k_ade20k-512x512.py', 18, 140, ('42.9',)),
             Row(
@@ -522,7 +509,6 @@ TABLES = (
         (224, 224),
         'total',
         ('top-1',),
-        8,
         (
             _imagenet('lambda 1, alpha_max pi/2, full, head', 'mirrorla-xt', 76.0),
             _imagenet(

@@ -49,7 +49,8 @@ so none of it is reproduced here.
   last digit.
 
 Every dense model starts from ImageNet weights: those of the ImageNet row of the same backbone, or
-RAVLT's published ones by `tools/model_converters/ravlt.py`. Before the commands:
+published ones that `tools/model_converters` reads (RAVLT's, and those of FLatten and PolaFormer in
+Swin and PVT). Before the commands:
 
 ```shell
 INIT="--cfg-options model.backbone.init_cfg.type=Pretrained
@@ -293,12 +294,23 @@ def _giga(cost: Complexity | None) -> str:
 
 
 def _command(row: Row, table: Table) -> str:
-    words = ['tools/dist_train.sh', f'configs/{row.config}', str(table.gpus)]
+    words = ['tools/dist_train.sh', f'configs/{row.config}', str(devices_of(row.config))]
     if row.options:
         words += ['--cfg-options', row.options]
-    elif is_ours(row) and table.shape != (224, 224):
+    elif starts_from_imagenet(row.config):
         words.append('$INIT')
     return ' '.join(words)
+
+
+def devices_of(config: str) -> int:
+    """Devices that a config is for: what its name says, or 8, which OpenMMLab's names leave out."""
+    found = re.search(r'_(\d+)xb\d+', config)
+    return int(found[1]) if found else 8
+
+
+def starts_from_imagenet(config: str) -> bool:
+    """Whether a model starts from weights that are to be named; baselines name their own."""
+    return Path(config).parent.name not in ('imagenet', 'baselines', 'diffusion')
 
 
 def _markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:

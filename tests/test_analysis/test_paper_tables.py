@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from mirrorla_mm.analysis import table_4
 from mirrorla_mm.analysis.flops import Complexity
@@ -16,10 +17,13 @@ from mirrorla_mm.analysis.paper_tables import (
     _cell,
     _text,
     count_row,
+    devices_of,
     is_countable,
     is_ours,
     quick_bases,
     render_table,
+    starts_from_imagenet,
+    without_mmpretrain,
 )
 from mirrorla_mm.restoration import DCTLSA
 
@@ -158,3 +162,27 @@ def test_get_flops_prints_both_counts(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert '512x512' in printed
     assert '13.56' in printed
+
+
+@pytest.mark.parametrize('table', TABLES, ids=lambda table: table.title)
+def test_a_command_trains_with_the_batch_that_the_config_is_for(table):
+    for row in table.rows:
+        with quick_bases(), without_mmpretrain():
+            cfg = Config.fromfile(ROOT / 'configs' / row.config)
+        if 'auto_scale_lr' in cfg and 'train_dataloader' in cfg:
+            batch = devices_of(row.config) * cfg.train_dataloader.batch_size
+            assert batch == cfg.auto_scale_lr.base_batch_size, row.config
+
+
+@pytest.mark.parametrize(
+    ('config', 'devices', 'starts'),
+    [
+        ('baselines/segformer_mit-b1_8xb2-160k_ade20k-512x512.py', 8, False),
+        ('baselines/segnext_mscan-s_1xb16-160k_ade20k-512x512.py', 1, False),
+        ('sem_fpn/agent-pvt-t_fpn_4xb4-80k_ade20k-512x512.py', 4, True),
+        ('mask_rcnn/mask-rcnn_flatten-pvt-t_fpn_amp-1x_coco.py', 8, True),
+        ('imagenet/pola-swin-t_8xb128_in1k.py', 8, False),
+    ],
+)
+def test_a_command_names_devices_and_the_start(config, devices, starts):
+    assert (devices_of(config), starts_from_imagenet(config)) == (devices, starts)
