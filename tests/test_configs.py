@@ -1,6 +1,7 @@
 """Every config loads, survives dump and fromfile, builds; every family takes a training step."""
 
 import copy
+import re
 from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import cache
@@ -186,13 +187,57 @@ def test_learned_tables_and_reflections_do_not_decay(name):
         ('mirrorla-l', 0.55),
         ('nalaformer-xt', 0.1),
         ('nalaformer-t', 0.1),
+        ('ravlt-t', 0.05),
+        ('still-t', 0.05),
         ('swin-t', 0.2),
+        ('pola-swin-s', 0.3),
+        ('agent-pvt-t', 0.1),
     ],
 )
 def test_drop_path_of_pretraining_is_the_published_one(name, rate):
     model = classifier(CONFIGS / f'imagenet/{name}_8xb128_in1k.py')
     rates = [m.drop_prob for m in model.modules() if hasattr(m, 'drop_prob')]
     assert max(rates) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ('name', 'rate'),
+    [
+        ('mask_rcnn/mask-rcnn_agent-swin-t_fpn_amp-1x_coco.py', 0.1),
+        ('mask_rcnn/mask-rcnn_flatten-swin-t_fpn_amp-1x_coco.py', 0.2),
+        ('mask_rcnn/mask-rcnn_pola-swin-s_fpn_amp-1x_coco.py', 0.2),
+        ('upernet/pola-swin-s_upernet_8xb2-160k_ade20k-512x512.py', 0.3),
+    ],
+)
+def test_drop_path_of_dense_prediction_is_that_of_the_followed_protocol(name, rate):
+    assert load(name).model.backbone.drop_path_rate == rate
+
+
+def test_gradients_of_swin_are_clipped_in_pretraining_as_the_authors_do():
+    clips = {
+        name: load(f'imagenet/{name}_8xb128_in1k.py').optim_wrapper.get('clip_grad')
+        for name in ('flatten-swin-t', 'flatten-pvt-t', 'ravlt-t')
+    }
+    assert clips == {'flatten-swin-t': dict(max_norm=5.0), 'flatten-pvt-t': None, 'ravlt-t': None}
+
+
+HOST = re.compile(r'(?:mirrorla|ravlt|nalaformer|still|agent|flatten|pola)-[a-z-]*(?=_)')
+DENSE = [
+    name
+    for name in FILES
+    if name.split('/')[0]
+    not in ('baselines', 'diffusion', 'imagenet', 'quickstart', 'studies', 'super_resolution')
+]
+
+
+@each(DENSE)
+def test_a_dense_config_has_a_recipe_of_imagenet_to_start_from(name):
+    host = HOST.search(name.split('/')[1])[0]
+    assert f'imagenet/{host}_8xb128_in1k.py' in FILES
+
+
+def test_xcit_may_leave_its_layers_for_classifiers_unused():
+    assert load('baselines/mask-rcnn_xcit-t12-p8_fpn_amp-ms-crop-3x_coco.py').find_unused_parameters
 
 
 def tiny(cfg: Config) -> Config:

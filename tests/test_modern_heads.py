@@ -24,7 +24,7 @@ INSTANCES = 'mask2former/mask2former_mirrorla-t{}_8xb2-lsj-50e_coco.py'
 PANOPTIC = 'mask2former/mask2former_mirrorla-t{}_8xb2-lsj-50e_coco-panoptic.py'
 SEMANTIC = 'mask2former/mask2former_mirrorla-t{}_8xb2-160k_ade20k-512x512.py'
 DINO = 'dino/dino-4scale_mirrorla-t{}_8xb2-12e_coco.py'
-RTMDET = 'rtmdet/rtmdet-ins_mirrorla-t{}_8xb32-100e_coco.py'
+RTMDET = 'rtmdet/rtmdet-ins_mirrorla-t{}_4xb32-100e_coco.py'
 RECIPES = (INSTANCES, PANOPTIC, SEMANTIC, DINO, RTMDET)
 TINY = dict(embed_dims=(8, 16, 16, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4))
 

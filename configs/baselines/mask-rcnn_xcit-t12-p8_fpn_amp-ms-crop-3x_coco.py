@@ -31,3 +31,5 @@ model = dict(
         dict(type='FPN', in_channels=[192, 192, 192, 192], out_channels=256, num_outs=5),
     ],
 )
+# XCiT's class token and its two last blocks serve classifiers alone, and get no gradient.
+find_unused_parameters = True

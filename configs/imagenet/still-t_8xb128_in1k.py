@@ -4,6 +4,7 @@ model = dict(
     backbone=dict(
         type='mirrorla_mm.RAVLT',
         arch='t',
+        drop_path_rate=0.05,
         layout='linear',
         attn_cfg=dict(type='STILLAttention'),
     )

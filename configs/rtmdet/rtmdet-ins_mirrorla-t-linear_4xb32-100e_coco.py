@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/protocols/rtmdet-ins_8xb32-100e_coco.py',
+    '../_base_/protocols/rtmdet-ins_4xb32-100e_coco.py',
     '../_base_/hosts/mirrorla-t-linear.py',
 ]
 

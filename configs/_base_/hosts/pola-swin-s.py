@@ -1,3 +1,4 @@
 _base_ = './flatten-swin-t.py'
 
-host = dict(arch='s', drop_path_rate=0.3, attn_cfg=dict(type='PolaAttention'))
+# Swin-S has Swin-T's drop path in mmdet; UPerNet raises it, as mmseg does.
+host = dict(arch='s', attn_cfg=dict(type='PolaAttention'))

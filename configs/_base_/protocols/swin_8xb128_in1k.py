@@ -7,6 +7,9 @@ _base_ = [
 ]
 
 train_dataloader = dict(batch_size=128)
+# As in FLatten's, Agent's and PolaFormer's code, and in Swin's own.
 optim_wrapper = dict(
-    type='mirrorla_mm.AmpOptimWrapper', paramwise_cfg=dict(custom_keys=_base_.no_decay)
+    type='mirrorla_mm.AmpOptimWrapper',
+    paramwise_cfg=dict(custom_keys=_base_.no_decay),
+    clip_grad=dict(max_norm=5.0),
 )
