@@ -1,6 +1,6 @@
 _base_ = './swin_8xb128_in1k.py'
 
-# FLatten's and Agent's settings of PVT: a shorter warm-up, a higher last rate, gradients as they are.
+# FLatten's and Agent's settings of PVT: a shorter warm-up, a higher last rate, nothing clipped.
 optim_wrapper = dict(clip_grad=None)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=5, convert_to_iter_based=True),

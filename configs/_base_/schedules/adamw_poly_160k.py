@@ -4,8 +4,8 @@ optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
-    # The backbone's: protocols give 'head' a rate of its own, and a named part asks nothing further,
-    # so that norms of the head decay, as those of mmseg's SegFormer do.
+    # Of the backbone: protocols name 'head' for a rate of its own, and mmengine asks no more of
+    # a part that is named, so that the head's norms decay, as those of mmseg's SegFormer do.
     paramwise_cfg=dict(norm_decay_mult=0.0),
 )
 param_scheduler = [
