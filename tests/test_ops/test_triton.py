@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import re
 import subprocess
 import sys
@@ -273,6 +274,38 @@ def test_work_is_dealt_out_in_whole_waves():
         assert busy > 0.85 or chunk == 256 or rows > 264, (rows, tokens, busy)
     # A grid that leaves places idle is cut finer, but for passes that leave a matrix.
     assert split_tokens(16_000, 2, torch.device('cpu'), 4, 32) == (128, 125)
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
+def test_few_splits_are_tried_and_none_of_the_others_is_sooner(monkeypatch):
+    """Training at many sizes meets a new shape in every step, so none may be dear."""
+    from mirrorla_mm.ops.fused import launching
+
+    def cdiv(x, y):
+        return -(-x // y)
+
+    def best_of_all(tokens, rows, slots, overhead, smallest):
+        def chunk(count):
+            return max(smallest, cdiv(cdiv(tokens, count), 128) * 128)
+
+        counts = range(1, cdiv(launching.WAVES * slots, rows) + 1)
+        times = [cdiv(rows * x, slots) * (chunk(x) + overhead) for x in counts]
+        return chunk(counts[times.index(min(times))])
+
+    calls = []
+    monkeypatch.setattr(launching.triton, 'cdiv', lambda x, y: calls.append(1) or cdiv(x, y))
+    draw = random.Random(0)
+    for _ in range(300):
+        tokens, rows = (int(2 ** draw.uniform(0, bits)) for bits in (18, 13))
+        multiprocessors, programs = draw.choice((1, 20, 108, 132)), draw.choice((2, 4, 8))
+        overhead, smallest = draw.choice((0, 32, 128)), draw.choice((128, 256))
+        monkeypatch.setattr(launching, '_multiprocessors', lambda device, n=multiprocessors: n)
+        calls.clear()
+        where = tokens, rows, torch.device('cpu')
+        chunk, count = launching.split_tokens(*where, programs, overhead, smallest)
+        assert chunk == best_of_all(tokens, rows, multiprocessors * programs, overhead, smallest)
+        assert count == cdiv(tokens, chunk) and len(calls) <= 4 + 3 * 2 * launching.WAVES
 
 
 @needs_triton

@@ -49,10 +49,16 @@ def split_tokens(
         wanted = triton.cdiv(triton.cdiv(tokens, count), LARGEST_BLOCK) * LARGEST_BLOCK
         return max(smallest, wanted)
 
-    def time(count: int) -> int:
-        return triton.cdiv(rows * count, slots) * (chunk_of(count) + overhead)
+    def waves(count: int) -> int:
+        return triton.cdiv(rows * count, slots)
 
-    chunk = chunk_of(min(range(1, triton.cdiv(WAVES * slots, rows) + 1), key=time))
+    def time(count: int) -> int:
+        return waves(count) * (chunk_of(count) + overhead)
+
+    # Of the counts that take as many waves the last has the smallest chunk: no other can be sooner.
+    most = triton.cdiv(WAVES * slots, rows)
+    last_ones = (min(most, wave * slots // rows) for wave in range(waves(1), waves(most) + 1))
+    chunk = chunk_of(min(last_ones, key=time))
     return chunk, triton.cdiv(tokens, chunk)
 
 
