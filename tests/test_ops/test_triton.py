@@ -429,16 +429,29 @@ def test_the_kept_table_belongs_to_no_callers_memory_or_mode(monkeypatch):
         return original(*args)
 
     monkeypatch.setattr(passes, 'make_rope_table', make)
-    passes._kept_rope_table.cache_clear()
+    monkeypatch.setattr(passes, '_rope_tables', {})
     where = (256, 24, torch.float32, torch.device('cpu'))
     with torch.inference_mode(), torch.device('meta'), torch.autocast('cpu', torch.bfloat16):
         table = passes.rope_table(*where)
     assert not table.is_inference() and table.device.type == 'cpu' and table.dtype == torch.float32
     assert torch.equal(table, make(*where[:3], 'cpu')) and passes.rope_table(*where) is table
     assert makers[0] != threading.get_ident() and len(makers) == 2
+
+
+@needs_triton
+def test_a_captured_graph_reads_the_kept_table_and_keeps_none_of_its_own(monkeypatch):
+    from mirrorla_mm.ops.fused import passes
+
+    where = (256, 24, torch.float32, torch.device('cpu'))
+    monkeypatch.setattr(passes, '_rope_tables', {})
     monkeypatch.setattr(passes, 'capturing', lambda device: True)
-    assert passes.rope_table(*where) is not table  # a graph makes its own, with its own memory
-    assert makers[2] == threading.get_ident()
+    in_graph = passes.rope_table(*where)
+    assert passes._rope_tables == {}
+    monkeypatch.setattr(passes, 'capturing', lambda device: False)
+    kept = passes.rope_table(*where)
+    assert kept is not in_graph and torch.equal(kept, in_graph)
+    monkeypatch.setattr(passes, 'capturing', lambda device: True)
+    assert passes.rope_table(*where) is kept
 
 
 @needs_triton
