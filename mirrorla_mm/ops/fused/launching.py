@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 from triton.runtime import driver
 
+from ..backend import capturing
 from .tuning import INTERPRETED
 
 LARGEST_BLOCK = 128
@@ -67,11 +68,6 @@ def _multiprocessors(device: torch.device) -> int:
     if device.type != 'cuda':
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured on the device's current stream."""
-    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
 
 
 class Launch(NamedTuple):

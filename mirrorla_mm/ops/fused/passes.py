@@ -12,11 +12,12 @@ import torch
 import triton
 from torch import Tensor
 
+from ..backend import capturing
 from ..options import Options
 from ..rope import rope_frequencies
 from .backward import key_backward_kernel, query_backward_kernel
 from .forward import angle_kernel, mean_query_kernel, output_kernel, state_kernel
-from .launching import LARGEST_BLOCK, Step, capturing, run, split_tokens
+from .launching import LARGEST_BLOCK, Step, run, split_tokens
 from .tuning import INTERPRETED, layout, regime
 
 # Programs on a multiprocessor: of those that only read and add, and of those that take products.
