@@ -300,7 +300,7 @@ def test_few_splits_are_tried_and_none_of_the_others_is_sooner(monkeypatch):
         tokens, rows = (int(2 ** draw.uniform(0, bits)) for bits in (18, 13))
         multiprocessors, programs = draw.choice((1, 20, 108, 132)), draw.choice((2, 4, 8))
         overhead, smallest = draw.choice((0, 32, 128)), draw.choice((128, 256))
-        monkeypatch.setattr(launching, '_multiprocessors', lambda device, n=multiprocessors: n)
+        monkeypatch.setattr(launching, 'multiprocessors', lambda device, n=multiprocessors: n)
         calls.clear()
         where = tokens, rows, torch.device('cpu')
         chunk, count = launching.split_tokens(*where, programs, overhead, smallest)
@@ -309,12 +309,25 @@ def test_few_splits_are_tried_and_none_of_the_others_is_sooner(monkeypatch):
 
 
 @needs_triton
-def test_the_tuners_key_knows_layout_alignment_and_length():
+def test_the_tuners_key_knows_layout_alignment_length_and_whether_the_gpu_is_full():
     """None of them is a constant of the kernels, but each may want another choice."""
     from mirrorla_mm.ops.fused import tuning
 
-    kinds = itertools.product((256, 1024, 4096), tuning.LAYOUTS, (False, True))
-    assert len({tuning.regime(*kind) for kind in kinds}) == 18
+    kinds = itertools.product((256, 1024, 4096), tuning.LAYOUTS, (False, True), (False, True))
+    assert len({tuning.regime(*kind) for kind in kinds}) == 36
+
+
+@needs_triton
+def test_what_is_tuned_on_a_few_tokens_is_not_kept_for_a_full_gpu():
+    from mirrorla_mm.analysis.traffic import dry_run
+    from mirrorla_mm.ops.options import Options
+
+    def regimes(batch):
+        launches = dry_run(*empty_qkv(64, hw_shape=(7, 7), batch=batch), Options())
+        return [x.arguments['regime'] for x in launches]
+
+    few, many, more = map(regimes, (1, 128, 256))
+    assert many == more and all(a != b for a, b in zip(few, many, strict=True))
 
 
 @needs_triton

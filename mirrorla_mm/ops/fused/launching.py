@@ -44,7 +44,7 @@ def split_tokens(
     """
     if INTERPRETED:
         return INTERPRETER_CHUNK, triton.cdiv(tokens, INTERPRETER_CHUNK)
-    slots = per_multiprocessor * _multiprocessors(device)
+    slots = per_multiprocessor * multiprocessors(device)
 
     def chunk_of(count: int) -> int:
         wanted = triton.cdiv(triton.cdiv(tokens, count), LARGEST_BLOCK) * LARGEST_BLOCK
@@ -64,7 +64,8 @@ def split_tokens(
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has; what is no GPU counts as a large one."""
     if device.type != 'cuda':
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -17,7 +17,7 @@ from ..options import Options
 from ..rope import rope_frequencies
 from .backward import key_backward_kernel, query_backward_kernel
 from .forward import angle_kernel, mean_query_kernel, output_kernel, state_kernel
-from .launching import LARGEST_BLOCK, Step, run, split_tokens
+from .launching import LARGEST_BLOCK, Step, multiprocessors, run, split_tokens
 from .tuning import INTERPRETED, layout, regime
 
 # Programs on a multiprocessor: of those that only read and add, and of those that take products.
@@ -223,16 +223,17 @@ class Plan:
         """
         row = triton.cdiv(sums, 4) * 4  # so that every row begins at a multiple of 16 bytes
         groups = triton.cdiv(split.count, split.group)
+        heads = self.rows * copies
+        full = heads * split.count >= multiprocessors(self.device)
         constants = {
             **self.constants,
             'chunk': split.chunk,
-            'regime': regime(split.chunk, self.layout, self.aligned),
+            'regime': regime(split.chunk, self.layout, self.aligned, full),
             'group': split.group,
             'first_counter': self.counters,
             'ROW': row,
             **constants,
         }
-        heads = self.rows * copies
         if sums:
             self.counters += heads * (groups + 1)
             self.numbers = max(self.numbers, heads * (split.count + groups) * row)
