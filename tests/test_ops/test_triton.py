@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 LARGEST_STACK = {'angle_kernel': 64}
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(
@@ -226,6 +228,7 @@ def test_a_gpu_too_small_is_known_before_the_call(
     gpu = SimpleNamespace(major=major, minor=5, shared_memory_per_block_optin=shared)
     monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: gpu)
     monkeypatch.setattr(torch.version, 'hip', None)
+    monkeypatch.setattr(fused, '_launch_reason', lambda device: None)
     heads = Heads((1, 2, 9, channels), dtype, torch.device('cuda'))
     arguments = (heads, heads, heads, None, None, Options('relu'))
     fused._warn_once.cache_clear()
@@ -237,6 +240,76 @@ def test_a_gpu_too_small_is_known_before_the_call(
             select_backend(*arguments)
     with use_backend(None):
         assert select_backend(*arguments).run is not fused._run
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Large ones without a launch behind them; what is asked of them is kept in ``launched``."""
+    from mirrorla_mm.ops.fused import launching
+
+    gpu = SimpleNamespace(major=9, minor=0, shared_memory_per_block_optin=232_448)
+    launched = []
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: gpu)
+    monkeypatch.setattr(torch.version, 'hip', None)
+    monkeypatch.setattr(fused, '_launch_reasons', {})
+    monkeypatch.setattr(fused, 'capturing', lambda device: False)
+    monkeypatch.setattr(launching, 'launch_nothing', launched.append)
+    return launched
+
+
+def backend_of(device):
+    from mirrorla_mm.ops.backend import Heads, select_backend
+    from mirrorla_mm.ops.options import Options
+
+    heads = Heads((1, 2, 9, 16), torch.float32, torch.device(device))
+    with use_backend(None):
+        return select_backend(heads, heads, heads, None, None, Options('relu'))
+
+
+@needs_triton
+def test_without_a_c_compiler_another_backend_runs_after_one_warning(gpus, monkeypatch):
+    from mirrorla_mm.ops.fused import launching
+
+    def launch(device):
+        gpus.append(device)
+        if device.index == 1:
+            raise RuntimeError('Failed to find C compiler.\nPlease specify')
+
+    monkeypatch.setattr(launching, 'launch_nothing', launch)
+    assert backend_of('cuda:0').run is fused._run
+    with pytest.warns(RuntimeWarning, match='does not run: .* C compiler .* cuda:1') as warned:
+        found = [backend_of('cuda:1').run for _ in range(2)]
+    assert fused._run not in found and len(warned) == 1 and '\n' not in str(warned[0].message)
+    assert backend_of('cuda:0').run is fused._run and [x.index for x in gpus] == [0, 1]
+
+
+@needs_triton
+def test_no_kernel_is_tried_while_a_graph_is_captured_or_compiled(gpus, monkeypatch):
+    monkeypatch.setattr(fused, 'capturing', lambda device: True)
+    assert backend_of('cuda:0').run is fused._run and not gpus
+    monkeypatch.setattr(fused, 'capturing', lambda device: False)
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    assert fused._device_reason(torch.device('cuda:0'), 0) is None and not gpus
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: False)
+    fused._launch_reasons[torch.device('cuda:0')] = 'no C compiler'
+    monkeypatch.setattr(fused, 'capturing', lambda device: True)
+    assert backend_of('cuda:0').run is not fused._run  # what is known counts in a capture, too
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.skipif(
+    INTERPRETED or torch.cuda.is_available(), reason='a GPU that is not there would be in its way'
+)
+def test_the_kernel_that_is_tried_goes_all_the_way(monkeypatch):
+    from mirrorla_mm.analysis.fake_gpu import fake_gpu
+    from mirrorla_mm.ops.fused import launching
+
+    entered = []
+    monkeypatch.setattr(torch.cuda, 'device', lambda x: entered.append(x) or nullcontext())
+    with fake_gpu() as gpu:
+        launching.launch_nothing(torch.device('cuda:1'))
+    assert [x.kernel for x in gpu.launched] == ['_nothing'] and entered[0].index == 1
 
 
 @needs_triton

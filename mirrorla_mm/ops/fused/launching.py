@@ -71,6 +71,17 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@triton.jit
+def _nothing(number):
+    pass
+
+
+def launch_nothing(device: torch.device) -> None:
+    """Go all the way of a first launch, which builds the driver and a launcher in C."""
+    with torch.cuda.device(device):
+        _nothing[(1,)](1)
+
+
 class Launch(NamedTuple):
     """A launch that :func:`record_launches` kept instead of running it."""
 
