@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torch._dynamo
 
 from .conftest import REPOSITORY
 
@@ -26,7 +27,8 @@ def benchmark(monkeypatch):
     monkeypatch.setitem(backend._backends, 'triton', backend._backends['torch'])
     monkeypatch.setattr(plain_triton, 'plain_linear_attention', linear_attention)
     monkeypatch.setenv('TRITON_INTERPRET', '0')  # set by --toy, and put back afterwards
-    return module
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False):  # likewise, by main
+        yield module
 
 
 def test_every_method_and_mode_gets_a_row_and_a_cut_run_goes_on(benchmark, tmp_path, monkeypatch):
@@ -50,6 +52,22 @@ def test_every_method_and_mode_gets_a_row_and_a_cut_run_goes_on(benchmark, tmp_p
     monkeypatch.setattr(benchmark, 'measure', None)  # nothing is left to measure
     benchmark.main()
     assert json.loads((tmp_path / 'ops.json').read_text())['rows'] == found['rows']
+
+
+def test_the_reference_is_compiled_for_every_size(benchmark, monkeypatch):
+    compiled = []
+
+    def backend(graph, example_inputs):
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(benchmark, 'COMPILER', backend)
+    for side in range(2, 4 + torch._dynamo.config.recompile_limit):
+        case = benchmark.Case(1, side, 16, torch.float32)
+        qkv, theta, _ = benchmark.inputs(case, 'cpu')
+        compiled.clear()
+        benchmark.methods(case)['compiled'](*qkv, theta)
+        assert compiled, f'{case} ran uncompiled'
 
 
 def test_models_take_turns_and_one_that_fails_is_noted(benchmark, monkeypatch):

@@ -233,6 +233,7 @@ def methods(case: Case) -> dict[str, Callable[..., Tensor]]:
         'plain linear attention, library products': linear,
     }
     if case.compiles:
+        torch.compiler.reset()  # all sizes share eager's code, which is compiled a few times only
         found['compiled'] = torch.compile(eager, dynamic=False, backend=COMPILER)
     if case.shape[2] <= SLOW_SDPA_TOKENS and case.dtype != torch.float32:
         found['SDPA'] = lambda q, k, v, theta: F.scaled_dot_product_attention(q, k, v)
@@ -679,6 +680,7 @@ def main() -> None:
     elif not torch.cuda.is_available():
         sys.exit('There is no GPU to measure on; --toy goes through it all on tiny tensors.')
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # else the rest runs uncompiled
     start, failures = time.monotonic(), []
     for dtype in args.dtypes:
         for head_dim in args.head_dims:
