@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import warnings
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_the_reference_is_compiled_for_every_size(benchmark, monkeypatch):
         case = benchmark.Case(1, side, 16, torch.float32)
         qkv, theta, _ = benchmark.inputs(case, 'cpu')
         compiled.clear()
-        benchmark.methods(case)['compiled'](*qkv, theta)
+        benchmark.methods(case)['compiled'].run(*qkv, theta)
         assert compiled, f'{case} ran uncompiled'
 
 
@@ -105,16 +106,57 @@ def test_a_method_that_fails_is_noted_and_the_others_go_on(benchmark, monkeypatc
     def broken(*_):
         raise torch.OutOfMemoryError('CUDA out of memory.\nTried to')
 
-    monkeypatch.setattr(
-        benchmark, 'methods', lambda case: {'SDPA': broken, 'eager': lambda q, k, v, theta: q * v}
-    )
+    def product(q, k, v, theta):
+        return q * v
+
+    found = {'SDPA': (broken, product), 'eager': (product, product)}
+    found = {name: benchmark.Method(*pair) for name, pair in found.items()}
+    monkeypatch.setattr(benchmark, 'methods', lambda case: found)
     monkeypatch.setattr(benchmark, 'layers', lambda case: {})
     case, failures = benchmark.Case(1, 6, 16, torch.float32), []
     rows = list(benchmark.measure(case, 1.0, benchmark.ToyClock(), failures))
     assert [(row.method, row.mode, row.backward) for row in rows] == [
         *(('eager', mode, backward) for backward in (False, True) for mode in benchmark.MODES)
     ]
-    assert len(failures) == 2 and failures[0].endswith('OutOfMemoryError: CUDA out of memory.')
+    assert len(failures) == 1 and failures[0].endswith('OutOfMemoryError: CUDA out of memory.')
+
+
+def test_what_is_wrong_or_falls_back_is_not_timed(benchmark, tmp_path, monkeypatch):
+    def off(case, original=benchmark.methods):
+        found = original(case)
+        run = found['fused, plain ReLU'].run
+        found['fused, plain ReLU'] = found['eager']._replace(run=lambda *x: 1.001 * run(*x))
+        return found
+
+    def falls_back(case, original=benchmark.layers):
+        def run(x, weight, theta):
+            warnings.warn('The fused mirror attention does not fit', RuntimeWarning, stacklevel=2)
+            return entries[benchmark.IN_OPERATOR].run(x, weight, theta)
+
+        entries = original(case)
+        return entries | {benchmark.IN_OPERATOR: entries[benchmark.IN_OPERATOR]._replace(run=run)}
+
+    monkeypatch.setattr(benchmark, 'methods', off)
+    monkeypatch.setattr(benchmark, 'layers', falls_back)
+    monkeypatch.setattr(sys, 'argv', ['benchmark_ops.py', '--toy', '--out', str(tmp_path)])
+    benchmark.main()
+    found = json.loads((tmp_path / 'ops.json').read_text())
+    timed = {row['method'] for row in found['rows']}
+    assert {'fused', benchmark.IN_PROJECTION} <= timed
+    assert not {'fused, plain ReLU', benchmark.IN_OPERATOR} & timed
+    assert ['ArithmeticError' in x or 'RuntimeWarning' in x for x in found['failures']] == [
+        True
+    ] * 2
+
+
+def test_a_head_dimension_whose_gradients_are_off_is_not_timed(benchmark, tmp_path, monkeypatch):
+    def wrong(case, device):
+        raise ArithmeticError('off')
+
+    monkeypatch.setattr(benchmark, 'check', wrong)
+    monkeypatch.setattr(sys, 'argv', ['benchmark_ops.py', '--toy', '--out', str(tmp_path)])
+    benchmark.main()
+    assert json.loads((tmp_path / 'ops.json').read_text())['rows'] == []
 
 
 def test_bars_are_judged_by_the_worst_size(benchmark):
