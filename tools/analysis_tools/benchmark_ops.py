@@ -13,7 +13,8 @@ size.
 
 Writes a table, the bars that were set beforehand with what was measured beside each, JSON and a
 plot into ``docs/benchmarks``. What fails is printed and noted, and the run goes on. The JSON is
-written after every size, and a run that was cut short goes on from it with ``--resume``;
+written after every size, and a run that was cut short goes on from it with ``--resume``, on the
+same device with the same versions: what has no times yet, what failed among it, is measured.
 ``--minutes`` ends it in time. Without a GPU, ``--toy`` goes through the whole program on tiny
 tensors under triton's interpreter; its times mean nothing.
 """
@@ -21,6 +22,7 @@ tensors under triton's interpreter; its times mean nothing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -311,14 +313,14 @@ def layers(case: Case) -> dict[str, Method]:
 
 
 @contextmanager
-def going_on(part: str, failures: list[str]) -> Iterator[None]:
-    """Print and note an error in a part of the run, instead of ending it."""
+def going_on(part: str, failures: dict[str, str]) -> Iterator[None]:
+    """Print and note an error in a part of the run, instead of ending it; forget an earlier one."""
+    failures.pop(part, None)
     try:
         yield
     except Exception as error:
-        first_line, *_ = f'{type(error).__name__}: {error}'.splitlines()
-        failures.append(f'{part}: {first_line}')
-        print(f'FAILED {failures[-1]}', file=sys.stderr, flush=True)
+        failures[part], *_ = f'{type(error).__name__}: {error}'.splitlines()
+        print(f'FAILED {part}: {failures[part]}', file=sys.stderr, flush=True)
         if torch.cuda.is_available():
             with suppress(RuntimeError):  # a GPU that has lost its context
                 torch.cuda.empty_cache()
@@ -380,8 +382,27 @@ def copy_bandwidth(clock: Clock, size: int = 2**30) -> float:
     return 2 * source.nbytes / clock.eager(lambda: target.copy_(source)) / 1e6
 
 
-def measure(case: Case, copy: float, clock: Clock, failures: list[str]) -> Iterator[Row]:
-    """Check every method, then time it forwards, and forwards and backwards, in all modes."""
+class Timing(NamedTuple):
+    """One row to be measured of a case."""
+
+    method: str
+    backward: bool
+    mode: str
+
+
+def missing(case: Case, rows: list[Row]) -> list[Timing]:
+    """What the rows do not have of a case yet."""
+    done = {(row[:4], Timing(row.method, row.backward, row.mode)) for row in rows}
+    wanted = itertools.starmap(
+        Timing, itertools.product((*methods(case), *layers(case)), (False, True), MODES)
+    )
+    return [timing for timing in wanted if (tuple(case.name), timing) not in done]
+
+
+def measure(
+    case: Case, wanted: list[Timing], copy: float, clock: Clock, failures: dict[str, str]
+) -> Iterator[Row]:
+    """Check every method, then time it forwards, and forwards and backwards, as is wanted."""
     from mirrorla_mm.analysis.traffic import floor_bytes
     from mirrorla_mm.ops.options import Options
 
@@ -396,12 +417,17 @@ def measure(case: Case, copy: float, clock: Clock, failures: list[str]) -> Itera
         (name, layer, layer_inputs(case, clock.device)) for name, layer in layers(case).items()
     ]
     for name, method, given in runs:
+        if not any(name == timing.method for timing in wanted):
+            continue
         tolerance = TOLERANCE[case.dtype] * (1 if name.startswith('fused') else OF_PEERS)
         right = False
         with going_on(f'{case.name}, {name}', failures):
             check_output(f'{case}: {name}', method, given, tolerance)
             right = True
         for backward in (False, True) if right else ():
+            modes = [mode for mode in MODES if Timing(name, backward, mode) in wanted]
+            if not modes:
+                continue
             args = [x.detach().requires_grad_(backward) for x in given]
 
             def run(function=method.run, args=args, backward=backward):
@@ -417,7 +443,7 @@ def measure(case: Case, copy: float, clock: Clock, failures: list[str]) -> Itera
                 )
             with going_on(f'{case.name}, {name}, backward={backward}', failures):
                 peak = clock.peak(run)
-                for mode in MODES:
+                for mode in modes:
                     milliseconds = getattr(clock, mode)(run)
                     speed = moved and moved / milliseconds / 1e6
                     yield Row(
@@ -449,7 +475,7 @@ def models() -> dict[str, Callable[[], torch.nn.Module]]:
 
 
 def measure_models(
-    clock: Clock, batch: int, size: tuple[int, int], rounds: int, failures: list[str]
+    clock: Clock, batch: int, size: tuple[int, int], rounds: int, failures: dict[str, str]
 ) -> list[ModelRow]:
     """Training steps and inference in bfloat16; the models take turns, medians of the rounds."""
     image = torch.randn(batch, 3, *size, device=clock.device)
@@ -680,7 +706,7 @@ def write(
     about: dict,
     rows: list[Row],
     model_rows: list[ModelRow],
-    failures: list[str],
+    failures: dict[str, str],
 ) -> None:
     """The JSON, which ``--resume`` reads, the page and the plot."""
     args.out.mkdir(parents=True, exist_ok=True)
@@ -696,7 +722,7 @@ def write(
     text = '\n'.join(f'- {name}: {value}' for name, value in about.items())
     parts = [f'# Operators\n\n{text}', '## Bars, bfloat16', bar_table(bars(rows, model_rows))]
     if failures:
-        parts += ['## Failed', '\n'.join(f'- {failure}' for failure in failures)]
+        parts += ['## Failed', '\n'.join(f'- {part}: {why}' for part, why in failures.items())]
     parts += ['## Every size', table(rows)]
     parts += [f'## Where the mirror belongs\n\n{recommendations(rows)}']
     if model_rows:
@@ -708,15 +734,30 @@ def write(
         plot(rows, args.out / 'ops.png', f'{about["device"]}, {about["date"]}')
 
 
-def earlier(args: argparse.Namespace, device: str) -> tuple[list[Row], list[ModelRow]]:
-    """Rows of a run that was cut short; those of another device are an error."""
+def earlier(
+    args: argparse.Namespace, about: dict
+) -> tuple[dict, list[Row], list[ModelRow], dict[str, str]]:
+    """What a run that was cut short left: about it, its rows and its failures.
+
+    Rows of another device or other versions are an error. The dates and commands of both runs are
+    named; the copy is the first run's, by which its shares were taken.
+    """
     path = args.out / 'ops.json'
     if not (args.resume and path.exists()):
-        return [], []
+        return about, [], [], {}
     found = json.loads(path.read_text())
-    if found['device'] != device:
-        sys.exit(f'{path} was measured on {found["device"]}, not on {device}: move it away.')
-    return [Row(**x) for x in found['rows']], [ModelRow(**x) for x in found['models']]
+    for field in ('device', 'torch', 'triton'):
+        if found.get(field) != about[field]:
+            sys.exit(
+                f'{path} was measured on {field} {found.get(field)}, not on {about[field]}: '
+                'move it away, or go on where it was measured.'
+            )
+    for field in ('date', 'command'):
+        both = [*found[field].split('; '), about[field]]
+        about[field] = '; '.join(dict.fromkeys(both))
+    about['copy_gigabytes_per_second'] = found['copy_gigabytes_per_second']
+    rows = [Row(**x) for x in found['rows']]
+    return about, rows, [ModelRow(**x) for x in found['models']], found['failures']
 
 
 def as_toy(args: argparse.Namespace) -> None:
@@ -743,47 +784,46 @@ def main() -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # else the rest runs uncompiled
     # Another backend would be timed under the operator's name.
     warnings.filterwarnings('error', 'The fused mirror attention', RuntimeWarning)
-    start, failures = time.monotonic(), []
+    import triton
+
+    start = time.monotonic()
+    about = {
+        'device': clock.name(),
+        'torch': torch.__version__,
+        'triton': triton.__version__,
+        'date': date.today().isoformat(),
+        'command': ' '.join(['python', *sys.argv]),
+    }
+    about, rows, model_rows, failures = earlier(args, about)
     right = set()
     for dtype in args.dtypes:
         for head_dim in args.head_dims:
             with going_on(f'check of {dtype}, d {head_dim}', failures):
                 check(Case(2, 6 if args.toy else 64, head_dim, getattr(torch, dtype)), clock.device)
                 right.add((dtype, head_dim))
-    if not failures:
-        print('Output and gradients agree with the float64 reference.')
-    import triton
-
-    copy = copy_bandwidth(clock, 2**20 if args.toy else 2**30)
-    about = {
-        'device': clock.name(),
-        'date': date.today().isoformat(),
-        'torch': torch.__version__,
-        'triton': triton.__version__,
-        'copy_gigabytes_per_second': copy,
-        'command': ' '.join(['python', *sys.argv]),
-    }
-    rows, model_rows = earlier(args, about['device'])
-    done = {row[:4] for row in rows}
+                print(f'{dtype}, d {head_dim}: output and gradients agree with the reference.')
+    if 'copy_gigabytes_per_second' not in about:
+        about['copy_gigabytes_per_second'] = copy_bandwidth(clock, 2**20 if args.toy else 2**30)
+    copy = about['copy_gigabytes_per_second']
     wanted = [
-        case
+        (case, timings)
         for case in cases(args)
-        if tuple(case.name) not in done and (case.name[3], case.head_dim) in right
+        if (case.name[3], case.head_dim) in right and (timings := missing(case, rows))
     ]
     if args.models and not model_rows:
         size = (1, (64, 64), 1) if args.toy else (16, (800, 1280), 5)
         model_rows = measure_models(clock, *size, failures)
         print(model_table(model_rows), flush=True)
-    for number, case in enumerate(wanted, 1):
+    for number, (case, timings) in enumerate(wanted, 1):
         if time.monotonic() - start > 60 * args.minutes:
             print(f'{args.minutes:g} minutes are over; --resume goes on at {case}.')
             break
-        found = list(measure(case, copy, clock, failures))
+        found = list(measure(case, timings, copy, clock, failures))
         print(f'[{number}/{len(wanted)}]', table(found), sep='\n', flush=True)
         rows += found
         write(args, about, rows, model_rows, failures)
     write(args, about, rows, model_rows, failures)
-    print(recommendations(rows), bar_table(bars(rows, model_rows)), *failures, sep='\n')
+    print(recommendations(rows), bar_table(bars(rows, model_rows)), sep='\n')
 
 
 if __name__ == '__main__':
