@@ -166,6 +166,14 @@ def is_transformed(*tensors: Tensor | Heads | None) -> bool:
     return active or any(forward_ad.unpack_dual(x).tangent is not None for x in real)
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the device's current stream."""
+    if device.type != 'cuda':
+        return False
+    with torch.cuda.device(device):  # torch asks the current device's
+        return torch.cuda.is_current_stream_capturing()
+
+
 def is_single_on_cpu(x: Tensor, weight: Tensor) -> bool:
     """Whether a layer of ordinary tensors computes in single precision on a CPU, in no graph."""
     if plain_form() or for_graphs() or not (is_ordinary(x) and is_ordinary(weight)):

@@ -33,8 +33,9 @@ def token_covariance(x: Tensor, products: Products = PLAIN) -> Tensor:
     """
     mean = x.mean(dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     total = mean.new_zeros(x.shape[0], 1, x.shape[2], x.shape[2])
-    # In parts, so that the centred tokens stay in cache.
-    parts = [x] if symbolic() else x.split(at_once(x[:, :1].nbytes), dim=1)
+    # In parts on a CPU, so that the centred tokens stay in cache; a GPU would launch more kernels.
+    in_parts = x.device.type == 'cpu' and not symbolic()
+    parts = x.split(at_once(x[:, :1].nbytes), dim=1) if in_parts else [x]
     for part in parts:
         centred = (at_least_float32(part) - mean).unsqueeze(1)
         total = total + products.gather(centred, centred)

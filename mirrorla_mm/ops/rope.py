@@ -12,7 +12,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from .backend import is_ordinary, is_transformed
+from .backend import capturing, is_ordinary, is_transformed
 from .precision import at_least_float32
 
 ROPE_BASE = 10000.0
@@ -153,10 +153,15 @@ def as_complex(x: Tensor) -> Tensor:
 
 
 def axis_factors(length: int, head_dim: int, like: Tensor) -> Tensor:
-    """``exp(i angle)`` along one axis: complex, shape (length, d/4), kept from call to call."""
+    """``exp(i angle)`` along one axis: complex, shape (length, d/4), kept from call to call.
+
+    A captured graph makes its own: a kept one may be dropped and its memory written again before a
+    replay, and one that the graph makes holds nothing before that.
+    """
     dtype = torch.promote_types(like.dtype, torch.float32)
     key = (length, head_dim, like.device, dtype)
-    known = _tables.get(key) if is_ordinary(like) else None
+    shared = is_ordinary(like) and not capturing(like.device)
+    known = _tables.get(key) if shared else None
     if known is not None:
         return known
     # Outside inference mode: a table made within could not be used in training later.
@@ -165,7 +170,8 @@ def axis_factors(length: int, head_dim: int, like: Tensor) -> Tensor:
         frequency = rope_frequencies(head_dim, device=like.device, dtype=dtype)
         angle = position[:, None] * frequency
         table = torch.polar(torch.ones_like(angle), angle)
-    if is_ordinary(table) and not is_transformed():  # A fake tensor is of no use to others.
+    # A fake tensor is of no use to others.
+    if shared and is_ordinary(table) and not is_transformed():
         with _lock:
             if len(_tables) >= LARGEST_CACHE:
                 del _tables[next(iter(_tables))]

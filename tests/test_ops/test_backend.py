@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -119,6 +120,21 @@ def test_a_tracer_gets_the_plain_form():
     torch.jit.trace(noted, torch.zeros(1), check_trace=False)
     noted(torch.zeros(1))
     assert seen == [(True, True), (False, False)]
+
+
+def test_a_capture_is_looked_for_on_the_tensors_own_device(monkeypatch):
+    current = [0]
+
+    @contextmanager
+    def device(wanted):
+        current.append(wanted.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, 'device', device)
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: current[-1] == 1)
+    devices = [torch.device(name) for name in ('cuda:0', 'cuda:1', 'cpu')]
+    assert [backend.capturing(x) for x in devices] == [False, True, False]
 
 
 def test_a_forced_backend_is_the_threads_own():

@@ -4,6 +4,7 @@ from torch import nn
 
 from mirrorla_mm.ops import block_variance, cross_head_reflection, reflect, strips
 from mirrorla_mm.ops.folding import fold_block_reflection, projected_angle, token_covariance
+from mirrorla_mm.ops.products import PLAIN
 
 
 def randn(*shape):
@@ -65,6 +66,19 @@ def test_covariance_is_the_same_in_strips(monkeypatch):
     torch.testing.assert_close(token_covariance(x), expected)
     with torch.no_grad():
         torch.testing.assert_close(token_covariance(x), expected)
+
+
+@pytest.mark.parametrize('device, parts', [('cpu', 7), ('meta', 1)])
+def test_tokens_are_split_where_there_is_a_cache_to_keep_them_in(device, parts, monkeypatch):
+    calls = []
+
+    def gather(x, y):
+        calls.append(x)
+        return PLAIN.gather(x, y)
+
+    monkeypatch.setattr(strips, 'STRIP_BYTES', 8 * 2 * 6 * 8)  # eight tokens of both images
+    token_covariance(randn(2, 50, 6).to(device), PLAIN._replace(gather=gather))
+    assert len(calls) == parts
 
 
 @pytest.mark.parametrize('seed', range(4))

@@ -82,6 +82,18 @@ def test_the_latest_tables_are_kept_and_no_more(monkeypatch):
     assert [key[0] for key in rope._tables] == [4, 5, 6]
 
 
+def test_a_captured_graph_makes_its_own_tables(monkeypatch):
+    monkeypatch.setattr(rope, '_tables', {})
+    monkeypatch.setattr(rope, 'LARGEST_CACHE', 1)
+    like = torch.zeros(1)
+    kept = rope.axis_factors(2, 4, like)
+    monkeypatch.setattr(rope, 'capturing', lambda device: True)
+    in_graph = rope.axis_factors(2, 4, like)
+    assert in_graph is not kept and torch.equal(in_graph, kept)
+    rope.axis_factors(3, 4, like)  # neither kept nor in the place of another
+    assert list(rope._tables.values()) == [kept]
+
+
 def test_a_run_with_fake_tensors_leaves_no_table_behind():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

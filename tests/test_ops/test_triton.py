@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import re
 import subprocess
 import sys
 import threading
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +27,7 @@ INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 LARGEST_STACK = {'angle_kernel': 64}
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @needs_triton
 @pytest.mark.skipif(
@@ -225,6 +229,7 @@ def test_a_gpu_too_small_is_known_before_the_call(
     gpu = SimpleNamespace(major=major, minor=5, shared_memory_per_block_optin=shared)
     monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: gpu)
     monkeypatch.setattr(torch.version, 'hip', None)
+    monkeypatch.setattr(fused, '_launch_reason', lambda device: None)
     heads = Heads((1, 2, 9, channels), dtype, torch.device('cuda'))
     arguments = (heads, heads, heads, None, None, Options('relu'))
     fused._warn_once.cache_clear()
@@ -236,6 +241,76 @@ def test_a_gpu_too_small_is_known_before_the_call(
             select_backend(*arguments)
     with use_backend(None):
         assert select_backend(*arguments).run is not fused._run
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Large ones without a launch behind them; what is asked of them is kept in ``launched``."""
+    from mirrorla_mm.ops.fused import launching
+
+    gpu = SimpleNamespace(major=9, minor=0, shared_memory_per_block_optin=232_448)
+    launched = []
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: gpu)
+    monkeypatch.setattr(torch.version, 'hip', None)
+    monkeypatch.setattr(fused, '_launch_reasons', {})
+    monkeypatch.setattr(fused, 'capturing', lambda device: False)
+    monkeypatch.setattr(launching, 'launch_nothing', launched.append)
+    return launched
+
+
+def backend_of(device):
+    from mirrorla_mm.ops.backend import Heads, select_backend
+    from mirrorla_mm.ops.options import Options
+
+    heads = Heads((1, 2, 9, 16), torch.float32, torch.device(device))
+    with use_backend(None):
+        return select_backend(heads, heads, heads, None, None, Options('relu'))
+
+
+@needs_triton
+def test_without_a_c_compiler_another_backend_runs_after_one_warning(gpus, monkeypatch):
+    from mirrorla_mm.ops.fused import launching
+
+    def launch(device):
+        gpus.append(device)
+        if device.index == 1:
+            raise RuntimeError('Failed to find C compiler.\nPlease specify')
+
+    monkeypatch.setattr(launching, 'launch_nothing', launch)
+    assert backend_of('cuda:0').run is fused._run
+    with pytest.warns(RuntimeWarning, match='does not run: .* C compiler .* cuda:1') as warned:
+        found = [backend_of('cuda:1').run for _ in range(2)]
+    assert fused._run not in found and len(warned) == 1 and '\n' not in str(warned[0].message)
+    assert backend_of('cuda:0').run is fused._run and [x.index for x in gpus] == [0, 1]
+
+
+@needs_triton
+def test_no_kernel_is_tried_while_a_graph_is_captured_or_compiled(gpus, monkeypatch):
+    monkeypatch.setattr(fused, 'capturing', lambda device: True)
+    assert backend_of('cuda:0').run is fused._run and not gpus
+    monkeypatch.setattr(fused, 'capturing', lambda device: False)
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    assert fused._device_reason(torch.device('cuda:0'), 0) is None and not gpus
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: False)
+    fused._launch_reasons[torch.device('cuda:0')] = 'no C compiler'
+    monkeypatch.setattr(fused, 'capturing', lambda device: True)
+    assert backend_of('cuda:0').run is not fused._run  # what is known counts in a capture, too
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.skipif(
+    INTERPRETED or torch.cuda.is_available(), reason='a GPU that is not there would be in its way'
+)
+def test_the_kernel_that_is_tried_goes_all_the_way(monkeypatch):
+    from mirrorla_mm.analysis.fake_gpu import fake_gpu
+    from mirrorla_mm.ops.fused import launching
+
+    entered = []
+    monkeypatch.setattr(torch.cuda, 'device', lambda x: entered.append(x) or nullcontext())
+    with fake_gpu() as gpu:
+        launching.launch_nothing(torch.device('cuda:1'))
+    assert [x.kernel for x in gpu.launched] == ['_nothing'] and entered[0].index == 1
 
 
 @needs_triton
@@ -276,12 +351,57 @@ def test_work_is_dealt_out_in_whole_waves():
 
 
 @needs_triton
-def test_the_tuners_key_knows_layout_alignment_and_length():
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter splits the tokens finely')
+def test_few_splits_are_tried_and_none_of_the_others_is_sooner(monkeypatch):
+    """Training at many sizes meets a new shape in every step, so none may be dear."""
+    from mirrorla_mm.ops.fused import launching
+
+    def cdiv(x, y):
+        return -(-x // y)
+
+    def best_of_all(tokens, rows, slots, overhead, smallest):
+        def chunk(count):
+            return max(smallest, cdiv(cdiv(tokens, count), 128) * 128)
+
+        counts = range(1, cdiv(launching.WAVES * slots, rows) + 1)
+        times = [cdiv(rows * x, slots) * (chunk(x) + overhead) for x in counts]
+        return chunk(counts[times.index(min(times))])
+
+    calls = []
+    monkeypatch.setattr(launching.triton, 'cdiv', lambda x, y: calls.append(1) or cdiv(x, y))
+    draw = random.Random(0)
+    for _ in range(300):
+        tokens, rows = (int(2 ** draw.uniform(0, bits)) for bits in (18, 13))
+        multiprocessors, programs = draw.choice((1, 20, 108, 132)), draw.choice((2, 4, 8))
+        overhead, smallest = draw.choice((0, 32, 128)), draw.choice((128, 256))
+        monkeypatch.setattr(launching, 'multiprocessors', lambda device, n=multiprocessors: n)
+        calls.clear()
+        where = tokens, rows, torch.device('cpu')
+        chunk, count = launching.split_tokens(*where, programs, overhead, smallest)
+        assert chunk == best_of_all(tokens, rows, multiprocessors * programs, overhead, smallest)
+        assert count == cdiv(tokens, chunk) and len(calls) <= 4 + 3 * 2 * launching.WAVES
+
+
+@needs_triton
+def test_the_tuners_key_knows_layout_alignment_length_and_whether_the_gpu_is_full():
     """None of them is a constant of the kernels, but each may want another choice."""
     from mirrorla_mm.ops.fused import tuning
 
-    kinds = itertools.product((256, 1024, 4096), tuning.LAYOUTS, (False, True))
-    assert len({tuning.regime(*kind) for kind in kinds}) == 18
+    kinds = itertools.product((256, 1024, 4096), tuning.LAYOUTS, (False, True), (False, True))
+    assert len({tuning.regime(*kind) for kind in kinds}) == 36
+
+
+@needs_triton
+def test_what_is_tuned_on_a_few_tokens_is_not_kept_for_a_full_gpu():
+    from mirrorla_mm.analysis.traffic import dry_run
+    from mirrorla_mm.ops.options import Options
+
+    def regimes(batch):
+        launches = dry_run(*empty_qkv(64, hw_shape=(7, 7), batch=batch), Options())
+        return [x.arguments['regime'] for x in launches]
+
+    few, many, more = map(regimes, (1, 128, 256))
+    assert many == more and all(a != b for a, b in zip(few, many, strict=True))
 
 
 @needs_triton
@@ -332,6 +452,11 @@ def test_a_backward_pass_that_does_not_fit_is_the_references_and_so_is_what_foll
     monkeypatch.setattr(operator, '_too_large', set())
     wanted = (q, v, theta)
     out = operator.mirror_attention_fused(q, k, v, theta, None, options)
+    # An error comes again: nothing is remembered that would hide it.
+    with pytest.raises(RuntimeWarning), warnings.catch_warnings():
+        warnings.simplefilter('error')
+        torch.autograd.grad(out, wanted, expected, retain_graph=True)
+    assert not operator._too_large
     with pytest.warns(RuntimeWarning, match='does not fit .* the reference runs instead'):
         found = torch.autograd.grad(out, wanted, expected)
     torch.testing.assert_close(found, torch.autograd.grad(expected, wanted, expected))
@@ -396,16 +521,29 @@ def test_the_kept_table_belongs_to_no_callers_memory_or_mode(monkeypatch):
         return original(*args)
 
     monkeypatch.setattr(passes, 'make_rope_table', make)
-    passes._kept_rope_table.cache_clear()
+    monkeypatch.setattr(passes, '_rope_tables', {})
     where = (256, 24, torch.float32, torch.device('cpu'))
     with torch.inference_mode(), torch.device('meta'), torch.autocast('cpu', torch.bfloat16):
         table = passes.rope_table(*where)
     assert not table.is_inference() and table.device.type == 'cpu' and table.dtype == torch.float32
     assert torch.equal(table, make(*where[:3], 'cpu')) and passes.rope_table(*where) is table
     assert makers[0] != threading.get_ident() and len(makers) == 2
+
+
+@needs_triton
+def test_a_captured_graph_reads_the_kept_table_and_keeps_none_of_its_own(monkeypatch):
+    from mirrorla_mm.ops.fused import passes
+
+    where = (256, 24, torch.float32, torch.device('cpu'))
+    monkeypatch.setattr(passes, '_rope_tables', {})
     monkeypatch.setattr(passes, 'capturing', lambda device: True)
-    assert passes.rope_table(*where) is not table  # a graph makes its own, with its own memory
-    assert makers[2] == threading.get_ident()
+    in_graph = passes.rope_table(*where)
+    assert passes._rope_tables == {}
+    monkeypatch.setattr(passes, 'capturing', lambda device: False)
+    kept = passes.rope_table(*where)
+    assert kept is not in_graph and torch.equal(kept, in_graph)
+    monkeypatch.setattr(passes, 'capturing', lambda device: True)
+    assert passes.rope_table(*where) is kept
 
 
 @needs_triton

@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import sys
+import warnings
 
 import pytest
 import torch
+import torch._dynamo
 
 from .conftest import REPOSITORY
 
@@ -26,7 +28,8 @@ def benchmark(monkeypatch):
     monkeypatch.setitem(backend._backends, 'triton', backend._backends['torch'])
     monkeypatch.setattr(plain_triton, 'plain_linear_attention', linear_attention)
     monkeypatch.setenv('TRITON_INTERPRET', '0')  # set by --toy, and put back afterwards
-    return module
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False):  # likewise, by main
+        yield module
 
 
 def test_every_method_and_mode_gets_a_row_and_a_cut_run_goes_on(benchmark, tmp_path, monkeypatch):
@@ -44,12 +47,28 @@ def test_every_method_and_mode_gets_a_row_and_a_cut_run_goes_on(benchmark, tmp_p
     page = (tmp_path / 'ops.md').read_text()
     assert page.count('forward + backward |') == len(rows) // 2
     assert 'mirror in the' in page and not list(tmp_path.glob('*.part'))
-    assert found['failures'] == [] and '## Failed' not in page
+    assert found['failures'] == {} and '## Failed' not in page
     assert page.count('| not measured |') == len(benchmark.bars([], []))  # of its sizes, none
 
     monkeypatch.setattr(benchmark, 'measure', None)  # nothing is left to measure
     benchmark.main()
     assert json.loads((tmp_path / 'ops.json').read_text())['rows'] == found['rows']
+
+
+def test_the_reference_is_compiled_for_every_size(benchmark, monkeypatch):
+    compiled = []
+
+    def backend(graph, example_inputs):
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(benchmark, 'COMPILER', backend)
+    for side in range(2, 4 + torch._dynamo.config.recompile_limit):
+        case = benchmark.Case(1, side, 16, torch.float32)
+        qkv, theta, _ = benchmark.inputs(case, 'cpu')
+        compiled.clear()
+        benchmark.methods(case)['compiled'].run(*qkv, theta)
+        assert compiled, f'{case} ran uncompiled'
 
 
 def test_models_take_turns_and_one_that_fails_is_noted(benchmark, monkeypatch):
@@ -63,17 +82,17 @@ def test_models_take_turns_and_one_that_fails_is_noted(benchmark, monkeypatch):
     made = {name: lambda: torch.nn.Conv2d(3, 2, 3) for name in ('a', 'b')}
     made |= {'broken': Broken, 'missing': missing}
     monkeypatch.setattr(benchmark, 'models', lambda: made)
-    failures = []
+    failures = {}
     rows = benchmark.measure_models(benchmark.ToyClock(), 2, (8, 8), 2, failures)
     assert [(row.model, row.training) for row in rows] == [
         *(('a', True), ('b', True), ('a', False), ('b', False)),
     ]
     assert 'images/s' in benchmark.model_table(rows)
-    assert failures == [
-        'missing: ImportError: mmdet is not installed',
-        'broken, training=True: ValueError: no such layer',
-        'broken, training=False: ValueError: no such layer',
-    ]
+    assert failures == {
+        'missing': 'ImportError: mmdet is not installed',
+        'broken, training=True': 'ValueError: no such layer',
+        'broken, training=False': 'ValueError: no such layer',
+    }
 
 
 def test_the_models_are_those_of_the_bars(benchmark):
@@ -87,16 +106,58 @@ def test_a_method_that_fails_is_noted_and_the_others_go_on(benchmark, monkeypatc
     def broken(*_):
         raise torch.OutOfMemoryError('CUDA out of memory.\nTried to')
 
-    monkeypatch.setattr(
-        benchmark, 'methods', lambda case: {'SDPA': broken, 'eager': lambda q, k, v, theta: q * v}
-    )
+    def product(q, k, v, theta):
+        return q * v
+
+    found = {'SDPA': (broken, product), 'eager': (product, product)}
+    found = {name: benchmark.Method(*pair) for name, pair in found.items()}
+    monkeypatch.setattr(benchmark, 'methods', lambda case: found)
     monkeypatch.setattr(benchmark, 'layers', lambda case: {})
-    case, failures = benchmark.Case(1, 6, 16, torch.float32), []
-    rows = list(benchmark.measure(case, 1.0, benchmark.ToyClock(), failures))
+    case, failures = benchmark.Case(1, 6, 16, torch.float32), {}
+    wanted = benchmark.missing(case, [])
+    rows = list(benchmark.measure(case, wanted, 1.0, benchmark.ToyClock(), failures))
     assert [(row.method, row.mode, row.backward) for row in rows] == [
         *(('eager', mode, backward) for backward in (False, True) for mode in benchmark.MODES)
     ]
-    assert len(failures) == 2 and failures[0].endswith('OutOfMemoryError: CUDA out of memory.')
+    (failure,) = failures.values()
+    assert failure == 'OutOfMemoryError: CUDA out of memory.'
+
+
+def test_what_is_wrong_or_falls_back_is_not_timed(benchmark, tmp_path, monkeypatch):
+    def off(case, original=benchmark.methods):
+        found = original(case)
+        run = found['fused, plain ReLU'].run
+        found['fused, plain ReLU'] = found['eager']._replace(run=lambda *x: 1.001 * run(*x))
+        return found
+
+    def falls_back(case, original=benchmark.layers):
+        def run(x, weight, theta):
+            warnings.warn('The fused mirror attention does not fit', RuntimeWarning, stacklevel=2)
+            return entries[benchmark.IN_OPERATOR].run(x, weight, theta)
+
+        entries = original(case)
+        return entries | {benchmark.IN_OPERATOR: entries[benchmark.IN_OPERATOR]._replace(run=run)}
+
+    monkeypatch.setattr(benchmark, 'methods', off)
+    monkeypatch.setattr(benchmark, 'layers', falls_back)
+    monkeypatch.setattr(sys, 'argv', ['benchmark_ops.py', '--toy', '--out', str(tmp_path)])
+    benchmark.main()
+    found = json.loads((tmp_path / 'ops.json').read_text())
+    timed = {row['method'] for row in found['rows']}
+    assert {'fused', benchmark.IN_PROJECTION} <= timed
+    assert not {'fused, plain ReLU', benchmark.IN_OPERATOR} & timed
+    kinds = sorted(failure.split(':')[0] for failure in found['failures'].values())
+    assert kinds == ['ArithmeticError', 'RuntimeWarning']
+
+
+def test_a_head_dimension_whose_gradients_are_off_is_not_timed(benchmark, tmp_path, monkeypatch):
+    def wrong(case, device):
+        raise ArithmeticError('off')
+
+    monkeypatch.setattr(benchmark, 'check', wrong)
+    monkeypatch.setattr(sys, 'argv', ['benchmark_ops.py', '--toy', '--out', str(tmp_path)])
+    benchmark.main()
+    assert json.loads((tmp_path / 'ops.json').read_text())['rows'] == []
 
 
 def test_bars_are_judged_by_the_worst_size(benchmark):
@@ -166,6 +227,51 @@ def test_the_default_sizes_are_those_of_the_bars(benchmark, monkeypatch):
     assert any(case.compiles and case.shape[0] * case.shape[1] * 2**16 >= 2**20 for case in cases)
 
 
+def test_what_failed_is_measured_again_and_the_rest_is_kept(benchmark, tmp_path, monkeypatch):
+    def broken(x, weight, theta):
+        raise ValueError('not yet')
+
+    def entries(case, original=benchmark.layers):
+        found = original(case)
+        return found | {
+            benchmark.IN_PROJECTION: found[benchmark.IN_PROJECTION]._replace(run=broken)
+        }
+
+    command = ['benchmark_ops.py', '--toy', '--resume', '--out', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', command)
+    with monkeypatch.context() as patched:
+        patched.setattr(benchmark, 'layers', entries)
+        benchmark.main()
+        path = tmp_path / 'ops.json'
+        first = json.loads(path.read_text())
+        assert list(first['failures'].values()) == ['ValueError: not yet']
+        path.write_text(json.dumps(first | {'date': '2020-01-01'}))
+        measured = []
+        patched.setattr(benchmark, 'measure', lambda *_: measured.append(1) or [])
+        benchmark.main()
+        assert measured and json.loads(path.read_text())['failures'] == first['failures']
+    benchmark.main()
+    second = json.loads(path.read_text())
+    rows = [(row['method'], row['mode'], row['backward']) for row in second['rows']]
+    assert second['failures'] == {} and len(set(rows)) == len(rows) == len(first['rows']) + 4
+    assert second['rows'][: len(first['rows'])] == first['rows']
+    assert second['copy_gigabytes_per_second'] == first['copy_gigabytes_per_second']
+    assert second['date'] == f'2020-01-01; {first["date"]}'
+
+
+@pytest.mark.parametrize('field', ['device', 'torch', 'triton'])
+def test_numbers_of_another_device_or_version_are_not_mixed_in(
+    benchmark, tmp_path, monkeypatch, field
+):
+    command = ['benchmark_ops.py', '--toy', '--minutes', '0', '--resume', '--out', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', command)
+    benchmark.main()
+    path = tmp_path / 'ops.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: 'another'}))
+    with pytest.raises(SystemExit, match=f'ops.json was measured on {field} another, not on .*: m'):
+        benchmark.main()
+
+
 def test_nothing_begins_after_its_minutes(benchmark, tmp_path, monkeypatch, capsys):
     command = ['benchmark_ops.py', '--toy', '--minutes', '0', '--out', str(tmp_path)]
     monkeypatch.setattr(sys, 'argv', command)
@@ -200,12 +306,3 @@ def test_the_clock_of_a_gpu(benchmark, monkeypatch):
     assert len(calls) == 1 + 2 * clock.rounds
     assert clock.graph(lambda: calls.append(0)) == 4.0 and graph.replay.call_count == 2 + 14
     assert clock.peak(lambda: calls.append(0)) == 2.0 and clock.name() == 'a GPU'
-
-
-def test_numbers_of_another_device_are_not_mixed_in(benchmark, tmp_path, monkeypatch):
-    (tmp_path / 'ops.json').write_text('{"device": "another", "rows": [], "models": []}')
-    monkeypatch.setattr(
-        sys, 'argv', ['benchmark_ops.py', '--toy', '--resume', '--out', str(tmp_path)]
-    )
-    with pytest.raises(SystemExit, match='was measured on another, not on toy'):
-        benchmark.main()

@@ -50,7 +50,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import Backend, forced_backend, is_transformed, register_backend
+from ..backend import Backend, capturing, forced_backend, is_transformed, register_backend
 from ..options import Options
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -137,6 +137,36 @@ def _device_reason(device: torch.device, shared_memory: int) -> str | None:
         )
         if not torch.compiler.is_compiling():
             _warn_once(f'The fused mirror attention does not run: {reason}.')
+        return reason
+    # A compiler's graph holds the operator, whatever the machine.
+    return None if torch.compiler.is_compiling() else _launch_reason(device)
+
+
+_launch_reasons: dict[torch.device, str | None] = {}
+
+
+def _launch_reason(device: torch.device) -> str | None:
+    """Why no kernel of Triton's can be launched, found by one that does nothing.
+
+    A capture would record that one, so there only what is known already counts.
+    """
+    if device not in _launch_reasons and not capturing(device):
+        _launch_reasons[device] = _found_launch_reason(device)
+    return _launch_reasons.get(device)
+
+
+def _found_launch_reason(device: torch.device) -> str | None:
+    from .launching import launch_nothing
+
+    try:
+        launch_nothing(device)
+    except Exception as error:  # Triton's own, a C compiler's or a loader's
+        first_line, *_ = f'{type(error).__name__}: {error}'.splitlines()
+        reason = (
+            f'Triton, which needs a C compiler and the headers of Python, cannot launch kernels on '
+            f'{device} ({first_line})'
+        )
+        _warn_once(f'The fused mirror attention does not run: {reason}.')
         return reason
     return None
 

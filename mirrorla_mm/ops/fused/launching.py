@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 from triton.runtime import driver
 
+from ..backend import capturing
 from .tuning import INTERPRETED
 
 LARGEST_BLOCK = 128
@@ -43,29 +44,42 @@ def split_tokens(
     """
     if INTERPRETED:
         return INTERPRETER_CHUNK, triton.cdiv(tokens, INTERPRETER_CHUNK)
-    slots = per_multiprocessor * _multiprocessors(device)
+    slots = per_multiprocessor * multiprocessors(device)
 
     def chunk_of(count: int) -> int:
         wanted = triton.cdiv(triton.cdiv(tokens, count), LARGEST_BLOCK) * LARGEST_BLOCK
         return max(smallest, wanted)
 
-    def time(count: int) -> int:
-        return triton.cdiv(rows * count, slots) * (chunk_of(count) + overhead)
+    def waves(count: int) -> int:
+        return triton.cdiv(rows * count, slots)
 
-    chunk = chunk_of(min(range(1, triton.cdiv(WAVES * slots, rows) + 1), key=time))
+    def time(count: int) -> int:
+        return waves(count) * (chunk_of(count) + overhead)
+
+    # Of the counts that take as many waves the last has the smallest chunk: no other can be sooner.
+    most = triton.cdiv(WAVES * slots, rows)
+    last_ones = (min(most, wave * slots // rows) for wave in range(waves(1), waves(most) + 1))
+    chunk = chunk_of(min(last_ones, key=time))
     return chunk, triton.cdiv(tokens, chunk)
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has; what is no GPU counts as a large one."""
     if device.type != 'cuda':
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured on the device's current stream."""
-    return device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
+@triton.jit
+def _nothing(number):
+    pass
+
+
+def launch_nothing(device: torch.device) -> None:
+    """Go all the way of a first launch, which builds the driver and a launcher in C."""
+    with torch.cuda.device(device):
+        _nothing[(1,)](1)
 
 
 class Launch(NamedTuple):

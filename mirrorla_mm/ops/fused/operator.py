@@ -285,7 +285,6 @@ def _size(inputs: Sequence[Tensor | None], options: Options) -> tuple:
 def _remember_too_large(
     inputs: Sequence[Tensor | None], options: Options, error: OutOfResources
 ) -> None:
-    _too_large.add(_size(inputs, options))
     q = inputs[0]
     assert q is not None
     warnings.warn(
@@ -295,6 +294,7 @@ def _remember_too_large(
         RuntimeWarning,
         stacklevel=2,
     )
+    _too_large.add(_size(inputs, options))  # not where the warning is an error, which comes again
 
 
 def _reference(inputs: Sequence[Tensor | None], options: Options) -> Tensor:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from ..backend import capturing
 from ..options import Options
 from ..rope import rope_frequencies
 from .backward import key_backward_kernel, query_backward_kernel
 from .forward import angle_kernel, mean_query_kernel, output_kernel, state_kernel
-from .launching import LARGEST_BLOCK, Step, capturing, run, split_tokens
+from .launching import LARGEST_BLOCK, Step, multiprocessors, run, split_tokens
 from .tuning import INTERPRETED, layout, regime
 
 # Programs on a multiprocessor: of those that only read and add, and of those that take products.
@@ -100,8 +101,7 @@ def make_rope_table(
     return torch.stack((angle.cos(), angle.sin())).to(dtype)
 
 
-@cache
-def _kept_rope_table(
+def _rope_table_to_keep(
     positions: int, channels: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     def make() -> Tensor:
@@ -114,17 +114,24 @@ def _kept_rope_table(
         return pool.submit(make).result()
 
 
+_rope_tables: dict[tuple, Tensor] = {}
+
+
 def rope_table(positions: int, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """:func:`make_rope_table`, kept from call to call.
 
     One table serves every grid that it is long enough for; as lengths are powers of two, all of
     them together are small, and none is ever dropped. It comes from the CPU by a copy that has
-    ended when this returns, so any stream may read it. Neither can be while a graph is captured:
-    then the graph makes a table of its own.
+    ended when this returns, so any stream may read it, and any graph in all its replays. A copy
+    that the host waits for cannot be captured: a graph without such a table makes its own.
     """
+    key = positions, channels, dtype, device
+    kept = _rope_tables.get(key)
+    if kept is not None:
+        return kept
     if capturing(device):
-        return make_rope_table(positions, channels, dtype, device)
-    return _kept_rope_table(positions, channels, dtype, device)
+        return make_rope_table(*key)
+    return _rope_tables.setdefault(key, _rope_table_to_keep(*key))
 
 
 class Split(NamedTuple):
@@ -216,16 +223,17 @@ class Plan:
         """
         row = triton.cdiv(sums, 4) * 4  # so that every row begins at a multiple of 16 bytes
         groups = triton.cdiv(split.count, split.group)
+        heads = self.rows * copies
+        full = heads * split.count >= multiprocessors(self.device)
         constants = {
             **self.constants,
             'chunk': split.chunk,
-            'regime': regime(split.chunk, self.layout, self.aligned),
+            'regime': regime(split.chunk, self.layout, self.aligned, full),
             'group': split.group,
             'first_counter': self.counters,
             'ROW': row,
             **constants,
         }
-        heads = self.rows * copies
         if sums:
             self.counters += heads * (groups + 1)
             self.numbers = max(self.numbers, heads * (split.count + groups) * row)

@@ -100,12 +100,12 @@ def layout(*strides: tuple[int, ...]) -> str:
     return 'mixed'
 
 
-def regime(chunk: int, layout: str, aligned: bool) -> int:
+def regime(chunk: int, layout: str, aligned: bool, full: bool) -> int:
     """One number for the tuner's key: what no kernel reads, but decides which choice is fastest.
 
-    The layout, whether all tensors begin at a multiple of 16 bytes, and whether a program walks
-    few tokens (up to 512), some, or many (beyond 2048). It is no constant of the kernels, so a new
-    length times the choices again but compiles nothing.
+    The layout, whether all tensors begin at a multiple of 16 bytes, whether every multiprocessor
+    has a program, and whether a program walks few tokens (up to 512), some, or many (beyond 2048).
+    It is no constant of the kernels, so a new length times the choices again but compiles nothing.
     """
     length = (chunk > 512) + (chunk > 2048)
-    return (LAYOUTS.index(layout) * 2 + aligned) * 3 + length
+    return ((LAYOUTS.index(layout) * 2 + aligned) * 2 + full) * 3 + length
