@@ -61,6 +61,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--report', type=Path, help='folder for results.json, results.md and the grids'
     )
+    parser.add_argument(
+        '--comparisons', type=int, default=1, help='verdicts that are read together with this one'
+    )
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     return parser.parse_args()
 
@@ -204,7 +207,7 @@ def report(args: argparse.Namespace) -> None:
     results = read_results(args.work_dir)
     if not results:
         raise UserError(f'No finished run under {args.work_dir}: run the study first.')
-    text = f'{table(results)}\n\n{verdict(results)}\n'
+    text = f'{table(results)}\n\n{verdict(results, args.comparisons)}\n'
     print(f'\n{text}')
     if args.report is None:
         return
