@@ -19,6 +19,7 @@ from mirrorla_mm.analysis.capture import (
     normalise,
     read_shrunk,
 )
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 import torch
@@ -37,7 +38,9 @@ def parse_args() -> argparse.Namespace:
         '--points', nargs='+', default=['0.5,0.5'], metavar='X,Y', help='rows, each from 0 to 1'
     )
     parser.add_argument('--layer', help='attention module, such as stages.2.0.attn')
-    parser.add_argument('--long-side', type=int, help='shrink the image to this, in pixels')
+    parser.add_argument(
+        '--long-side', type=positive_int, help='shrink the image to this, in pixels'
+    )
     parser.add_argument('--out', type=Path, default=Path('attention.png'))
     return parser.parse_args()
 

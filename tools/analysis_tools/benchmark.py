@@ -35,6 +35,7 @@ from mirrorla_mm.analysis.benchmark_plot import Memory, draw
 from mirrorla_mm.analysis.provenance import machine
 from mirrorla_mm.backbones.options import LAYOUTS
 from mirrorla_mm.backbones.ravlt import ARCHS
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import UserError, one_line_errors
@@ -64,9 +65,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--shapes', nargs='+', type=shape, default=[(800, 1280)], metavar='HxW')
     parser.add_argument('--train', action='store_true', help='time training steps (backbone)')
-    parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--rounds', type=int, default=10)
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--batch', type=positive_int, default=1)
+    parser.add_argument('--rounds', type=positive_int, default=10)
+    parser.add_argument('--threads', type=positive_int, default=torch.get_num_threads())
     parser.add_argument(
         '--cpu-time',
         action='store_true',
@@ -95,8 +96,8 @@ def parse_args() -> argparse.Namespace:
 
 def shape(text: str) -> tuple[int, int]:
     """'800x1280' to (800, 1280)."""
-    height, width = text.lower().split('x')
-    return int(height), int(width)
+    height, width = map(positive_int, text.lower().split('x'))
+    return height, width
 
 
 @one_line_errors()

@@ -24,6 +24,7 @@ from mirrorla_mm.analysis.compare import (
     fourfold,
     scaling,
 )
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
 from mirrorla_mm.engine.memory import keep_freed_memory
@@ -45,17 +46,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--arch', default='t', help='architecture of the host (default: t)')
     parser.add_argument(
         '--size',
-        type=int,
+        type=positive_int,
         nargs='+',
         default=[224],
         help='height and width, or one number for both',
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--repeats', type=int, default=7, help='timed passes; the median counts')
+    parser.add_argument(
+        '--repeats', type=positive_int, default=7, help='timed passes; the median counts'
+    )
     parser.add_argument('--out', type=Path, help='PNG of latency and memory over the tokens')
     parser.add_argument(
         '--sides',
-        type=int,
+        type=positive_int,
         nargs='+',
         default=[28, 56, 112, 224],
         help='sides of the token grids in the PNG, in growing order',

@@ -22,6 +22,7 @@ from mirrorla_mm.analysis.capture import (
     reflection_of,
 )
 from mirrorla_mm.analysis.covariance import Mixing, independent_heads, mixing
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 import torch
@@ -36,8 +37,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--config', help='needed with --image')
     parser.add_argument('--checkpoint')
     parser.add_argument('--layer')
-    parser.add_argument('--heads', type=int, default=8, help='of the drawn tokens')
-    parser.add_argument('--head-dim', type=int, default=16, help='of the drawn tokens')
+    parser.add_argument('--heads', type=positive_int, default=8, help='of the drawn tokens')
+    parser.add_argument('--head-dim', type=positive_int, default=16, help='of the drawn tokens')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, default=Path('covariance_mixing.png'))
     return parser.parse_args()

@@ -22,6 +22,7 @@ from mirrorla_mm.analysis.capture import (
     reflection_of,
 )
 from mirrorla_mm.analysis.topology import Topology, paradigms
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 
 import torch
@@ -40,7 +41,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--checkpoint', help='random weights without it')
     parser.add_argument('--layer', help='attention module, such as stages.2.0.attn')
     parser.add_argument('--head', type=int, default=0)
-    parser.add_argument('--long-side', type=int, help='shrink the image to this, in pixels')
+    parser.add_argument(
+        '--long-side', type=positive_int, help='shrink the image to this, in pixels'
+    )
     parser.add_argument('--out', type=Path, default=Path('topology.png'))
     return parser.parse_args()
 

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 from mirrorla_mm.analysis.theorem_3_1 import WITHIN_MARGIN, Clusters, random_clusters
+from mirrorla_mm.engine.arguments import positive_int
 
 import torch
 from matplotlib.figure import Figure
@@ -19,12 +20,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--clusters', type=int, default=4096)
-    parser.add_argument('--tokens', type=int, default=64, help='tokens of a cluster')
+    parser.add_argument('--clusters', type=positive_int, default=4096)
+    parser.add_argument('--tokens', type=positive_int, default=64, help='tokens of a cluster')
     parser.add_argument('--lam', type=float, default=1.0)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, default=Path('mask_disagreement.png'))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.tokens < 2:
+        parser.error('--tokens: a cluster has pairs from 2 tokens on')
+    return args
 
 
 def draw(sigmas: list[float], runs: dict[str, list[Clusters]], out: Path) -> None:

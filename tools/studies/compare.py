@@ -25,6 +25,7 @@ from mirrorla_mm.analysis.study import (
     scores_of,
 )
 from mirrorla_mm.analysis.study_runs import Progress, SameHost, keep_study, run_missing
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
@@ -48,7 +49,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', default='work_dirs/study', type=Path)
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--iters', type=int, help="iterations of a run; the config's by default")
+    parser.add_argument(
+        '--iters', type=positive_int, help="iterations of a run; the config's by default"
+    )
     parser.add_argument(
         '--report', type=Path, help='folder for results.json, README.md, results.png'
     )

@@ -30,6 +30,7 @@ from mirrorla_mm.diffusion.study import (
     train_judge,
     verdict,
 )
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
 from mirrorla_mm.engine.configs import read_config
@@ -56,13 +57,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', default='work_dirs/study_diffusion', type=Path)
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), metavar='ARM')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--iters', type=int, help="iterations of a run; the config's by default")
-    parser.add_argument('--samples', type=int, default=120, help='images that each run draws')
+    parser.add_argument(
+        '--iters', type=positive_int, help="iterations of a run; the config's by default"
+    )
+    parser.add_argument(
+        '--samples', type=positive_int, default=120, help='images that each run draws'
+    )
     parser.add_argument(
         '--report', type=Path, help='folder for results.json, results.md and the grids'
     )
     parser.add_argument(
-        '--comparisons', type=int, default=1, help='verdicts that are read together with this one'
+        '--comparisons',
+        type=positive_int,
+        default=1,
+        help='verdicts that are read together with this one',
     )
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     return parser.parse_args()

@@ -25,6 +25,7 @@ from mirrorla_mm.analysis.provenance import provenance
 from mirrorla_mm.analysis.study import mean_and_spread
 from mirrorla_mm.analysis.study_runs import keep_study
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import one_line_errors
@@ -63,11 +64,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/linearise-study'))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), metavar='ARM')
-    parser.add_argument('--teacher-iters', type=int, default=300)
+    parser.add_argument('--teacher-iters', type=positive_int, default=300)
     parser.add_argument(
-        '--iters', type=int, default=40, help='of the transfer, and of the fine-tuning'
+        '--iters', type=positive_int, default=40, help='of the transfer, and of the fine-tuning'
     )
-    parser.add_argument('--scenes', type=int, nargs=2, default=[160, 40], help='to train and test')
+    parser.add_argument(
+        '--scenes', type=positive_int, nargs=2, default=[160, 40], help='to train and test'
+    )
     parser.add_argument('--report', type=Path, help='folder for results.json, .md and .png')
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     return parser.parse_args()
