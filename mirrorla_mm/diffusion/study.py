@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..analysis.study_runs import half_width, read_runs
+from ..engine.figures import save_figure
 from .sampling import tile, to_uint8
 from .shapes import CLASSES, DrawnShapes
 
@@ -205,4 +206,4 @@ def compare_grids(work_dir: Path, results: Sequence[dict], path: Path) -> None:
         axis.imshow(sheet, interpolation='nearest')
         axis.set_title(label)
         axis.axis('off')
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)

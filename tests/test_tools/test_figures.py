@@ -47,6 +47,21 @@ def test_runs_in_folders_of_one_name_are_told_apart(run, monkeypatch):
     assert labels == ['a/detector', 'b/detector']
 
 
+def test_an_interrupted_drawing_leaves_the_earlier_one(run, monkeypatch):
+    def interrupted(self, file, **_):
+        Path(file).write_bytes(b'half')
+        raise KeyboardInterrupt
+
+    folder = Path('a', '1', 'vis_data')
+    folder.mkdir(parents=True)
+    (folder / 'scalars.json').write_text('{"loss": 2, "step": 5}\n{"mIoU": 20, "step": 5}\n')
+    Path('curves.png').write_bytes(b'earlier')
+    monkeypatch.setattr(Figure, 'savefig', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run('analysis_tools/plot_curves', 'a')
+    assert Path('curves.png').read_bytes() == b'earlier'
+
+
 def test_study_shorter_than_its_warm_up_is_refused(run, capsys):
     with pytest.raises(SystemExit):
         run('studies/compare', '--config', CONFIG, '--iters', '4')

@@ -21,6 +21,7 @@ from mirrorla_mm.analysis.capture import (
 )
 from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 
 import torch
 from matplotlib.figure import Figure
@@ -120,7 +121,7 @@ def draw(image, points, columns: dict[str, torch.Tensor], out: Path) -> None:
             share = positive.topk(max(len(positive) // 20, 1)).values.sum() / positive.sum()
             axis.set_xlabel(f'top 5 % of tokens hold {share:.0%}', fontsize='small')
     figure.colorbar(overlay, ax=axes, label='attention, uniform = 1', shrink=0.8)
-    figure.savefig(out, dpi=70)
+    save_figure(figure, out, dpi=70)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from mirrorla_mm.analysis.compare import (
 from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 from mirrorla_mm.engine.memory import keep_freed_memory
 from mirrorla_mm.registry import ATTENTIONS
 
@@ -183,8 +184,7 @@ def plot(
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside right center', fontsize=9)
     figure.suptitle(title)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    save_figure(figure, out, dpi=120)
     plt.close(figure)
 
 

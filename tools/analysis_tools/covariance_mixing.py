@@ -24,6 +24,7 @@ from mirrorla_mm.analysis.capture import (
 from mirrorla_mm.analysis.covariance import Mixing, independent_heads, mixing
 from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 
 import torch
 from matplotlib.figure import Figure
@@ -90,7 +91,7 @@ def draw(result: Mixing, out: Path) -> None:
     axes[3].set(title='variance of the heads', xlabel='head', ylabel='share of all', yscale='log')
     axes[3].set_xticks(heads)
     axes[2].legend(('before', 'after'), fontsize='small', loc='lower left')
-    figure.savefig(out, dpi=80)
+    save_figure(figure, out, dpi=80)
 
 
 def main() -> None:

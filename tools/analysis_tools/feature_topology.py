@@ -24,6 +24,7 @@ from mirrorla_mm.analysis.capture import (
 from mirrorla_mm.analysis.topology import Topology, paradigms
 from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 
 import torch
 from matplotlib.figure import Figure
@@ -71,7 +72,7 @@ def draw(image, panels: list[Topology], hw_shape: tuple[int, int], title: str, o
         axis.set_xticks([])
         axis.set_yticks([])
     figure.suptitle(title, fontsize='medium')
-    figure.savefig(out, dpi=80)
+    save_figure(figure, out, dpi=80)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mirrorla_mm.analysis.theorem_3_1 import WITHIN_MARGIN, Clusters, many_clusters
 from mirrorla_mm.engine.arguments import positive_int
+from mirrorla_mm.engine.figures import save_figure
 
 import torch
 from matplotlib.figure import Figure
@@ -82,7 +83,7 @@ def draw(sigmas: list[float], runs: dict[str, list[Clusters]], out: Path) -> Non
         xlim=(1e-3, 1e3),
     )
     right.legend(fontsize='x-small', markerscale=5)
-    figure.savefig(out, dpi=90)
+    save_figure(figure, out, dpi=90)
 
 
 def main() -> None:

@@ -219,9 +219,11 @@ def report(args: argparse.Namespace) -> None:
     print(f'\n{text}')
     if args.report is None:
         return
-    args.report.mkdir(parents=True, exist_ok=True)
-    (args.report / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
-    (args.report / 'results.md').write_text(f'# Results of the study\n\n{text}')
+    page = f'# Results of the study\n\n{text}'
+    content = json.dumps(results, indent=1) + '\n'
+    for name, written in (('results.json', content), ('results.md', page)):
+        with whole_file(args.report / name) as partial:
+            partial.write_text(written, encoding='utf-8')
     compare_grids(args.work_dir, results, args.report / 'samples.png')
 
 

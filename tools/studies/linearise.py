@@ -29,6 +29,7 @@ from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 from mirrorla_mm.engine.launch import build_runner
 from mirrorla_mm.engine.linearise import linear_config
 from mirrorla_mm.engine.linearise_stages import Linearisation, named, shorten
@@ -258,10 +259,10 @@ class Study:
                 lines.append(f'| {arm}, {state} | {cells} |')
         text = '\n'.join(['# Results of the study', '', *lines]) + '\n'
         if self.args.report:
-            self.args.report.mkdir(parents=True, exist_ok=True)
-            (self.args.report / 'results.md').write_text(text, encoding='utf-8')
             content = json.dumps(self.results, indent=1) + '\n'
-            (self.args.report / 'results.json').write_text(content, encoding='utf-8')
+            for name, written in (('results.md', text), ('results.json', content)):
+                with whole_file(self.args.report / name) as partial:
+                    partial.write_text(written, encoding='utf-8')
             plot(scores, errors, self.args.report / 'results.png')
         return text
 
@@ -299,7 +300,7 @@ def plot(scores: dict, errors: dict, path: Path) -> None:
     right.grid(alpha=0.3)
     right.legend(fontsize=8)
     figure.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=7)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def main() -> None:
