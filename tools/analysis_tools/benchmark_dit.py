@@ -11,15 +11,12 @@ frees within itself is seen on a GPU alone.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
-from datetime import date
 from functools import partial
 from statistics import median
 
 from mirrorla_mm.analysis.benchmark import elapsed
 from mirrorla_mm.analysis.compare import peak_memory
-from mirrorla_mm.analysis.provenance import machine
+from mirrorla_mm.analysis.provenance import heading
 from mirrorla_mm.diffusion import DiT
 from mirrorla_mm.diffusion.dit import ARCHS
 from mirrorla_mm.diffusion.study import ARMS
@@ -63,7 +60,7 @@ def main() -> None:
     args = parse_args()
     usable_device(args.device)
     keep_freed_memory()
-    print(f'{date.today()}, {machine()}\n`{shlex.join(["python", *sys.argv])}`\n')
+    print(heading())
     head = ['tokens', *(f'{ARMS[name].label}: {unit}' for name in args.methods for unit in UNITS)]
     head.append('latency over the first')
     for cells in (head, ['---'] * len(head)):
