@@ -93,4 +93,5 @@ def test_the_published_page_is_what_its_runs_give(name):
     results = json.loads((published / 'results.json').read_text(encoding='utf-8'))
     # Two hosts, and a verdict on each.
     page = (published / 'results.md').read_text(encoding='utf-8')
+    assert 'What follows ± is half of a 95 % interval' in page
     assert page.endswith(f'\n{table(results)}\n\n{verdict(results, comparisons=2)}\n')

@@ -46,6 +46,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
 
 CONFIG = 'configs/studies/dit-study_1xb16-400_shapes-32x32.py'
+SPREAD = 'What follows ± is half of a 95 % interval over the seeds, of each figure alone.'
 HELD_OUT = 7  # Seed of the drawings that no training sees.
 
 
@@ -219,7 +220,7 @@ def report(args: argparse.Namespace) -> None:
     print(f'\n{text}')
     if args.report is None:
         return
-    page = f'# Results of the study\n\n{text}'
+    page = f'# Results of the study\n\n{SPREAD}\n\n{text}'
     content = json.dumps(results, indent=1) + '\n'
     for name, written in (('results.json', content), ('results.md', page)):
         with whole_file(args.report / name) as partial:

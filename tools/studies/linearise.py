@@ -54,6 +54,7 @@ ARMS = {
 }
 # States of an arm, as the table names them.
 STATES = ('copied', 'transferred', 'fine-tuned', 'without transfer', 'from scratch')
+SHOWN_ERROR = 1e-3
 TEACHER, HYBRID = 'softmax teacher', 'softmax, trained on'
 
 
@@ -238,7 +239,8 @@ class Study:
     def report(self) -> str:
         """Both tables and a sentence, in Markdown; with ``--report`` also as files."""
         scores, errors = self.scores(), self.errors()
-        lines = ['| attention of stages 3, 4 | ' + ' | '.join(STATES) + ' | seeds |']
+        lines = ['What follows ± is the standard deviation over the seeds.', '']
+        lines.append('| attention of stages 3, 4 | ' + ' | '.join(STATES) + ' | seeds |')
         lines.append('| --- |' + ' --- |' * (len(STATES) + 1))
         for arm in [arm for arm in ARMS if arm in scores]:
             cells = [
@@ -296,7 +298,18 @@ def plot(scores: dict, errors: dict, path: Path) -> None:
             right.plot(means, style, color=f'C{number}', label=f'{arm}, {state}') if means else None
     names = next(iter(next(iter(errors.values())).values())) if errors else []
     right.set_xticks(range(len(names)), names)
-    right.set(yscale='log', title="error of the layers' outputs, over their power")
+    right.set(
+        yscale='log',
+        xlabel='layer',
+        ylabel='squared error over power',
+        title="error of the layers' outputs",
+    )
+    right.margins(y=0.02)
+    # Layers that are exact but for rounding would flatten all others.
+    lowest, highest = right.get_ylim()
+    right.set_ylim(max(lowest, SHOWN_ERROR), highest)
+    if lowest < SHOWN_ERROR:
+        right.set_title(f"error of the layers' outputs, from {SHOWN_ERROR:g} on")
     right.grid(alpha=0.3)
     right.legend(fontsize=8)
     figure.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=7)
