@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from mirrorla_mm.diffusion.vae import encode_folders, load_vae
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
 
@@ -23,8 +24,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('images', type=Path, help='folder of a folder of images for each class')
     parser.add_argument('vae', help='folder of the VAE')
     parser.add_argument('out', type=Path, help='folder to write to')
-    parser.add_argument('--size', type=int, default=256, help='side of the images in pixels')
-    parser.add_argument('--batch-size', type=int, default=16)
+    parser.add_argument(
+        '--size', type=positive_int, default=256, help='side of the images in pixels'
+    )
+    parser.add_argument('--batch-size', type=positive_int, default=16)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     return parser.parse_args()
 

@@ -22,10 +22,11 @@ from mirrorla_mm.diffusion.sampling import (
     save_first,
 )
 from mirrorla_mm.diffusion.vae import load_vae
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.checkpoint import require_file
 from mirrorla_mm.engine.configs import ConfigOptions, read_config
 from mirrorla_mm.engine.devices import usable_device
-from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.errors import one_line_errors
 
 import torch
 
@@ -37,16 +38,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out-dir', type=Path, default=Path('samples'), help='folder to write to')
-    parser.add_argument('--number', type=int, default=64, help='samples; the evaluator wants 50000')
+    parser.add_argument(
+        '--number', type=positive_int, default=64, help='samples; the evaluator wants 50000'
+    )
     parser.add_argument('--vae', help='folder of a VAE, for a model of latents')
     parser.add_argument('--classes', type=int, nargs='+', default=[], help='default: at random')
     parser.add_argument('--guidance', type=float, default=1.0, help='1 is none')
     parser.add_argument(
-        '--guided-channels', type=int, help="channels to guide; 3 in DiT's and SiT's code"
+        '--guided-channels', type=positive_int, help="channels to guide; 3 in DiT's and SiT's code"
     )
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--batch-size', type=int, default=32)
-    parser.add_argument('--grid', type=int, default=8, help='images along a side of the grid')
+    parser.add_argument('--batch-size', type=positive_int, default=32)
+    parser.add_argument(
+        '--grid', type=positive_int, default=8, help='images along a side of the grid'
+    )
     parser.add_argument('--device', help='cuda:0 or cpu (default: a GPU where there is one)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, help='override settings of the config'
@@ -63,8 +68,6 @@ def main() -> None:
     )
     device = args.device or (f'cuda:{local}' if torch.cuda.is_available() else 'cpu')
     with one_line_errors():
-        if args.grid < 1:
-            raise UserError(f'--grid needs to be 1 at least, got {args.grid}.')
         cfg = read_config(args.config, args.cfg_options)
         require_file(args.checkpoint)
         usable_device(device)

@@ -191,12 +191,18 @@ def elapsed(
     device: torch.device | str,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Time of one call in seconds, to the end of what it started on a GPU."""
+    """Time of one call in seconds: of what it started on a GPU, and of nothing before it."""
+    _finish(device)
     start = clock()
     run()
+    _finish(device)
+    return clock() - start
+
+
+def _finish(device: torch.device | str) -> None:
+    """Wait for what was started on a GPU."""
     if torch.device(device).type == 'cuda':
         torch.cuda.synchronize(device)
-    return clock() - start
 
 
 def images(subject: Subject, shape: tuple[int, int]) -> Tensor:

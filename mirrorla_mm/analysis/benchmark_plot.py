@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..engine.figures import save_figure
 from .benchmark import PEERS, Timing, parse_variant
 
 Memory = tuple[float, float] | None
@@ -46,7 +47,7 @@ def draw(rows: list[tuple[Timing, Memory]], file: Path, title: str) -> None:
     for axis, (unit, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         axis.set(xlabel='height × width of the image', ylabel=unit, xscale='log', yscale='log')
         _draw_lines(axis, rows, value)
-    figure.savefig(file, dpi=110)
+    save_figure(figure, file, dpi=110)
 
 
 def _draw_lines(axis: Axes, rows: list[tuple[Timing, Memory]], value: Value) -> None:

@@ -59,11 +59,11 @@ class MacCounter(TorchDispatchMode):
     """Counts multiply-accumulates of what runs within its ``with`` block.
 
     A product of a weight and an activation counts as a layer; a product of two activations is
-    attention. Weights are parameters and whatever is computed from parameters alone, such as a
-    projection with a reflection folded into it.
+    attention. Weights are parameters, buffers and whatever is computed from these alone, such as a
+    projection with a reflection, or a convolution with the statistics of its norm folded into it.
 
     Args:
-        model (nn.Module): Its parameters are the weights.
+        model (nn.Module): Its parameters and buffers are the weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -71,7 +71,7 @@ class MacCounter(TorchDispatchMode):
         self.layers = 0
         self.total = 0
         # By identity. They are held, because the id of a freed tensor may be given out again.
-        self._weights = {id(p): p for p in model.parameters()}
+        self._weights = {id(x): x for x in (*model.parameters(), *model.buffers())}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
@@ -85,9 +85,10 @@ class MacCounter(TorchDispatchMode):
             formula = FORMULAS[func._overloadpacket]
             macs = formula(*args, **(kwargs or {}), out_val=out) // 2
             self.total += macs
-            # The factors are the last two tensors but for a convolution's bias.
+            # A convolution's factors come before its bias, those of all else after it.
             is_convolution = func._overloadpacket is aten.convolution
-            if is_convolution or is_weight[-1] != is_weight[-2]:
+            first, second = is_weight[:2] if is_convolution else is_weight[-2:]
+            if first != second:
                 self.layers += macs
         return out
 

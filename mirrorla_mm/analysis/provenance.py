@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -26,6 +28,11 @@ def provenance() -> dict[str, str | None]:
         date=date.today().isoformat(),
         commit=commit_of(Path(__file__).resolve().parents[2]),
     )
+
+
+def heading() -> str:
+    """Date, machine and command, to be printed above what is measured."""
+    return f'{date.today()}, {machine()}\n`{shlex.join(["python", *sys.argv])}`\n'
 
 
 def machine() -> str:

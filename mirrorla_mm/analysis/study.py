@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
 
+from ..engine.figures import save_figure
 from .study_runs import half_width, read_runs
 
 
@@ -219,4 +220,4 @@ def plot(results: Sequence[dict], path: Path, title: str) -> None:
     axes[-1].set_xlabel('mIoU (%)')
     figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=8)
     figure.suptitle(title, fontsize='medium')
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

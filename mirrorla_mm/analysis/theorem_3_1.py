@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from ..ops import block_reflection, variance_aware_angle
 
 WITHIN_MARGIN = 2.0
+# Clusters tighter than this are drawn in as many rounds as they are times tighter.
+WIDE = 0.05
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,24 @@ def random_clusters(
         distance=torch.stack([torch.nn.functional.pdist(cluster).mean() for cluster in x]),
         margin=y.mean(1).abs().amin(-1) / variance[:, 0].sqrt(),
     )
+
+
+def many_clusters(sigma: float, *, seed: int = 0, **settings: Any) -> Clusters:
+    """Draw the more clusters the tighter they are, so that as many lie near a boundary.
+
+    The share of those falls as sigma does.
+
+    Args:
+        sigma (float): See :func:`random_clusters`.
+        seed (int): Of the first round; each further one has the next.
+        **settings: Likewise; ``count`` is that of a round.
+
+    Returns:
+        Clusters: Those of all rounds, :data:`WIDE` over sigma of them.
+    """
+    seeds = range(seed, seed + max(1, round(WIDE / sigma)))
+    rounds = [vars(random_clusters(sigma, seed=one, **settings)) for one in seeds]
+    return Clusters(**{name: torch.cat([each[name] for each in rounds]) for name in rounds[0]})
 
 
 def pair_disagreement(mask: Tensor) -> Tensor:

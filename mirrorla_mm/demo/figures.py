@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
+from ..engine.figures import save_figure
 from .dataset import image_name, label_name
 from .scenes import BACKGROUND, CLASSES, PALETTE
 from .tally import read_boxes
@@ -124,5 +125,4 @@ def _tile(scenes: Sequence[int], draw, title: str, legend: list[Patch], target: 
             draw(axes, scene)
             for axis in axes:
                 axis.set(xlim=(-0.5, axis.get_xlim()[1]), ylim=(axis.get_ylim()[0], -0.5))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=110)
+    save_figure(figure, target, dpi=110)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..analysis.study_runs import half_width, read_runs
+from ..engine.figures import save_figure
 from .sampling import tile, to_uint8
 from .shapes import CLASSES, DrawnShapes
 
@@ -156,8 +157,14 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f'{mean(values):.{digits}f}{around}'
 
 
-def verdict(results: Sequence[dict]) -> str:
-    """The claim on the mirror that the results allow, and no more."""
+def verdict(results: Sequence[dict], comparisons: int = 1) -> str:
+    """The claim on the mirror that the results allow, and no more.
+
+    Args:
+        results (Sequence[dict]): From :func:`read_results`.
+        comparisons (int): How many such verdicts are read together: the 95 % are of all of them
+            (Bonferroni). Defaults to 1.
+    """
     mirror = [r for r in results if r['arm'] == 'mirror']
     if not mirror or not ratios(results, 'mirror'):
         return ''
@@ -165,15 +172,16 @@ def verdict(results: Sequence[dict]) -> str:
     obeys = 'obeys the class' if accuracy > 2 * chance else 'does not obey the class'
     ratio = mean(ratios(results, 'mirror'))
     sentence = (
-        f'{ARMS["mirror"].label} did not diverge, {obeys} ({accuracy:.0%}, chance is '
-        f'{chance:.0%}), and its validation loss is {ratio:.3f} times that of softmax.'
+        f'{ARMS["mirror"].label} {obeys} ({accuracy:.0%}, chance is {chance:.0%}), and its '
+        f'validation loss is {ratio:.3f} times that of softmax.'
     )
     pairs = ratios(results, 'mirror', 'control')
     if not pairs:
         return sentence
-    gap, width = mean(pairs) - 1, half_width(pairs)
+    gap, width = mean(pairs) - 1, half_width(pairs, comparisons)
     told = 'can' if abs(gap) > width else 'cannot'
-    around = f'± {width:.1%}, 95 % over the seeds' if np.isfinite(width) else 'one seed'
+    together = f' for {comparisons} comparisons together' if comparisons > 1 else ''
+    around = f'± {width:.1%}, 95 % over the seeds{together}' if np.isfinite(width) else 'one seed'
     return (
         f'{sentence} Against {ARMS["control"].label}, which differs in the mirror alone, the loss '
         f'is {gap:+.1%} ({around}), which {told} be told from chance.'
@@ -198,4 +206,4 @@ def compare_grids(work_dir: Path, results: Sequence[dict], path: Path) -> None:
         axis.imshow(sheet, interpolation='nearest')
         axis.set_title(label)
         axis.axis('off')
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)

@@ -16,6 +16,7 @@ from mirrorla_mm.analysis.benchmark import (
     Subject,
     build_model,
     build_step,
+    elapsed,
     images,
     measure_latency,
     measure_memory,
@@ -52,6 +53,13 @@ def test_variants_take_turns_and_ratios_refer_to_the_first():
     assert (first.variant, second.variant) == ('reference', 'deploy')
     assert first.ratios == [1.0] * 3
     assert second.ratios == [b / a for a, b in zip(first.latencies, second.latencies)]
+
+
+def test_what_was_started_on_a_gpu_before_is_not_timed(monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: events.append('wait'))
+    seconds = elapsed(lambda: events.append('run'), 'cuda', lambda: events.append('clock') or 1.0)
+    assert events == ['wait', 'clock', 'run', 'wait', 'clock'] and seconds == 0
 
 
 @pytest.mark.slow

@@ -58,6 +58,24 @@ def test_activations_by_activations_are_attention_and_not_layers(device):
     assert total == layers + 2 * 10 * 10 * 8
 
 
+class Predicted(nn.Module):
+    """A convolution whose weight a layer predicts from the input, as InLine's is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = nn.Linear(4, 36)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.predict(x.mean((0, 2, 3))).view(4, 1, 3, 3)
+        return F.conv2d(x, weight, torch.zeros_like(x[0, :, 0, 0]), padding=1, groups=4)
+
+
+def test_a_convolution_by_predicted_weights_is_attention_and_no_layer():
+    layers, total = count(Predicted(), torch.rand(1, 4, 8, 8))
+    assert layers == 4 * 36
+    assert total == layers + 8 * 8 * 4 * 9
+
+
 def test_parameters_take_no_memory_and_numbers_stay_real():
     with empty_parameters():
         layer = nn.Linear(3, 2)

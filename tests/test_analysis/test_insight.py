@@ -11,7 +11,11 @@ from mirrorla_mm.analysis.attention_maps import attention_rows, token_at
 from mirrorla_mm.analysis.capture import Captured, normalise, read_shrunk
 from mirrorla_mm.analysis.covariance import independent_heads, mixing
 from mirrorla_mm.analysis.curves import chosen_metrics, read_curves
-from mirrorla_mm.analysis.theorem_3_1 import pair_disagreement, random_clusters
+from mirrorla_mm.analysis.theorem_3_1 import (
+    many_clusters,
+    pair_disagreement,
+    random_clusters,
+)
 from mirrorla_mm.analysis.topology import (
     effective_rank,
     mean_entropy,
@@ -73,6 +77,15 @@ def test_tight_clusters_disagree_only_near_a_boundary():
     clusters = random_clusters(1e-2, count=2000)
     assert clusters.disagreement[clusters.near].mean() > 0.2
     assert clusters.disagreement[clusters.margin > 4.5].max() < 0.05
+
+
+def test_the_tighter_clusters_are_the_more_are_drawn():
+    settings = dict(count=200, tokens=4)
+    tight, wide = (many_clusters(sigma, **settings) for sigma in (1e-3, 0.1))
+    assert (len(tight.margin), len(wide.margin)) == (50 * 200, 200)
+    assert torch.equal(tight.margin[:200], random_clusters(1e-3, **settings).margin)
+    assert len(tight.margin.unique()) == len(tight.margin)
+    assert tight.near.sum() > 5  # 23 are expected, in a round less than one
 
 
 def test_cross_head_reflection_keeps_the_spectrum_and_wakes_a_silent_head():

@@ -62,8 +62,21 @@ def test_the_sentence_claims_what_the_numbers_allow():
     random = [dict(r, accuracy=0.2) for r in RESULTS]
     assert 'does not obey the class' in verdict(random)
     assert verdict(RESULTS[:4]) == ''
+    assert 'diverge' not in verdict([dict(r, mse=r['mse'] * 9) for r in RESULTS])
     assert '| mirror + gate + lepe | 2 | 7 |' in table(RESULTS)
     assert table(RESULTS).endswith('| real drawings |  |  |  |  | 1.000 | 1.00 |')
+
+
+def test_verdicts_that_are_read_together_ask_for_more():
+    """1.5 % ± 1.3 % alone, ± 2.5 % as one of two."""
+    pairs = [(arm, seed) for arm in ('softmax', 'control') for seed in (0, 1)]
+    results = [result(*pair, 0.2) for pair in pairs]
+    results += [result('mirror', seed, 0.2 * ratio) for seed, ratio in enumerate((0.984, 0.986))]
+    assert 'is -1.5% (± 1.3%, 95 % over the seeds), which can be' in verdict(results)
+    assert (
+        'is -1.5% (± 2.5%, 95 % over the seeds for 2 comparisons together), which cannot be'
+        in verdict(results, comparisons=2)
+    )
 
 
 def test_drawings_are_real_images_and_the_judge_has_features():
@@ -78,5 +91,7 @@ def test_drawings_are_real_images_and_the_judge_has_features():
 def test_the_published_page_is_what_its_runs_give(name):
     published = Path(__file__).resolve().parents[2] / 'docs' / 'studies' / 'diffusion' / name
     results = json.loads((published / 'results.json').read_text(encoding='utf-8'))
+    # Two hosts, and a verdict on each.
     page = (published / 'results.md').read_text(encoding='utf-8')
-    assert page.endswith(f'\n{table(results)}\n\n{verdict(results)}\n')
+    assert 'What follows ± is half of a 95 % interval' in page
+    assert page.endswith(f'\n{table(results)}\n\n{verdict(results, comparisons=2)}\n')

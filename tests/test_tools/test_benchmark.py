@@ -7,7 +7,11 @@ import sys
 import pytest
 import torch
 
+from mirrorla_mm.analysis.provenance import machine, provenance
+
 from .conftest import REPOSITORY
+
+TINY = ['--arch', 'xt', '--variants', 'eager', '--rounds', '1', '--threads', '1']
 
 
 @pytest.fixture
@@ -47,6 +51,7 @@ def test_a_cut_run_goes_on_where_it_was_and_draws_all_sizes(run, tmp_path, capsy
     assert capsys.readouterr().out.count('| eager |') == 2
     rows = json.loads((tmp_path / 'found.json').read_text())['rows']
     assert rows[:3] == first['rows'] and len(rows) == 6
+    assert {row['commit'] for row in rows} == {provenance()['commit']}
     assert (tmp_path / 'speed.png').read_bytes().startswith(b'\x89PNG')
     with pytest.raises(SystemExit):
         run(*options, '--resume', '--batch', '2')
@@ -54,6 +59,25 @@ def test_a_cut_run_goes_on_where_it_was_and_draws_all_sizes(run, tmp_path, capsy
         'found.json holds results of other settings (batch 1, not 2): name'
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    'noted, said', [(['2026-02-03'] * 2, ', 2026-02-03'), (['2026-02-03', None], '')]
+)
+def test_the_drawing_names_the_days_that_the_file_notes_for_all_sizes(
+    run, tmp_path, monkeypatch, noted, said
+):
+    run(*TINY, '--json', 'found.json', '--shapes', '32x32', '32x64')
+    found = json.loads((tmp_path / 'found.json').read_text())
+    for row, date in zip(found['rows'], noted):
+        row['date'] = date
+    if None in noted:  # as an earlier version left it
+        del found['rows'][1]['date'], found['rows'][1]['commit']
+    (tmp_path / 'found.json').write_text(json.dumps(found))
+    titles = []
+    monkeypatch.setattr(run.module, 'draw', lambda rows, file, title: titles.append(title))
+    run(*TINY, '--json', 'found.json', '--shapes', '32x32', '--resume', '--plot', 'a.png')
+    assert titles == [machine() + said]
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,6 @@ def test_mistakes_are_said_in_a_sentence(run, config, capsys):
         ('sample', file, 'none.pth'): 'none.pth does not exist',
         ('sample', file, 'cut.pth'): 'damaged, cut short',
         ('sample', file, 'other.pth'): 'is of another model',
-        ('sample', file, 'other.pth', '--grid', 0): '--grid needs to be 1 at least',
         ('sample', file, 'other.pth', '--device', 'cpux'): "device 'cpux' cannot be used",
         ('sample', 'none.py', 'other.pth'): 'none.py does not exist',
         ('sample', file, 'other.pth', '--vae', 'nowhere'): 'nowhere is no folder of a VAE',

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from mirrorla_mm.demo.dataset import VERSION
 
@@ -57,7 +58,23 @@ def test_the_report_averages_over_the_seeds_and_leaves_out_what_there_is_not(run
     assert 'softmax teacher (trained): mIoU 72.00 ± ' in text
     assert 'softmax, trained on (trained on): mIoU 75.00.' in text
     assert json.loads(Path('report/results.json').read_text()) == RESULTS
+    assert 'What follows ± is the standard deviation' in text
     assert Path('report/results.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_layers_that_are_exact_do_not_flatten_the_others(run, monkeypatch):
+    exact = {
+        **RESULTS,
+        'STILL/0': dict(mIoU=dict(copied=7.0), errors=dict(copied=errors(0.2, 1e-13))),
+    }
+    Path('work').mkdir()
+    Path('work/results.json').write_text(json.dumps(exact))
+    drawn = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: drawn.append(figure))
+    run('studies/linearise', '--work-dir', 'work', '--report', 'report', '--report-only')
+    right = drawn[0].axes[1]
+    assert right.get_ylim()[0] == 1e-3 and 'from 0.001 on' in right.get_title()
+    assert right.get_xlabel() == 'layer' and right.get_ylabel() == 'squared error over power'
 
 
 @pytest.mark.slow

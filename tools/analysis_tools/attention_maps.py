@@ -19,7 +19,9 @@ from mirrorla_mm.analysis.capture import (
     normalise,
     read_shrunk,
 )
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 
 import torch
 from matplotlib.figure import Figure
@@ -37,7 +39,9 @@ def parse_args() -> argparse.Namespace:
         '--points', nargs='+', default=['0.5,0.5'], metavar='X,Y', help='rows, each from 0 to 1'
     )
     parser.add_argument('--layer', help='attention module, such as stages.2.0.attn')
-    parser.add_argument('--long-side', type=int, help='shrink the image to this, in pixels')
+    parser.add_argument(
+        '--long-side', type=positive_int, help='shrink the image to this, in pixels'
+    )
     parser.add_argument('--out', type=Path, default=Path('attention.png'))
     return parser.parse_args()
 
@@ -117,7 +121,7 @@ def draw(image, points, columns: dict[str, torch.Tensor], out: Path) -> None:
             share = positive.topk(max(len(positive) // 20, 1)).values.sum() / positive.sum()
             axis.set_xlabel(f'top 5 % of tokens hold {share:.0%}', fontsize='small')
     figure.colorbar(overlay, ax=axes, label='attention, uniform = 1', shrink=0.8)
-    figure.savefig(out, dpi=70)
+    save_figure(figure, out, dpi=70)
 
 
 def main() -> None:

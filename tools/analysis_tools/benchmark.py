@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from dataclasses import fields
-from datetime import date
 from pathlib import Path
 
 from mirrorla_mm.analysis.benchmark import (
@@ -32,15 +29,20 @@ from mirrorla_mm.analysis.benchmark import (
     with_peers,
 )
 from mirrorla_mm.analysis.benchmark_plot import Memory, draw
-from mirrorla_mm.analysis.provenance import machine
+from mirrorla_mm.analysis.provenance import heading, machine, provenance
 from mirrorla_mm.backbones.options import LAYOUTS
 from mirrorla_mm.backbones.ravlt import ARCHS
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.settings import refuse_others
 
 import torch
+
+# What is noted of each size; the machine is that of the settings.
+NOTED = ('date', 'commit')
+Made = dict[tuple[int, int], dict[str, str | None]]
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,9 +66,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--shapes', nargs='+', type=shape, default=[(800, 1280)], metavar='HxW')
     parser.add_argument('--train', action='store_true', help='time training steps (backbone)')
-    parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--rounds', type=int, default=10)
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--batch', type=positive_int, default=1)
+    parser.add_argument('--rounds', type=positive_int, default=10)
+    parser.add_argument('--threads', type=positive_int, default=torch.get_num_threads())
     parser.add_argument(
         '--cpu-time',
         action='store_true',
@@ -95,8 +97,8 @@ def parse_args() -> argparse.Namespace:
 
 def shape(text: str) -> tuple[int, int]:
     """'800x1280' to (800, 1280)."""
-    height, width = text.lower().split('x')
-    return int(height), int(width)
+    height, width = map(positive_int, text.lower().split('x'))
+    return height, width
 
 
 @one_line_errors()
@@ -106,28 +108,28 @@ def main() -> None:
     usable_device(args.device)
     subject = Subject(**{field.name: getattr(args, field.name) for field in fields(Subject)})
     torch.set_num_threads(args.threads)
-    command = shlex.join(['python', *sys.argv])
-    print(f'{date.today()}, {machine()}\n`{command}`\n')
+    print(heading())
     print('| size | variant | latency | images/s | ratio (quartiles) | step memory | process |')
     print('| --- | --- | --- | --- | --- | --- | --- |')
     settings = {**vars(subject), 'variants': args.variants, 'rounds': args.rounds}
     settings['machine'] = machine()
     settings['memory'] = not args.no_memory
-    rows = load(args.json, settings) if args.resume else []
+    rows, made = load(args.json, settings) if args.resume else ([], {})
     for timing, memory in rows:
         print(table_row(timing, memory, args.batch))
-    done = {timing.shape for timing, _ in rows}
+    now = provenance()
     for size in args.shapes:
-        if size in done:
+        if size in made:
             continue
+        made[size] = {key: now[key] for key in NOTED}
         for timing in measure_latency(subject, args.variants, size, args.rounds):
             memory = None if args.no_memory else measure_memory(subject, timing.variant, size)
             rows.append((timing, memory))
             print(table_row(timing, memory, args.batch), flush=True)
         if args.json:
-            save(args.json, settings, rows)
+            save(args.json, settings, rows, made)
     if args.plot:
-        draw(rows, args.plot, f'{machine()}, {date.today()}')
+        draw(rows, args.plot, ', '.join([machine(), *dates(made)]))
 
 
 def table_row(timing: Timing, memory: Memory, batch: int) -> str:
@@ -146,34 +148,45 @@ def table_row(timing: Timing, memory: Memory, batch: int) -> str:
     return f'| {" | ".join(cells)} |'
 
 
+def dates(made: Made) -> list[str]:
+    """The days of the measurement; none where that of a size is not known."""
+    found = {each['date'] for each in made.values()}
+    return [] if None in found else sorted(found)
+
+
 def as_dict(timing: Timing, memory: Memory) -> dict:
     """Columns of one row that ``--json`` saves."""
     step, process = memory or (None, None)
     return {**vars(timing), 'step_mib': step, 'process_mib': process}
 
 
-def save(file: Path, settings: dict, rows: list[tuple[Timing, Memory]]) -> None:
+def save(file: Path, settings: dict, rows: list[tuple[Timing, Memory]], made: Made) -> None:
     """Write what was measured so far, complete or not at all."""
-    saved = dict(settings=settings, rows=[as_dict(*row) for row in rows])
+    columns = [{**as_dict(timing, memory), **made[timing.shape]} for timing, memory in rows]
+    saved = dict(settings=settings, rows=columns)
     with whole_file(file) as place:
         place.write_text(json.dumps(saved, indent=1))
 
 
-def load(file: Path, settings: dict) -> list[tuple[Timing, Memory]]:
-    """The sizes that an earlier run with the same settings has saved, or none.
+def load(file: Path, settings: dict) -> tuple[list[tuple[Timing, Memory]], Made]:
+    """The sizes that an earlier run with the same settings has saved, or none, and their making.
 
     Raises:
         UserError: If the file is of another run.
     """
     if not file.exists():
-        return []
+        return [], {}
     try:
         saved = json.loads(file.read_text())
-        noted, rows = dict(saved['settings']), [from_dict(row) for row in saved['rows']]
+        noted = dict(saved['settings'])
+        made = {
+            tuple(row['shape']): {key: row.pop(key, None) for key in NOTED} for row in saved['rows']
+        }
+        rows = [from_dict(row) for row in saved['rows']]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{file} was not saved by this tool: name another file.') from error
     refuse_others(noted, settings, file, 'name another --json')
-    return rows
+    return rows, made
 
 
 def from_dict(row: dict) -> tuple[Timing, Memory]:

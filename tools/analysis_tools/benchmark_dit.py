@@ -11,18 +11,16 @@ frees within itself is seen on a GPU alone.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
-from datetime import date
 from functools import partial
 from statistics import median
 
 from mirrorla_mm.analysis.benchmark import elapsed
 from mirrorla_mm.analysis.compare import peak_memory
-from mirrorla_mm.analysis.provenance import machine
+from mirrorla_mm.analysis.provenance import heading
 from mirrorla_mm.diffusion import DiT
 from mirrorla_mm.diffusion.dit import ARCHS
 from mirrorla_mm.diffusion.study import ARMS
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
 from mirrorla_mm.engine.memory import keep_freed_memory
@@ -40,13 +38,15 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--sides',
-        type=int,
+        type=positive_int,
         nargs='+',
         default=[16, 32, 64, 128],
         help='sides of the token grids: 256, 1024, 4096 and 16384 tokens',
     )
-    parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--rounds', type=int, default=5, help='timed passes; the median counts')
+    parser.add_argument('--batch', type=positive_int, default=1)
+    parser.add_argument(
+        '--rounds', type=positive_int, default=5, help='timed passes; the median counts'
+    )
     parser.add_argument(
         '--patience', type=float, default=10, help='seconds after which no further round begins'
     )
@@ -60,7 +60,7 @@ def main() -> None:
     args = parse_args()
     usable_device(args.device)
     keep_freed_memory()
-    print(f'{date.today()}, {machine()}\n`{shlex.join(["python", *sys.argv])}`\n')
+    print(heading())
     head = ['tokens', *(f'{ARMS[name].label}: {unit}' for name in args.methods for unit in UNITS)]
     head.append('latency over the first')
     for cells in (head, ['---'] * len(head)):

@@ -10,6 +10,8 @@ Weights are at their initial values and the image is noise, so that nothing here
 """
 
 import argparse
+from collections.abc import Iterable, Iterator
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -24,14 +26,18 @@ from mirrorla_mm.analysis.compare import (
     fourfold,
     scaling,
 )
+from mirrorla_mm.analysis.provenance import heading
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 from mirrorla_mm.engine.memory import keep_freed_memory
 from mirrorla_mm.registry import ATTENTIONS
 
 import matplotlib.pyplot as plt
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 # Linear growth, with room for what a larger map loses in the caches.
@@ -45,17 +51,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--arch', default='t', help='architecture of the host (default: t)')
     parser.add_argument(
         '--size',
-        type=int,
+        type=positive_int,
         nargs='+',
         default=[224],
         help='height and width, or one number for both',
     )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--repeats', type=int, default=7, help='timed passes; the median counts')
+    parser.add_argument(
+        '--repeats', type=positive_int, default=7, help='timed passes; the median counts'
+    )
     parser.add_argument('--out', type=Path, help='PNG of latency and memory over the tokens')
     parser.add_argument(
         '--sides',
-        type=int,
+        type=positive_int,
         nargs='+',
         default=[28, 56, 112, 224],
         help='sides of the token grids in the PNG, in growing order',
@@ -79,16 +87,27 @@ def main() -> None:
     height, width = args.size[0], args.size[-1]
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, height, width, generator=generator).to(args.device)
-    rows = [compare(m, args.host, args.arch, image, args.repeats) for m in args.methods]
+    print(heading())
+    rows = [
+        compare(method, args.host, args.arch, image, args.repeats)
+        for method in progress(args.methods, 'in the host')
+    ]
     device = torch.cuda.get_device_name(args.device) if 'cuda' in args.device else 'CPU'
     title = f'{args.host}-{args.arch} at {height}x{width}, batch 1, float32, {device}'
     Console(width=120).print(table(rows, title))
     if args.out:
-        costs = {m: in_fresh_process(grow, m, args) for m in args.methods}
+        costs = {}
         title = f'One module, 64 channels, 2 heads, float32, {device}'
+        for method in progress(args.methods, 'alone'):
+            costs[method] = in_fresh_process(grow, method, args)
+            plot(costs, args.sides, title, args.out)
         Console(width=170).print(growth_table(costs, args.sides, title))
-        plot(costs, args.sides, title, args.out)
         print(f'wrote {args.out}')
+
+
+def progress(methods: list[str], place: str) -> Iterable[str]:
+    """The methods in turn, with a bar beside the tables, which may go to a file."""
+    return track(methods, place, console=Console(stderr=True))
 
 
 def grow(method: str, args: argparse.Namespace) -> list[tuple[Cost, Cost]]:
@@ -154,8 +173,7 @@ def plot(
     """Latency and memory over the tokens, forwards and in training."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharex=True, layout='constrained')
     tokens = [side**2 for side in sides]
-    styles = [(color, line) for line in ('-', '--', ':') for color in plt.cm.tab10.colors[:7]]
-    for (method, pairs), (color, line) in zip(costs.items(), styles):
+    for (method, pairs), style in zip(costs.items(), styles()):
         for column, passes in enumerate(zip(*pairs)):
             for row, values in enumerate(
                 ([1e3 * cost.seconds for cost in passes], [cost.memory / 2**20 for cost in passes])
@@ -163,10 +181,7 @@ def plot(
                 axes[row, column].plot(
                     tokens[: len(values)],
                     values,
-                    line,
-                    color=color,
-                    marker='o',
-                    markersize=3,
+                    **style,
                     label=method.removesuffix('Attention'),
                 )
     for axis, name in zip(axes.flat, ('inference', 'training') * 2):
@@ -180,9 +195,23 @@ def plot(
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside right center', fontsize=9)
     figure.suptitle(title)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    save_figure(figure, out, dpi=120)
     plt.close(figure)
+
+
+def styles() -> Iterator[dict[str, object]]:
+    """Looks of lines: ten colours, and a marker that no other of 16 lines has.
+
+    Lines that lie on each other are told apart by the markers, as these are open and of two sizes.
+    """
+    for number, marker in enumerate(cycle('os^Dv<>pP*Xdh1x|')):
+        yield dict(
+            color=f'C{number % 10}',
+            linestyle=('-', '--')[number // 10 % 2],
+            marker=marker,
+            markersize=(5, 8)[number % 2],
+            fillstyle='none',
+        )
 
 
 def _cells(cost: Cost) -> tuple[str, str]:

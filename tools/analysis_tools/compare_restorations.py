@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.images import read_image
 from mirrorla_mm.restoration.figure import compare_images
@@ -29,8 +30,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--results', nargs='+', default=[], metavar='LABEL=FOLDER', help='enlarged images'
     )
-    parser.add_argument('--scale', type=int, default=4, help='factor between the two')
-    parser.add_argument('--size', type=int, default=64, help='side of the crop, of the truth')
+    parser.add_argument('--scale', type=positive_int, default=4, help='factor between the two')
+    parser.add_argument(
+        '--size', type=positive_int, default=64, help='side of the crop, of the truth'
+    )
     parser.add_argument('--out-dir', type=Path, default='comparisons', help='folder to write to')
     return parser.parse_args()
 

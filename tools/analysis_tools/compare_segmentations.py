@@ -13,6 +13,7 @@ from mirrorla_mm.analysis.capture import read_shrunk
 from mirrorla_mm.apis import Inferencer
 from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -102,7 +103,7 @@ def draw(
         figure.legend(
             patches, meta['classes'], loc='outside lower center', ncols=6, fontsize='small'
         )
-    figure.savefig(out, dpi=80)
+    save_figure(figure, out, dpi=80)
 
 
 def main() -> None:

@@ -22,7 +22,9 @@ from mirrorla_mm.analysis.capture import (
     reflection_of,
 )
 from mirrorla_mm.analysis.covariance import Mixing, independent_heads, mixing
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 
 import torch
 from matplotlib.figure import Figure
@@ -36,8 +38,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--config', help='needed with --image')
     parser.add_argument('--checkpoint')
     parser.add_argument('--layer')
-    parser.add_argument('--heads', type=int, default=8, help='of the drawn tokens')
-    parser.add_argument('--head-dim', type=int, default=16, help='of the drawn tokens')
+    parser.add_argument('--heads', type=positive_int, default=8, help='of the drawn tokens')
+    parser.add_argument('--head-dim', type=positive_int, default=16, help='of the drawn tokens')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, default=Path('covariance_mixing.png'))
     return parser.parse_args()
@@ -89,7 +91,7 @@ def draw(result: Mixing, out: Path) -> None:
     axes[3].set(title='variance of the heads', xlabel='head', ylabel='share of all', yscale='log')
     axes[3].set_xticks(heads)
     axes[2].legend(('before', 'after'), fontsize='small', loc='lower left')
-    figure.savefig(out, dpi=80)
+    save_figure(figure, out, dpi=80)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mirrorla_mm.backbones.options import LAYOUTS
 from mirrorla_mm.backbones.ravlt import ARCHS
+from mirrorla_mm.engine.figures import save_figure
 from mirrorla_mm.ops import reflect
 
 import torch
@@ -161,8 +162,7 @@ def main() -> None:
     left, right = bottom.subplots(1, 2, width_ratios=(1.35, 1))
     draw_block(left)
     draw_mirror(right)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=110)
+    save_figure(figure, args.out, dpi=110)
     print(f'Wrote {args.out}')
 
 

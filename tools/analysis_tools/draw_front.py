@@ -13,6 +13,7 @@ from mirrorla_mm.analysis.capture import capture, chosen_module, load_backbone, 
 from mirrorla_mm.apis import Inferencer
 from mirrorla_mm.demo.dataset import image_name
 from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 from mirrorla_mm.engine.images import read_image
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
 
@@ -83,8 +84,7 @@ def draw(scenes: list[np.ndarray], photo: np.ndarray, maps: np.ndarray, out: Pat
         for place in (axes[2], axis):
             place.plot(x * width, y * height, 'o', color='white', mec='black', ms=13)
             place.text(x * width, y * height, number, ha='center', va='center', fontsize=9)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=75)
+    save_figure(figure, out, dpi=75)
 
 
 def main() -> None:

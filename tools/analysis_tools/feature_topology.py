@@ -22,7 +22,9 @@ from mirrorla_mm.analysis.capture import (
     reflection_of,
 )
 from mirrorla_mm.analysis.topology import Topology, paradigms
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 
 import torch
 from matplotlib.figure import Figure
@@ -40,7 +42,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--checkpoint', help='random weights without it')
     parser.add_argument('--layer', help='attention module, such as stages.2.0.attn')
     parser.add_argument('--head', type=int, default=0)
-    parser.add_argument('--long-side', type=int, help='shrink the image to this, in pixels')
+    parser.add_argument(
+        '--long-side', type=positive_int, help='shrink the image to this, in pixels'
+    )
     parser.add_argument('--out', type=Path, default=Path('topology.png'))
     return parser.parse_args()
 
@@ -68,7 +72,7 @@ def draw(image, panels: list[Topology], hw_shape: tuple[int, int], title: str, o
         axis.set_xticks([])
         axis.set_yticks([])
     figure.suptitle(title, fontsize='medium')
-    figure.savefig(out, dpi=80)
+    save_figure(figure, out, dpi=80)
 
 
 @torch.no_grad()

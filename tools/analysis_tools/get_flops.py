@@ -6,6 +6,7 @@ python tools/analysis_tools/get_flops.py CONFIG [--shape H W]
 import argparse
 
 from mirrorla_mm.analysis.flops import config_complexity, default_shape, total_complexity
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.configs import ConfigOptions, read_config
 from mirrorla_mm.engine.errors import one_line_errors
 
@@ -18,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='path of a detection, segmentation or ImageNet config')
     parser.add_argument(
         '--shape',
-        type=int,
+        type=positive_int,
         nargs='+',
         help='height and width of the image, or one number for both (default: what the tables of '
         'the field count: 800 1280 for detection, the training crop for segmentation, 224 else)',

@@ -1,6 +1,8 @@
 """Theorem 3.1 as an experiment: mask disagreement of random clusters as their variance vanishes.
 
-python tools/analysis_tools/mask_disagreement.py --out mask_disagreement.png
+    python tools/analysis_tools/mask_disagreement.py --out mask_disagreement.png
+
+The tighter clusters are, the fewer of them lie near a boundary, and the more are drawn.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ import argparse
 import math
 from pathlib import Path
 
-from mirrorla_mm.analysis.theorem_3_1 import WITHIN_MARGIN, Clusters, random_clusters
+from mirrorla_mm.analysis.theorem_3_1 import WITHIN_MARGIN, Clusters, many_clusters
+from mirrorla_mm.engine.arguments import positive_int
+from mirrorla_mm.engine.figures import save_figure
 
 import torch
 from matplotlib.figure import Figure
@@ -19,12 +23,20 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--clusters', type=int, default=4096)
-    parser.add_argument('--tokens', type=int, default=64, help='tokens of a cluster')
+    parser.add_argument(
+        '--clusters',
+        type=positive_int,
+        default=4096,
+        help='of a round; tight clusters take several',
+    )
+    parser.add_argument('--tokens', type=positive_int, default=64, help='tokens of a cluster')
     parser.add_argument('--lam', type=float, default=1.0)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, default=Path('mask_disagreement.png'))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.tokens < 2:
+        parser.error('--tokens: a cluster has pairs from 2 tokens on')
+    return args
 
 
 def draw(sigmas: list[float], runs: dict[str, list[Clusters]], out: Path) -> None:
@@ -54,8 +66,15 @@ def draw(sigmas: list[float], runs: dict[str, list[Clusters]], out: Path) -> Non
     left.legend(fontsize='small')
     middle.legend(fontsize='small')
     name, clusters = next(iter(runs.items()))
+    fewest = min(len(cluster.margin) for cluster in clusters)
     for sigma, cluster in list(zip(sigmas, clusters))[:: max(len(sigmas) // 4, 1)]:
-        right.semilogx(cluster.margin, cluster.disagreement, '.', ms=2, label=f'σ = {sigma:.3g}')
+        right.semilogx(
+            cluster.margin[:fewest],
+            cluster.disagreement[:fewest],
+            '.',
+            ms=2,
+            label=f'σ = {sigma:.3g}',
+        )
     right.axvline(WITHIN_MARGIN, color='black', lw=0.8)
     right.set(
         xlabel='margin of the mean / σ',
@@ -64,7 +83,7 @@ def draw(sigmas: list[float], runs: dict[str, list[Clusters]], out: Path) -> Non
         xlim=(1e-3, 1e3),
     )
     right.legend(fontsize='x-small', markerscale=5)
-    figure.savefig(out, dpi=90)
+    save_figure(figure, out, dpi=90)
 
 
 def main() -> None:
@@ -72,8 +91,14 @@ def main() -> None:
     sigmas = torch.logspace(-3, 1, 17).tolist()
     runs = {
         name: [
-            random_clusters(
-                sigma, modulated, args.clusters, args.tokens, args.lam, alpha_max, args.seed
+            many_clusters(
+                sigma,
+                modulated=modulated,
+                count=args.clusters,
+                tokens=args.tokens,
+                lam=args.lam,
+                alpha_max=alpha_max,
+                seed=args.seed,
             )
             for sigma in sigmas
         ]
@@ -84,14 +109,18 @@ def main() -> None:
         )
     }
     print(
-        'bits of 2 that differ: all clusters, near a boundary, the others; share of the near ones'
+        'bits of 2 that differ: all clusters, near a boundary, the others; share and number of the '
+        'near ones; bits per unit of distance, over all'
     )
     for name, clusters in runs.items():
         print(name)
         for sigma, c in zip(sigmas, clusters):
             parts = (torch.ones_like(c.near), c.near, ~c.near)
             means = [f'{c.disagreement[p].mean():8.5f}' if p.any() else '       -' for p in parts]
-            print(f'  σ² = {sigma**2:5.0e}  {" ".join(means)}  {c.near.double().mean():7.2%}')
+            print(
+                f'  σ² = {sigma**2:5.0e}  {" ".join(means)}  {c.near.double().mean():7.2%}  '
+                f'{c.near.sum():5} of {len(c.near):6}  {c.constant():.3f}'
+            )
     draw(sigmas, runs, args.out)
     print(f'Wrote {args.out}')
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mirrorla_mm.analysis.curves import Curves, chosen_metrics, read_curves
 from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 
 from matplotlib.figure import Figure
 
@@ -45,7 +46,7 @@ def draw(runs: list[Curves], metrics: list[str], out: Path) -> None:
         axis.grid(alpha=0.3)
         axis.set_xlim(left=0)
         axis.legend(fontsize='small')
-    figure.savefig(out, dpi=90)
+    save_figure(figure, out, dpi=90)
 
 
 def main() -> None:

@@ -9,10 +9,11 @@ import argparse
 import math
 from statistics import mean
 
-import mirrorla_mm  # noqa: F401  (registers the attentions)
 from mirrorla_mm.analysis.stability import train
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.devices import usable_device
 from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.registry import ATTENTIONS
 
 import torch
 
@@ -24,10 +25,15 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--methods', nargs='+', default=['MirrorAttention', 'ReLUAttention', 'RALA']
+        '--methods',
+        nargs='+',
+        choices=sorted(ATTENTIONS),
+        default=['MirrorAttention', 'ReLUAttention', 'RALA'],
+        metavar='METHOD',
+        help='any of %(choices)s',
     )
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES))
-    parser.add_argument('--steps', type=int, default=500)
+    parser.add_argument('--steps', type=positive_int, default=500)
     parser.add_argument('--lr', type=float, default=1e-2, help='ten times the usual')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -51,10 +57,11 @@ def main() -> None:
                     device=args.device,
                     seed=seed,
                 )
-                losses = [loss for loss in result.losses if math.isfinite(loss)]
+                losses = list(filter(math.isfinite, result.losses))
+                last = f'{mean(losses[-20:]):.3f}' if losses else '-'
                 end = 'all' if result.first_bad is None else f'until step {result.first_bad}'
                 print(
-                    f'| {method} | {name} | {seed} | {losses[0]:.3f} | {mean(losses[-20:]):.3f} | '
+                    f'| {method} | {name} | {seed} | {result.losses[0]:.3f} | {last} | '
                     f'{result.skipped} | {end} |',
                     flush=True,
                 )

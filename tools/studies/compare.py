@@ -25,6 +25,8 @@ from mirrorla_mm.analysis.study import (
     scores_of,
 )
 from mirrorla_mm.analysis.study_runs import Progress, SameHost, keep_study, run_missing
+from mirrorla_mm.engine.arguments import positive_int
+from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.prepare import prepare_training
@@ -48,9 +50,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', default='work_dirs/study', type=Path)
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--iters', type=int, help="iterations of a run; the config's by default")
     parser.add_argument(
-        '--report', type=Path, help='folder for results.json, README.md, results.png'
+        '--iters', type=positive_int, help="iterations of a run; the config's by default"
+    )
+    parser.add_argument(
+        '--report', type=Path, help='folder for results.json, results.md, results.png'
     )
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     return parser.parse_args()
@@ -137,14 +141,16 @@ def report(args: argparse.Namespace) -> None:
     print('\n' + text)
     if args.report is None:
         return
-    args.report.mkdir(parents=True, exist_ok=True)
-    (args.report / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    page = f'# Results of the study\n\n{text}\n'
+    content = json.dumps(results, indent=1) + '\n'
+    for name, written in (('results.json', content), ('results.md', page)):
+        with whole_file(args.report / name) as partial:
+            partial.write_text(written, encoding='utf-8')
     plot(
         results,
         args.report / 'results.png',
         f'{Path(args.config).stem}, {results[0]["iters"]} iterations',
     )
-    (args.report / 'results.md').write_text(f'# Results of the study\n\n{text}\n')
 
 
 def main() -> int:

@@ -30,6 +30,7 @@ from mirrorla_mm.diffusion.study import (
     train_judge,
     verdict,
 )
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.checkpoint import load_checkpoint_file
 from mirrorla_mm.engine.configs import read_config
@@ -45,6 +46,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import Tensor
 
 CONFIG = 'configs/studies/dit-study_1xb16-400_shapes-32x32.py'
+SPREAD = 'What follows ± is half of a 95 % interval over the seeds, of each figure alone.'
 HELD_OUT = 7  # Seed of the drawings that no training sees.
 
 
@@ -56,10 +58,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', default='work_dirs/study_diffusion', type=Path)
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), metavar='ARM')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--iters', type=int, help="iterations of a run; the config's by default")
-    parser.add_argument('--samples', type=int, default=120, help='images that each run draws')
+    parser.add_argument(
+        '--iters', type=positive_int, help="iterations of a run; the config's by default"
+    )
+    parser.add_argument(
+        '--samples', type=positive_int, default=120, help='images that each run draws'
+    )
     parser.add_argument(
         '--report', type=Path, help='folder for results.json, results.md and the grids'
+    )
+    parser.add_argument(
+        '--comparisons',
+        type=positive_int,
+        default=1,
+        help='verdicts that are read together with this one',
     )
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     return parser.parse_args()
@@ -204,13 +216,15 @@ def report(args: argparse.Namespace) -> None:
     results = read_results(args.work_dir)
     if not results:
         raise UserError(f'No finished run under {args.work_dir}: run the study first.')
-    text = f'{table(results)}\n\n{verdict(results)}\n'
+    text = f'{table(results)}\n\n{verdict(results, args.comparisons)}\n'
     print(f'\n{text}')
     if args.report is None:
         return
-    args.report.mkdir(parents=True, exist_ok=True)
-    (args.report / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
-    (args.report / 'results.md').write_text(f'# Results of the study\n\n{text}')
+    page = f'# Results of the study\n\n{SPREAD}\n\n{text}'
+    content = json.dumps(results, indent=1) + '\n'
+    for name, written in (('results.json', content), ('results.md', page)):
+        with whole_file(args.report / name) as partial:
+            partial.write_text(written, encoding='utf-8')
     compare_grids(args.work_dir, results, args.report / 'samples.png')
 
 

@@ -25,9 +25,11 @@ from mirrorla_mm.analysis.provenance import provenance
 from mirrorla_mm.analysis.study import mean_and_spread
 from mirrorla_mm.analysis.study_runs import keep_study
 from mirrorla_mm.demo.dataset import Recipe, draw_dataset
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.figures import save_figure
 from mirrorla_mm.engine.launch import build_runner
 from mirrorla_mm.engine.linearise import linear_config
 from mirrorla_mm.engine.linearise_stages import Linearisation, named, shorten
@@ -52,6 +54,7 @@ ARMS = {
 }
 # States of an arm, as the table names them.
 STATES = ('copied', 'transferred', 'fine-tuned', 'without transfer', 'from scratch')
+SHOWN_ERROR = 1e-3
 TEACHER, HYBRID = 'softmax teacher', 'softmax, trained on'
 
 
@@ -63,11 +66,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/linearise-study'))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS), metavar='ARM')
-    parser.add_argument('--teacher-iters', type=int, default=300)
+    parser.add_argument('--teacher-iters', type=positive_int, default=300)
     parser.add_argument(
-        '--iters', type=int, default=40, help='of the transfer, and of the fine-tuning'
+        '--iters', type=positive_int, default=40, help='of the transfer, and of the fine-tuning'
     )
-    parser.add_argument('--scenes', type=int, nargs=2, default=[160, 40], help='to train and test')
+    parser.add_argument(
+        '--scenes', type=positive_int, nargs=2, default=[160, 40], help='to train and test'
+    )
     parser.add_argument('--report', type=Path, help='folder for results.json, .md and .png')
     parser.add_argument('--report-only', action='store_true', help='train nothing')
     return parser.parse_args()
@@ -234,7 +239,8 @@ class Study:
     def report(self) -> str:
         """Both tables and a sentence, in Markdown; with ``--report`` also as files."""
         scores, errors = self.scores(), self.errors()
-        lines = ['| attention of stages 3, 4 | ' + ' | '.join(STATES) + ' | seeds |']
+        lines = ['What follows ± is the standard deviation over the seeds.', '']
+        lines.append('| attention of stages 3, 4 | ' + ' | '.join(STATES) + ' | seeds |')
         lines.append('| --- |' + ' --- |' * (len(STATES) + 1))
         for arm in [arm for arm in ARMS if arm in scores]:
             cells = [
@@ -255,10 +261,10 @@ class Study:
                 lines.append(f'| {arm}, {state} | {cells} |')
         text = '\n'.join(['# Results of the study', '', *lines]) + '\n'
         if self.args.report:
-            self.args.report.mkdir(parents=True, exist_ok=True)
-            (self.args.report / 'results.md').write_text(text, encoding='utf-8')
             content = json.dumps(self.results, indent=1) + '\n'
-            (self.args.report / 'results.json').write_text(content, encoding='utf-8')
+            for name, written in (('results.md', text), ('results.json', content)):
+                with whole_file(self.args.report / name) as partial:
+                    partial.write_text(written, encoding='utf-8')
             plot(scores, errors, self.args.report / 'results.png')
         return text
 
@@ -292,11 +298,22 @@ def plot(scores: dict, errors: dict, path: Path) -> None:
             right.plot(means, style, color=f'C{number}', label=f'{arm}, {state}') if means else None
     names = next(iter(next(iter(errors.values())).values())) if errors else []
     right.set_xticks(range(len(names)), names)
-    right.set(yscale='log', title="error of the layers' outputs, over their power")
+    right.set(
+        yscale='log',
+        xlabel='layer',
+        ylabel='squared error over power',
+        title="error of the layers' outputs",
+    )
+    right.margins(y=0.02)
+    # Layers that are exact but for rounding would flatten all others.
+    lowest, highest = right.get_ylim()
+    right.set_ylim(max(lowest, SHOWN_ERROR), highest)
+    if lowest < SHOWN_ERROR:
+        right.set_title(f"error of the layers' outputs, from {SHOWN_ERROR:g} on")
     right.grid(alpha=0.3)
     right.legend(fontsize=8)
     figure.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=7)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def main() -> None:
