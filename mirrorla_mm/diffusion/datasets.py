@@ -12,7 +12,7 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from ..engine.data import DataError
-from ..engine.images import opening_problem
+from ..engine.images import open_image, opening_problem
 from ..registry import DATASETS, TRANSFORMS
 
 LATENTS = ('.npy',)
@@ -161,7 +161,7 @@ def read_square(path: str, size: int) -> np.ndarray:
     if problem:
         raise DataError(f'{path} {problem}.')
     try:
-        image = in_8_bits(Image.open(path)).convert('RGB')
+        image = in_8_bits(open_image(path)).convert('RGB')
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f'{path} cannot be read: {str(error) or "it is damaged"}.') from error
     while min(image.size) >= 2 * size:

@@ -22,13 +22,12 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.runner import Runner
-from PIL import Image
 
 from ..registry import HOOKS, TRANSFORMS
 from .annotations import segmentation_problem
 from .data import DataError
 from .dataset_checks import check_datasets
-from .images import cut_short, decoding_problem, opening_problem, orientation
+from .images import cut_short, decoding_problem, open_image, opening_problem, orientation
 
 __all__ = ['BadDataHook', 'CheckedLoading', 'check_loading']
 
@@ -181,7 +180,7 @@ def _stored_labels(path: str, loaded: np.ndarray) -> np.ndarray:
     """The label map as it was loaded, or as it is stored where loading has cut it to 8 bits."""
     if not Path(path).is_file():
         return loaded
-    with Image.open(path) as image:
+    with open_image(path) as image:
         if image.mode not in DEEP_MODES:
             return loaded
         stored = np.asarray(image)

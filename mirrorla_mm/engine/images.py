@@ -20,12 +20,17 @@ __all__ = [
     'IMAGES',
     'cut_short',
     'decoding_problem',
+    'open_image',
     'opening_problem',
     'orientation',
     'read_image',
 ]
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # suffixes, in lower case
+
+# What Pillow may take a file for, whatever its name says. Not EPS: that would run Ghostscript.
+FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'GIF', 'TIFF', 'WEBP', 'PPM', 'JPEG2000')
+POSTSCRIPT = (b'%!PS', b'\xc5\xd0\xd3\xc6')  # first bytes
 
 # The last bytes of a whole file, by its first ones.
 ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB\x60\x82'}
@@ -48,6 +53,20 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     return image
 
 
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Open a file with Pillow as one of ``FORMATS``; no program is run for it.
+
+    Raises:
+        PIL.UnidentifiedImageError: If it is of none of them.
+    """
+    return Image.open(path, formats=FORMATS)
+
+
+def _start(path: str | os.PathLike) -> bytes:
+    with open(path, 'rb') as file:
+        return file.read(4)
+
+
 def opening_problem(path: str | os.PathLike) -> str | None:
     """Why a local file must not be decoded, by its size and header alone; None if it may."""
     if not Path(path).exists():
@@ -56,10 +75,12 @@ def opening_problem(path: str | os.PathLike) -> str | None:
         return 'cannot be opened: you have no permission to read it'
     if not Path(path).stat().st_size:
         return 'is empty (0 bytes)'
+    if _start(path).startswith(POSTSCRIPT):
+        return 'is no image, but a program in PostScript'
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 pixels = image.width * image.height
     except Image.DecompressionBombError as error:
         pixels = int(re.search(r'(\d+) pixels', str(error))[1])
@@ -87,7 +108,7 @@ def cut_short(path: str | os.PathLike) -> str | None:
             return None
     # Some cameras append data of their own: then only decoding tells.
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
     except UnidentifiedImageError:
         return None
@@ -102,7 +123,7 @@ def decoding_problem(path: str | os.PathLike) -> str | None:
     if problem:
         return problem
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
     except Exception:
         return 'is no readable image: it is damaged, cut short or of another format'
@@ -112,7 +133,7 @@ def decoding_problem(path: str | os.PathLike) -> str | None:
 def orientation(path: str | os.PathLike) -> int:
     """The EXIF orientation of a local file: 1 if upright, 5 to 8 if turned by 90 degrees."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.format == 'PNG' and 'exif' not in image.info:
                 return 1  # Looking further would decode the image.
             return image.getexif().get(ExifTags.Base.Orientation, 1)

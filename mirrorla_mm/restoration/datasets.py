@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.dataset import BaseDataset
-from PIL import Image
 
 from ..engine.data import DataError
-from ..engine.images import IMAGES
+from ..engine.images import IMAGES, open_image
 from ..registry import DATASETS
 
 
@@ -72,7 +71,7 @@ class SuperResolutionDataset(BaseDataset):
             return self.data_list
         kept = []
         for entry in self.data_list:
-            with Image.open(entry['gt_path']) as image:
+            with open_image(entry['gt_path']) as image:
                 if min(image.size) >= smallest:
                     kept.append(entry)
         return kept

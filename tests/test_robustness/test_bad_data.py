@@ -115,6 +115,15 @@ def test_image_of_another_size_than_its_annotations_is_refused(tmp_path):
         loader(dict(img_path=path, height=60, width=40))
 
 
+def test_no_program_is_run_for_labels_in_postscript(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', lambda *args: ran.append(args))
+    (tmp_path / 'l.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n')
+    with pytest.raises(DataError, match=r'l\.png is no image, but a program in PostScript'):
+        load_labels(tmp_path / 'l.png')
+    assert not ran
+
+
 def test_labels_of_another_size_are_refused(tmp_path):
     path = write(tmp_path / 'l.png', np.zeros((40, 59), np.uint8))
     with pytest.raises(DataError, match=r'l\.png is 59 x 40 pixels, but its image is 60 x 40'):
