@@ -53,6 +53,15 @@ def test_what_cannot_be_scored_is_enlarged_all_the_same(restorer, tmp_path):
     assert {'PSNR', 'SSIM'} <= with_a_row_more.keys()
 
 
+def test_no_image_is_made_of_a_broken_model_s_numbers(restorer, tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), draw(12, 12))
+    for parameter in restorer.parameters():
+        parameter.data.fill_(float('nan'))
+    result = restore(restorer, tmp_path / 'a.png', tmp_path / 'out')[0]
+    assert 'a.png enlarged holds NaN or infinity' in result['error']
+    assert not (tmp_path / 'out/a.png').exists()
+
+
 def test_names_that_are_no_text_are_told_and_kept(restorer, tmp_path, capsys):
     name = os.fsdecode(b'b\xfcck')
     cv2.imwrite(str(tmp_path / 'plain.png'), draw(12, 12))
