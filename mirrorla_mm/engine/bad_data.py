@@ -90,16 +90,16 @@ class CheckedLoading(BaseTransform):
         before = set(results)
         path = self._path(results, before)
         loaded = None
-        problem = self._problem_before(results, path, before)
-        if problem is None:
-            try:
+        try:
+            problem = self._problem_before(results, path, before)
+            if problem is None:
                 loaded = self.load(results)
                 problem = self._problem_after(loaded, path, before)
-            except DataError as error:  # of a loader that knows its format
-                problem = str(error).removeprefix(f'{path} ').rstrip('.')
-            except Exception as error:
-                local = None if '://' in path else cut_short(path) or decoding_problem(path)
-                problem = local or f'cannot be loaded ({_first_line(error)})'
+        except DataError as error:  # of a loader that knows its format
+            problem = str(error).removeprefix(f'{path} ').rstrip('.')
+        except Exception as error:
+            local = None if '://' in path else cut_short(path) or decoding_problem(path)
+            problem = local or f'cannot be loaded ({_first_line(error)})'
         if problem is None:
             return loaded
         if self.policy == 'refuse':

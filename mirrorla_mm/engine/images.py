@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from pathlib import Path
 
 import mmcv
 import numpy as np
@@ -69,11 +68,13 @@ def _start(path: str | os.PathLike) -> bytes:
 
 def opening_problem(path: str | os.PathLike) -> str | None:
     """Why a local file must not be decoded, by its size and header alone; None if it may."""
-    if not Path(path).exists():
+    if not os.path.exists(path):
         return 'does not exist'
+    if os.path.isdir(path):
+        return 'is a folder'
     if not os.access(path, os.R_OK):
         return 'cannot be opened: you have no permission to read it'
-    if not Path(path).stat().st_size:
+    if not os.path.getsize(path):
         return 'is empty (0 bytes)'
     if _start(path).startswith(POSTSCRIPT):
         return 'is no image, but a program in PostScript'
@@ -86,6 +87,8 @@ def opening_problem(path: str | os.PathLike) -> str | None:
         pixels = int(re.search(r'(\d+) pixels', str(error))[1])
     except (OSError, SyntaxError):
         return None  # Other decoders may know the format.
+    except Exception as error:  # such as Pillow's limit for the text in a PNG file
+        return f'cannot be opened ({error}): save it anew'
     limit = Image.MAX_IMAGE_PIXELS
     if limit is None or pixels <= limit:
         return None
@@ -97,13 +100,13 @@ def opening_problem(path: str | os.PathLike) -> str | None:
 
 def cut_short(path: str | os.PathLike) -> str | None:
     """Why a local JPEG or PNG file ends too early; OpenCV would fill the rest with grey."""
-    if not Path(path).is_file() or not os.access(path, os.R_OK):
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):
         return None
     with open(path, 'rb') as file:
         ending = ENDINGS.get(file.read(2))
         if ending is None:
             return None
-        file.seek(-min(len(ending), Path(path).stat().st_size), 2)
+        file.seek(-min(len(ending), os.path.getsize(path)), 2)
         if file.read() == ending:
             return None
     # Some cameras append data of their own: then only decoding tells.
@@ -114,6 +117,8 @@ def cut_short(path: str | os.PathLike) -> str | None:
         return None
     except (OSError, SyntaxError):
         return 'is cut short: the file ends before the image does'
+    except Exception:
+        return None  # What else is wrong with it, other decoders may not mind.
     return None
 
 

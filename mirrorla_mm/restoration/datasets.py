@@ -105,7 +105,7 @@ def images_of(folder: Path) -> dict[str, Path]:
         raise DataError(f'The folder {folder} does not exist.')
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGES:
+        if path.suffix.lower() in IMAGES and not os.path.isdir(path):
             if path.stem in images:
                 raise DataError(
                     f'{images[path.stem]} and {path} have one name but for the suffix: rename one.'

@@ -68,7 +68,8 @@ def restore(
     """Enlarge an image or all images of a folder.
 
     ``out_dir`` gets a PNG of each, grey, transparent or of 16 bits as its source, and
-    ``results.json``. An image that cannot be read or enlarged is reported and left out.
+    ``results.json``, also where an error or the user stops the run. An image that cannot be read,
+    enlarged or written is reported and left out.
 
     Args:
         model (Restorer): From :func:`load_restorer`.
@@ -98,16 +99,18 @@ def restore(
     scale = model.backbone.upscale
     truths = truths_of(files, Path(truth_dir), scale) if truth_dir else [None] * len(files)
     results = []
-    for file, truth in track(list(zip(files, truths)), 'Enlarging'):
-        try:
-            result = restore_file(model, file, out_dir / f'{file.stem}.png', truth, options)
-        except (UserError, ValueError) as error:
-            result = dict(image=file.name, error=str(error))
-        results.append(result)
-        said = ', '.join(f'{k} {v}' for k, v in list(result.items())[1:])
-        tell(printable(f'{file.name}: {said}'))
-    with whole_file(out_dir / RESULTS) as partial:
-        partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    try:
+        for file, truth in track(list(zip(files, truths)), 'Enlarging'):
+            try:
+                result = restore_file(model, file, out_dir / f'{file.stem}.png', truth, options)
+            except (UserError, ValueError, OSError) as error:
+                result = dict(image=file.name, error=str(error))
+            results.append(result)
+            said = ', '.join(f'{k} {v}' for k, v in list(result.items())[1:])
+            tell(printable(f'{file.name}: {said}'))
+    finally:
+        with whole_file(out_dir / RESULTS) as partial:
+            partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     return results
 
 

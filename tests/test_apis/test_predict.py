@@ -124,6 +124,20 @@ def test_bad_file_is_told_and_the_others_are_done(inferencer, tmp_path):
     ]
 
 
+def test_one_odd_file_does_not_stop_the_others(inferencer, tmp_path):
+    source = tmp_path / 'in'
+    for name in ('a.png', 'z.png'):
+        write(source / name)
+    long = write(source / f'{"b" * 249}.png').name  # its label map needs 257 bytes
+    (source / 'c.jpg').mkdir()
+    (source / 'd.png').symlink_to('d.png')
+    results = predict(inferencer(SEGMENTOR), source, tmp_path / 'out')
+    assert [r['image'] for r in results] == ['a.png', long, 'd.png', 'z.png']
+    assert ['error' in r for r in results] == [False, True, True, False]
+    assert results[2]['error'].endswith('d.png does not exist.')
+    assert 'File name too long' in results[1]['error']
+
+
 def test_interrupted_run_keeps_what_it_had(inferencer, tmp_path):
     for name in 'abc':
         write(tmp_path / 'in' / f'{name}.png')

@@ -72,6 +72,16 @@ def test_no_program_is_run_for_postscript_by_another_name(tmp_path, monkeypatch,
     assert not ran
 
 
+def test_a_folder_is_no_image(tmp_path):
+    (tmp_path / 'a.png').mkdir()
+    assert opening_problem(tmp_path / 'a.png') == 'is a folder'
+    assert cut_short(tmp_path / 'a.png') is None
+
+
+def test_a_name_that_no_file_can_have_does_not_exist(tmp_path):
+    assert opening_problem(tmp_path / ('a' * 300)) == 'does not exist'
+
+
 def test_half_a_file_is_cut_short_and_a_whole_one_with_a_tail_is_not(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / 'a.jpg')
