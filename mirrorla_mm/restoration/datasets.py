@@ -69,12 +69,7 @@ class SuperResolutionDataset(BaseDataset):
         smallest = (self.filter_cfg or {}).get('min_size')
         if not smallest:
             return self.data_list
-        kept = []
-        for entry in self.data_list:
-            with open_image(entry['gt_path']) as image:
-                if min(image.size) >= smallest:
-                    kept.append(entry)
-        return kept
+        return [x for x in self.data_list if not _is_smaller(x['gt_path'], smallest)]
 
     def _entries(self, root: Path) -> list[dict]:
         # The name that the user gave it, whatever a link leads to.
@@ -93,6 +88,14 @@ class SuperResolutionDataset(BaseDataset):
                 )
             entries.append(dict(gt_path=str(path), img_path=str(partner), **shared))
         return entries
+
+
+def _is_smaller(path: str, side: int) -> bool:
+    try:
+        with open_image(path) as image:
+            return min(image.size) < side
+    except Exception:
+        return False  # Whoever loads it says what is wrong, or skips it.
 
 
 def images_of(folder: Path) -> dict[str, Path]:
