@@ -13,11 +13,13 @@ import mmcv
 import numpy as np
 from PIL import Image
 
+from ..engine.atomic import whole_file
 from ..engine.data import DataError
 from ..engine.errors import printable
 from ..engine.images import IMAGES, read_image
 from .inference import Inferencer, Prediction
 
+PREDICTIONS = 'predictions.json'
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
 
 
@@ -67,8 +69,9 @@ def predict(
             results.append(result)
     finally:
         text = json.dumps(results, indent=1, ensure_ascii=False)
-        # Names that are no UTF-8 become escapes of JSON.
-        (out_dir / 'predictions.json').write_text(text, 'utf-8', errors='backslashreplace')
+        with whole_file(out_dir / PREDICTIONS) as partial:
+            # Names that are no UTF-8 become escapes of JSON.
+            partial.write_text(text, 'utf-8', errors='backslashreplace')
     return results
 
 
@@ -168,10 +171,13 @@ def _is_video(source: Path) -> bool:
 
 
 def _write_image(image: np.ndarray, path: Path) -> None:
-    if not mmcv.imwrite(image, str(path)):
+    encoded, content = cv2.imencode(path.suffix, image)
+    if not encoded:
         raise DataError(f'{path} cannot be written.')
+    with whole_file(path) as partial:
+        partial.write_bytes(content.tobytes())
 
 
 def _write_labels(found: Prediction, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(found.label_map).save(path)
+    with whole_file(path) as partial:
+        Image.fromarray(found.label_map).save(partial, format='PNG')

@@ -1,5 +1,6 @@
 """Folders and videos through a model, as a user of the command line gets them back."""
 
+import errno
 import json
 import os
 import runpy
@@ -136,6 +137,21 @@ def test_one_odd_file_does_not_stop_the_others(inferencer, tmp_path):
     assert ['error' in r for r in results] == [False, True, True, False]
     assert results[2]['error'].endswith('d.png does not exist.')
     assert 'File name too long' in results[1]['error']
+
+
+def test_a_full_disk_leaves_what_an_earlier_run_wrote(inferencer, tmp_path, monkeypatch):
+    write(tmp_path / 'in' / 'a.png')
+    predict(inferencer(SEGMENTOR), tmp_path / 'in', tmp_path / 'out')
+    written = {p: p.read_bytes() for p in (tmp_path / 'out').rglob('*') if p.is_file()}
+    assert len(written) == 3
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match=r'predictions\.json cannot be written: No space left'):
+        predict(inferencer(SEGMENTOR), tmp_path / 'in', tmp_path / 'out')
+    assert {p: p.read_bytes() for p in (tmp_path / 'out').rglob('*') if p.is_file()} == written
 
 
 def test_interrupted_run_keeps_what_it_had(inferencer, tmp_path):
