@@ -52,7 +52,7 @@ def predict(
 
     Raises:
         DataError: If the source does not exist, holds no images, is neither an image nor a video
-            or is a video that cannot be read; or if the output would replace an input.
+            or is a video that cannot be read; or if the output would or might replace an input.
     """
     source, out_dir = Path(source), Path(out_dir)
     tell = tell or (lambda line: None)
@@ -136,10 +136,15 @@ def _files(source: Path, out_dir: Path) -> dict[str, Path]:
             raise DataError(f'{source} cannot be read as a video.')
         files = {_video_name(source): source}
     elif source.is_dir():
-        below = sorted(path for path in source.rglob('*') if _is_image(path))
+        found = sorted(path for path in source.rglob('*') if _is_image(path))
         # Outputs of an earlier run, where they lie within the source.
         ours = [_real(out_dir / folder) for folder in ('drawn', 'labels')]
-        below = [p for p in below if not any(_real(p).is_relative_to(o) for o in ours)]
+        below = [p for p in found if not any(_real(p).is_relative_to(o) for o in ours)]
+        if len(below) < len(found) and not (out_dir / PREDICTIONS).is_file():
+            raise DataError(
+                f'{out_dir} has images in drawn or labels, and no {PREDICTIONS} that tells that '
+                'they are outputs: name another folder.'
+            )
         if not below:
             raise DataError(f'The folder {source} holds no {", ".join(IMAGES)}.')
         files = {path.relative_to(source).as_posix(): path for path in below}

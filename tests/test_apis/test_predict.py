@@ -174,6 +174,15 @@ def test_second_run_into_the_source_does_not_predict_the_first_ones_output(infer
         assert [r['image'] for r in results] == ['a.png']
 
 
+@pytest.mark.parametrize('folder', ['drawn', 'labels'])
+def test_photos_in_a_folder_that_is_named_like_ours_are_not_replaced(inferencer, tmp_path, folder):
+    write(tmp_path / 'a.png')
+    photo = write(tmp_path / folder / 'a.png', (0, 0, 255))
+    with pytest.raises(DataError, match=r'has images in drawn or labels, and no predictions\.json'):
+        predict(inferencer(SEGMENTOR), tmp_path, tmp_path)
+    assert pixel(photo) == (0, 0, 255)
+
+
 def test_inputs_are_never_replaced(inferencer, tmp_path):
     write(tmp_path / 'drawn' / 'a.png')
     with pytest.raises(DataError, match='would replace the images'):
