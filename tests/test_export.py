@@ -1,5 +1,9 @@
+import errno
+import os
+import runpy
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from mirrorla_mm.engine.export import RawOutputs, export, largest_error, prepare
 from mirrorla_mm.registry import MODELS
 from tests.archs import TINY
 
+TOOL = Path(__file__).parents[1] / 'tools' / 'export.py'
 BACKBONE = dict(type='mirrorla_mm.MirrorLA', arch=TINY, layout='linear')
 CHANNELS = list(TINY['embed_dims'])
 # Sizes that were not traced: odd, and smaller than the traced one.
@@ -131,6 +136,47 @@ def test_segmentor_and_dense_detector_to_onnx(build, tmp_path):
     model, file = prepare(build()), tmp_path / 'model.onnx'
     export(model, file, 'onnx')
     assert largest_error(model, file, 'onnx', UNSEEN) < 1e-4
+
+
+def test_a_full_disk_leaves_an_earlier_export(tmp_path, monkeypatch):
+    file = tmp_path / 'model.pt2'
+    file.write_bytes(b'earlier')
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match=r'model\.pt2 cannot be written: No space left'):
+        export(prepare(torch.nn.Conv2d(3, 4, 3)), file, 'torch', (8, 10))
+    assert [path.name for path in tmp_path.iterdir()] == ['model.pt2']
+    assert file.read_bytes() == b'earlier'
+
+
+def test_an_export_gets_its_place_once_it_was_compared(tmp_path, monkeypatch, capsys):
+    """As the command line does it, into a folder that is not there yet."""
+    file, errors = tmp_path / 'new' / 'model.pt2', [0.0]
+    monkeypatch.setattr('mirrorla_mm.backbones.MirrorLA', lambda *args: torch.nn.Conv2d(3, 4, 3))
+    monkeypatch.setattr('mirrorla_mm.engine.export.largest_error', lambda *args: errors[0])
+    monkeypatch.setattr('sys.argv', [str(TOOL), '--format', 'torch', '--out', str(file)])
+    runpy.run_path(str(TOOL), run_name='__main__')
+    written = file.read_bytes()
+    errors[0] = 1.0
+    file.write_bytes(b'earlier')
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(TOOL), run_name='__main__')
+    assert written.startswith(b'PK') and file.read_bytes() == b'earlier'
+    assert capsys.readouterr().err.endswith('model.pt2 was not written.\n')
+
+
+def test_weights_beside_a_graph_come_along(tmp_path, monkeypatch):
+    def write(model, file, *args):
+        file.write_bytes(b'graph')
+        file.with_name(f'{file.name}.data').write_bytes(b'weights')
+
+    monkeypatch.setattr('mirrorla_mm.engine.export._write', write)
+    export(None, tmp_path / 'model.onnx', 'onnx')
+    assert (tmp_path / 'model.onnx').read_bytes() == b'graph'
+    assert (tmp_path / 'model.onnx.data').read_bytes() == b'weights'
 
 
 def test_two_stage_detectors_are_refused_in_one_sentence():

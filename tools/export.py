@@ -11,6 +11,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from mirrorla_mm.backbones import MirrorLA
@@ -20,7 +21,14 @@ from mirrorla_mm.engine.checkpoint import load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import check_fit
 from mirrorla_mm.engine.configs import read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
-from mirrorla_mm.engine.export import FORMATS, SUFFIXES, export, largest_error, prepare
+from mirrorla_mm.engine.export import (
+    FORMATS,
+    SUFFIXES,
+    RawOutputs,
+    export,
+    largest_error,
+    prepare,
+)
 from mirrorla_mm.registry import MODELS
 
 from mmengine.model import revert_sync_batchnorm
@@ -87,6 +95,23 @@ def build(args: argparse.Namespace) -> nn.Module:
     return model.backbone if args.config and args.backbone_only else model
 
 
+def check(model: RawOutputs, file: Path, args: argparse.Namespace) -> None:
+    """Compare a file with the model.
+
+    Raises:
+        UserError: If their outputs differ.
+    """
+    errors = [largest_error(model, file, args.format, args.check, batch) for batch in BATCHES]
+    sizes = ', '.join('{}x{}'.format(*s) for s in args.check)
+    said = ' and '.join(f'{error:.1e}' for error in errors)
+    print(f'largest relative difference at {sizes}, one image and three: {said}')
+    if not all(error < TOLERANCE for error in errors):
+        raise UserError(
+            f'The exported graph differs from the model by more than {TOLERANCE}: {args.out} was '
+            'not written.'
+        )
+
+
 @one_line_errors()
 def main() -> None:
     """Export and check."""
@@ -94,18 +119,10 @@ def main() -> None:
     if args.out.suffix != SUFFIXES[args.format]:
         raise UserError(f'--format {args.format} writes {SUFFIXES[args.format]}, not {args.out}.')
     model = prepare(build(args))
-    export(model, args.out, args.format)
+    compare = partial(check, model, args=args) if args.check else None
+    export(model, args.out, args.format, check=compare)
     size = args.out.stat().st_size / 2**20
     print(f'{args.out}: {size:.1f} MiB')
-    if args.check:
-        errors = [
-            largest_error(model, args.out, args.format, args.check, batch) for batch in BATCHES
-        ]
-        sizes = ', '.join('{}x{}'.format(*s) for s in args.check)
-        said = ' and '.join(f'{error:.1e}' for error in errors)
-        print(f'largest relative difference at {sizes}, one image and three: {said}')
-        if not all(error < TOLERANCE for error in errors):
-            raise UserError(f'The exported graph differs from the model by more than {TOLERANCE}.')
 
 
 if __name__ == '__main__':

@@ -6,8 +6,8 @@ import colorsys
 import copy
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -250,26 +250,52 @@ def _loads(transform: dict) -> bool:
 
 def _classes(weights: dict, dataset: dict, model: torch.nn.Module) -> tuple[tuple, tuple]:
     """Names and colours of the classes: the checkpoint's, else the config's, else numbers."""
-    meta = {k.lower(): v for k, v in (weights.get('meta', {}).get('dataset_meta') or {}).items()}
+    stored = _stored_meta(weights)
     kind = dataset['type']
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(None) as datasets:  # those of the default scope
             kind = datasets.get(kind)
     given = {**getattr(kind, 'METAINFO', {}), **(dataset.get('metainfo') or {})}
-    classes = _as_names(meta.get('classes') or given.get('classes') or ())
+    classes = _as_names(stored.get('classes')) or _as_names(_read_names(given.get('classes')))
     count = _number_of_classes(model)
     classes += tuple(f'class {i}' for i in range(len(classes), count))
-    palette = meta.get('palette') or given.get('palette')
-    if not isinstance(palette, Sequence) or isinstance(palette, str) or len(palette) < len(classes):
+    palette = stored.get('palette') or given.get('palette')
+    if not _is_palette(palette, len(classes)):
         palette = [_colour(i) for i in range(len(classes))]
     return classes, tuple(tuple(map(int, colour)) for colour in palette)
 
 
-def _as_names(classes: Sequence[str] | str) -> tuple[str, ...]:
-    """Names of classes; a text is a file of them, as mmengine takes it, or the only one."""
-    if not isinstance(classes, str):
-        return tuple(classes)
-    return tuple(list_from_file(classes)) if os.path.isfile(classes) else (classes,)
+def _stored_meta(weights: dict) -> dict:
+    """What a checkpoint says of its data set; nothing where it has no such dict."""
+    meta = weights.get('meta')
+    stored = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    return {str(k).lower(): v for k, v in stored.items()} if isinstance(stored, dict) else {}
+
+
+def _read_names(classes: Any) -> Any:
+    """Classes of a config, where a text may be a file of them, as mmengine takes it.
+
+    Not of a checkpoint: one that was downloaded could have any file read and shown.
+    """
+    is_file = isinstance(classes, str) and os.path.isfile(classes)
+    return list_from_file(classes) if is_file else classes
+
+
+def _as_names(classes: Any) -> tuple[str, ...]:
+    """Names of classes, of which a text is the only one; none of anything else."""
+    names = [classes] if isinstance(classes, str) else classes
+    is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list else ()
+
+
+def _is_palette(palette: Any, count: int) -> bool:
+    is_list = isinstance(palette, (list, tuple)) and len(palette) >= count
+    return is_list and all(_is_colour(colour) for colour in palette)
+
+
+def _is_colour(colour: Any) -> bool:
+    is_triple = isinstance(colour, (list, tuple)) and len(colour) == 3
+    return is_triple and all(isinstance(part, Integral) and 0 <= part <= 255 for part in colour)
 
 
 def _number_of_classes(model: torch.nn.Module) -> int:

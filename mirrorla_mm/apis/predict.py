@@ -13,11 +13,13 @@ import mmcv
 import numpy as np
 from PIL import Image
 
+from ..engine.atomic import whole_file
 from ..engine.data import DataError
 from ..engine.errors import printable
 from ..engine.images import IMAGES, read_image
 from .inference import Inferencer, Prediction
 
+PREDICTIONS = 'predictions.json'
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
 
 
@@ -35,7 +37,8 @@ def predict(
     image's name with ``.png`` after it; and ``predictions.json``, a list with an entry an image:
     ``image``, ``width`` and ``height`` with ``names``, ``labels``, ``scores``, ``bboxes`` and
     ``masks`` of a detector or ``shares`` of a segmentor, or ``error`` for a file that could not be
-    read. The list is written also where an error or the user stops the run.
+    read or its outputs not be written. The list is written also where an error or the user stops
+    the run.
 
     Args:
         model (Inferencer): The model.
@@ -49,7 +52,7 @@ def predict(
 
     Raises:
         DataError: If the source does not exist, holds no images, is neither an image nor a video
-            or is a video that cannot be read; or if the output would replace an input.
+            or is a video that cannot be read; or if the output would or might replace an input.
     """
     source, out_dir = Path(source), Path(out_dir)
     tell = tell or (lambda line: None)
@@ -66,8 +69,9 @@ def predict(
             results.append(result)
     finally:
         text = json.dumps(results, indent=1, ensure_ascii=False)
-        # Names that are no UTF-8 become escapes of JSON.
-        (out_dir / 'predictions.json').write_text(text, 'utf-8', errors='backslashreplace')
+        with whole_file(out_dir / PREDICTIONS) as partial:
+            # Names that are no UTF-8 become escapes of JSON.
+            partial.write_text(text, 'utf-8', errors='backslashreplace')
     return results
 
 
@@ -84,7 +88,7 @@ def _predict_images(
             if found.label_map is not None:
                 _write_labels(found, out_dir / 'labels' / f'{name}.png')
             result, said = found.to_dict(), found.summary()
-        except DataError as error:
+        except (DataError, OSError) as error:
             # Sizes that a config cannot process are told of an array, which has no name.
             said = str(error).replace('The image', str(path), 1)
             result = dict(error=said)
@@ -132,22 +136,35 @@ def _files(source: Path, out_dir: Path) -> dict[str, Path]:
             raise DataError(f'{source} cannot be read as a video.')
         files = {_video_name(source): source}
     elif source.is_dir():
-        below = sorted(path for path in source.rglob('*') if path.suffix.lower() in IMAGES)
+        found = sorted(path for path in source.rglob('*') if _is_image(path))
         # Outputs of an earlier run, where they lie within the source.
-        ours = [out_dir.resolve() / folder for folder in ('drawn', 'labels')]
-        below = [p for p in below if not any(p.resolve().is_relative_to(o) for o in ours)]
+        ours = [_real(out_dir / folder) for folder in ('drawn', 'labels')]
+        below = [p for p in found if not any(_real(p).is_relative_to(o) for o in ours)]
+        if len(below) < len(found) and not (out_dir / PREDICTIONS).is_file():
+            raise DataError(
+                f'{out_dir} has images in drawn or labels, and no {PREDICTIONS} that tells that '
+                'they are outputs: name another folder.'
+            )
         if not below:
             raise DataError(f'The folder {source} holds no {", ".join(IMAGES)}.')
         files = {path.relative_to(source).as_posix(): path for path in below}
-    elif source.suffix.lower() in IMAGES:
+    elif _is_image(source):
         files = {source.name: source}
     else:
         raise DataError(
             f'{source} is neither an image ({", ".join(IMAGES)}) nor a video ({", ".join(VIDEOS)}).'
         )
-    if any((out_dir / 'drawn' / name).resolve() == path.resolve() for name, path in files.items()):
+    if any(_real(out_dir / 'drawn' / name) == _real(path) for name, path in files.items()):
         raise DataError(f'{out_dir} would replace the images of {source}: name another folder.')
     return files
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES and not os.path.isdir(path)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises on a link to itself.
 
 
 def _video_name(source: Path) -> str:
@@ -159,10 +176,13 @@ def _is_video(source: Path) -> bool:
 
 
 def _write_image(image: np.ndarray, path: Path) -> None:
-    if not mmcv.imwrite(image, str(path)):
+    encoded, content = cv2.imencode(path.suffix, image)
+    if not encoded:
         raise DataError(f'{path} cannot be written.')
+    with whole_file(path) as partial:
+        partial.write_bytes(content.tobytes())
 
 
 def _write_labels(found: Prediction, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(found.label_map).save(path)
+    with whole_file(path) as partial:
+        Image.fromarray(found.label_map).save(partial, format='PNG')

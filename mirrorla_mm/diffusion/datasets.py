@@ -12,10 +12,13 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from ..engine.data import DataError
-from ..engine.images import opening_problem
+from ..engine.images import open_image, opening_problem
 from ..registry import DATASETS, TRANSFORMS
 
 LATENTS = ('.npy',)
+# Sides of an image that is enlarged as a whole before its centre is cut out: 99 bytes of 20000 x 1
+# pixels would take gigabytes.
+LARGEST_RATIO = 100
 META_KEYS = ('img_path',)
 
 
@@ -155,15 +158,21 @@ def read_square(path: str, size: int) -> np.ndarray:
     bits the upper 8 count.
 
     Raises:
-        DataError: If it cannot be read, or holds numbers of more bits.
+        DataError: If it cannot be read, holds numbers of more bits, or is more than 100 times as
+            long as wide.
     """
     problem = opening_problem(path)
     if problem:
         raise DataError(f'{path} {problem}.')
     try:
-        image = in_8_bits(Image.open(path)).convert('RGB')
+        image = in_8_bits(open_image(path)).convert('RGB')
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f'{path} cannot be read: {str(error) or "it is damaged"}.') from error
+    if max(image.size) > LARGEST_RATIO * min(image.size):
+        raise DataError(
+            f'{path} has {image.width} x {image.height} pixels, and no square is cut out of a '
+            f'strip more than {LARGEST_RATIO} times as long as wide: leave it out.'
+        )
     while min(image.size) >= 2 * size:
         image = image.resize([side // 2 for side in image.size], Image.Resampling.BOX)
     scale = size / min(image.size)

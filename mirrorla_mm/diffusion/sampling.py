@@ -22,6 +22,7 @@ from ..engine.atomic import whole_file
 from ..engine.checkpoint import CheckpointError, load_checkpoint_file
 from ..engine.checkpoint_fit import check_fit
 from ..engine.errors import UserError
+from ..engine.finite import require_finite
 from ..engine.settings import keep_settings
 from ..registry import MODELS
 from .model import DiffusionModel, check_guidance
@@ -158,8 +159,8 @@ def draw_share(
         Path, optional: The evaluators' file, or None while other processes are drawing.
 
     Raises:
-        UserError: If the folder holds samples of another order, or the model draws latents and
-            there is no VAE of such latents.
+        UserError: If the folder holds samples of another order, the model draws latents and there
+            is no VAE of such latents, or a sample holds NaN or infinity.
     """
     channels = model.backbone.in_shape[0]
     check_order(order, model.backbone.num_classes, channels)
@@ -188,6 +189,9 @@ def draw_batch(
 
     Returns:
         tuple[np.ndarray, np.ndarray]: Images (n, h, w, 3), uint8, and classes (n,), int64.
+
+    Raises:
+        UserError: If an image holds NaN or infinity.
     """
     backbone, device = model.backbone, next(model.parameters()).device
     numbers = order.samples_of(batch)
@@ -199,7 +203,8 @@ def draw_batch(
     if vae is not None:
         with torch.no_grad():
             data = (vae.decode(data).sample + 1) * 127.5
-    return to_uint8(data), labels.numpy()
+    what = f'One of the samples {numbers[0]} to {numbers[-1]}'
+    return to_uint8(data, what), labels.numpy()
 
 
 class NoiseStreams:
@@ -319,6 +324,11 @@ def tile(images: np.ndarray, columns: int, margin: int = 1) -> np.ndarray:
     return sheet
 
 
-def to_uint8(x: Tensor) -> np.ndarray:
-    """(n, 3, h, w) in 0..255, not clamped, to (n, h, w, 3)."""
+def to_uint8(x: Tensor, what: str = 'An image') -> np.ndarray:
+    """(n, 3, h, w) in 0..255, not clamped, to (n, h, w, 3).
+
+    Raises:
+        UserError: If it holds NaN or infinity, naming ``what``.
+    """
+    require_finite(x, what)
     return x.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 __all__ = ['PARTIAL', 'whole_file']
 
 PARTIAL = '.partial'
+STEM = 200  # bytes that a partial file takes of a name: with its ending it must not be too long
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         path (str | os.PathLike): The file to write; missing folders are made.
 
     Yields:
-        Path: The file to write instead, ``<name>.<random>.partial``.
+        Path: The file to write instead, ``<name>.<random>.partial``; of a long name its start.
 
     Raises:
         OSError: If it cannot be written; an earlier file of that name is then untouched.
@@ -40,7 +41,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     if target.exists() and not target.is_file():  # a device or a pipe
         yield target
         return
-    partial = target.with_name(f'{target.name}.{uuid.uuid4().hex[:8]}{PARTIAL}')
+    start = os.fsencode(target.name)[:STEM].decode(errors='ignore')
+    partial = target.with_name(f'{start}.{uuid.uuid4().hex[:8]}{PARTIAL}')
     try:
         if _create(partial, target):
             yield partial

@@ -22,13 +22,12 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.runner import Runner
-from PIL import Image
 
 from ..registry import HOOKS, TRANSFORMS
 from .annotations import segmentation_problem
 from .data import DataError
 from .dataset_checks import check_datasets
-from .images import cut_short, decoding_problem, opening_problem, orientation
+from .images import cut_short, decoding_problem, open_image, opening_problem, orientation
 
 __all__ = ['BadDataHook', 'CheckedLoading', 'check_loading']
 
@@ -91,16 +90,16 @@ class CheckedLoading(BaseTransform):
         before = set(results)
         path = self._path(results, before)
         loaded = None
-        problem = self._problem_before(results, path, before)
-        if problem is None:
-            try:
+        try:
+            problem = self._problem_before(results, path, before)
+            if problem is None:
                 loaded = self.load(results)
                 problem = self._problem_after(loaded, path, before)
-            except DataError as error:  # of a loader that knows its format
-                problem = str(error).removeprefix(f'{path} ').rstrip('.')
-            except Exception as error:
-                local = None if '://' in path else cut_short(path) or decoding_problem(path)
-                problem = local or f'cannot be loaded ({_first_line(error)})'
+        except DataError as error:  # of a loader that knows its format
+            problem = str(error).removeprefix(f'{path} ').rstrip('.')
+        except Exception as error:
+            local = None if '://' in path else cut_short(path) or decoding_problem(path)
+            problem = local or f'cannot be loaded ({_first_line(error)})'
         if problem is None:
             return loaded
         if self.policy == 'refuse':
@@ -181,7 +180,7 @@ def _stored_labels(path: str, loaded: np.ndarray) -> np.ndarray:
     """The label map as it was loaded, or as it is stored where loading has cut it to 8 bits."""
     if not Path(path).is_file():
         return loaded
-    with Image.open(path) as image:
+    with open_image(path) as image:
         if image.mode not in DEEP_MODES:
             return loaded
         stored = np.asarray(image)

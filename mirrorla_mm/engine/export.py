@@ -7,7 +7,10 @@ single-stage detector ends at the raw maps of its head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +21,7 @@ from torch.onnx import ONNXProgram
 
 from ..backbones.deploy import deploy
 from ..ops.backend import use_backend
+from .atomic import whole_file
 from .errors import UserError
 
 FORMATS = ('onnx', 'torch', 'aoti')
@@ -79,16 +83,39 @@ def prepare(model: nn.Module) -> RawOutputs:
     return deploy(RawOutputs(model)).requires_grad_(False)
 
 
-def export(model: RawOutputs, file: Path, kind: str, shape: tuple[int, int] = (128, 160)) -> None:
-    """Write one graph.
+def export(
+    model: RawOutputs,
+    file: Path,
+    kind: str,
+    shape: tuple[int, int] = (128, 160),
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write one graph, whole or not at all.
 
     Args:
         model (RawOutputs): From :func:`prepare`.
-        file (Path): ``.onnx`` or ``.pt2``.
+        file (Path): ``.onnx`` or ``.pt2``; its folder is made where missing. Weights of more than
+            ONNX can hold lie in a file beside it.
         kind (str): ``'onnx'``, ``'torch'`` (torch.export) or ``'aoti'`` (AOTInductor, compiled for
             this machine).
         shape (tuple[int, int]): Height and width to trace at; others work as well.
+        check (Callable, optional): Takes the finished file before it gets its name. What it raises
+            leaves an earlier file of that name untouched.
+
+    Raises:
+        OSError: If the file cannot be written; an earlier one is then untouched.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / file.name
+        _write(model, draft, kind, shape)
+        if check is not None:
+            check(draft)
+        for part in sorted(Path(folder).iterdir(), reverse=True):  # weights before their graph
+            with whole_file(file.with_name(part.name)) as partial:
+                shutil.copyfile(part, partial)
+
+
+def _write(model: RawOutputs, file: Path, kind: str, shape: tuple[int, int]) -> None:
     # Sizes of 0 and 1 would be taken for constants, and a square image for two equal sides.
     example = (torch.rand(2, 3, *shape),)
     with use_backend('graph' if kind == 'onnx' else None):
@@ -99,7 +126,10 @@ def export(model: RawOutputs, file: Path, kind: str, shape: tuple[int, int] = (1
         forget_sizes(graph)
         graph.save(file, external_data=False)
     elif kind == 'torch':
-        torch.export.save(program, file)
+        buffer = io.BytesIO()  # On a full disk torch's own writer ends the process.
+        torch.export.save(program, buffer)
+        with whole_file(file) as partial:
+            partial.write_bytes(buffer.getbuffer())
     else:
         torch._inductor.aoti_compile_and_package(program, package_path=str(file))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from pathlib import Path
 
 import mmcv
 import numpy as np
@@ -20,12 +19,17 @@ __all__ = [
     'IMAGES',
     'cut_short',
     'decoding_problem',
+    'open_image',
     'opening_problem',
     'orientation',
     'read_image',
 ]
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # suffixes, in lower case
+
+# What Pillow may take a file for, whatever its name says. Not EPS: that would run Ghostscript.
+FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'GIF', 'TIFF', 'WEBP', 'PPM', 'JPEG2000')
+POSTSCRIPT = (b'%!PS', b'\xc5\xd0\xd3\xc6')  # first bytes
 
 # The last bytes of a whole file, by its first ones.
 ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB\x60\x82'}
@@ -48,23 +52,43 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     return image
 
 
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Open a file with Pillow as one of ``FORMATS``; no program is run for it.
+
+    Raises:
+        PIL.UnidentifiedImageError: If it is of none of them.
+    """
+    return Image.open(path, formats=FORMATS)
+
+
+def _start(path: str | os.PathLike) -> bytes:
+    with open(path, 'rb') as file:
+        return file.read(4)
+
+
 def opening_problem(path: str | os.PathLike) -> str | None:
     """Why a local file must not be decoded, by its size and header alone; None if it may."""
-    if not Path(path).exists():
+    if not os.path.exists(path):
         return 'does not exist'
+    if os.path.isdir(path):
+        return 'is a folder'
     if not os.access(path, os.R_OK):
         return 'cannot be opened: you have no permission to read it'
-    if not Path(path).stat().st_size:
+    if not os.path.getsize(path):
         return 'is empty (0 bytes)'
+    if _start(path).startswith(POSTSCRIPT):
+        return 'is no image, but a program in PostScript'
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 pixels = image.width * image.height
     except Image.DecompressionBombError as error:
         pixels = int(re.search(r'(\d+) pixels', str(error))[1])
     except (OSError, SyntaxError):
         return None  # Other decoders may know the format.
+    except Exception as error:  # such as Pillow's limit for the text in a PNG file
+        return f'cannot be opened ({error}): save it anew'
     limit = Image.MAX_IMAGE_PIXELS
     if limit is None or pixels <= limit:
         return None
@@ -76,23 +100,25 @@ def opening_problem(path: str | os.PathLike) -> str | None:
 
 def cut_short(path: str | os.PathLike) -> str | None:
     """Why a local JPEG or PNG file ends too early; OpenCV would fill the rest with grey."""
-    if not Path(path).is_file() or not os.access(path, os.R_OK):
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):
         return None
     with open(path, 'rb') as file:
         ending = ENDINGS.get(file.read(2))
         if ending is None:
             return None
-        file.seek(-min(len(ending), Path(path).stat().st_size), 2)
+        file.seek(-min(len(ending), os.path.getsize(path)), 2)
         if file.read() == ending:
             return None
     # Some cameras append data of their own: then only decoding tells.
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
     except UnidentifiedImageError:
         return None
     except (OSError, SyntaxError):
         return 'is cut short: the file ends before the image does'
+    except Exception:
+        return None  # What else is wrong with it, other decoders may not mind.
     return None
 
 
@@ -102,7 +128,7 @@ def decoding_problem(path: str | os.PathLike) -> str | None:
     if problem:
         return problem
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
     except Exception:
         return 'is no readable image: it is damaged, cut short or of another format'
@@ -112,7 +138,7 @@ def decoding_problem(path: str | os.PathLike) -> str | None:
 def orientation(path: str | os.PathLike) -> int:
     """The EXIF orientation of a local file: 1 if upright, 5 to 8 if turned by 90 degrees."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.format == 'PNG' and 'exif' not in image.info:
                 return 1  # Looking further would decode the image.
             return image.getexif().get(ExifTags.Base.Orientation, 1)

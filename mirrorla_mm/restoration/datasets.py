@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.dataset import BaseDataset
-from PIL import Image
 
 from ..engine.data import DataError
-from ..engine.images import IMAGES
+from ..engine.images import IMAGES, open_image
 from ..registry import DATASETS
 
 
@@ -70,12 +69,7 @@ class SuperResolutionDataset(BaseDataset):
         smallest = (self.filter_cfg or {}).get('min_size')
         if not smallest:
             return self.data_list
-        kept = []
-        for entry in self.data_list:
-            with Image.open(entry['gt_path']) as image:
-                if min(image.size) >= smallest:
-                    kept.append(entry)
-        return kept
+        return [x for x in self.data_list if not _is_smaller(x['gt_path'], smallest)]
 
     def _entries(self, root: Path) -> list[dict]:
         # The name that the user gave it, whatever a link leads to.
@@ -96,6 +90,14 @@ class SuperResolutionDataset(BaseDataset):
         return entries
 
 
+def _is_smaller(path: str, side: int) -> bool:
+    try:
+        with open_image(path) as image:
+            return min(image.size) < side
+    except Exception:
+        return False  # Whoever loads it says what is wrong, or skips it.
+
+
 def images_of(folder: Path) -> dict[str, Path]:
     """The images of a folder by their names without suffix, sorted.
 
@@ -106,7 +108,7 @@ def images_of(folder: Path) -> dict[str, Path]:
         raise DataError(f'The folder {folder} does not exist.')
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGES:
+        if path.suffix.lower() in IMAGES and not os.path.isdir(path):
             if path.stem in images:
                 raise DataError(
                     f'{images[path.stem]} and {path} have one name but for the suffix: rename one.'

@@ -36,8 +36,9 @@ class SaveImagesHook(Hook):
 
         Raises:
             OSError: If one cannot be written.
+            UserError: If one holds NaN or infinity.
         """
         for sample in outputs:
             name = f'{Path(sample.gt_path).stem}.png'
-            image = to_uint8(sample.pred_img)[..., ::-1]
+            image = to_uint8(sample.pred_img, f'The prediction for {sample.gt_path}')[..., ::-1]
             mmcv.imwrite(image, str(self.folder / sample.dataset / name))

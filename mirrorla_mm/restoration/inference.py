@@ -20,6 +20,7 @@ from ..engine.configs import read_config
 from ..engine.data import DataError
 from ..engine.devices import usable_device
 from ..engine.errors import UserError, printable
+from ..engine.finite import require_finite
 from ..registry import MODELS
 from .datasets import images_of
 from .images import read_image, write_png
@@ -67,7 +68,8 @@ def restore(
     """Enlarge an image or all images of a folder.
 
     ``out_dir`` gets a PNG of each, grey, transparent or of 16 bits as its source, and
-    ``results.json``. An image that cannot be read is reported and left out.
+    ``results.json``, also where an error or the user stops the run. An image that cannot be read,
+    enlarged or written is reported and left out.
 
     Args:
         model (Restorer): From :func:`load_restorer`.
@@ -80,7 +82,7 @@ def restore(
 
     Returns:
         list[dict]: For each image its name and size, and PSNR and SSIM where there is a ground
-        truth, or ``unscored``, why there are none; for one that cannot be read ``error``.
+        truth, or ``unscored``, why there are none; for one that is left out ``error``.
 
     Raises:
         DataError: If there is nothing to enlarge, or an image has no ground truth.
@@ -97,16 +99,18 @@ def restore(
     scale = model.backbone.upscale
     truths = truths_of(files, Path(truth_dir), scale) if truth_dir else [None] * len(files)
     results = []
-    for file, truth in track(list(zip(files, truths)), 'Enlarging'):
-        try:
-            result = restore_file(model, file, out_dir / f'{file.stem}.png', truth, options)
-        except (DataError, ValueError) as error:
-            result = dict(image=file.name, error=str(error))
-        results.append(result)
-        said = ', '.join(f'{k} {v}' for k, v in list(result.items())[1:])
-        tell(printable(f'{file.name}: {said}'))
-    with whole_file(out_dir / RESULTS) as partial:
-        partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    try:
+        for file, truth in track(list(zip(files, truths)), 'Enlarging'):
+            try:
+                result = restore_file(model, file, out_dir / f'{file.stem}.png', truth, options)
+            except (UserError, ValueError, OSError) as error:
+                result = dict(image=file.name, error=str(error))
+            results.append(result)
+            said = ', '.join(f'{k} {v}' for k, v in list(result.items())[1:])
+            tell(printable(f'{file.name}: {said}'))
+    finally:
+        with whole_file(out_dir / RESULTS) as partial:
+            partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     return results
 
 
@@ -117,7 +121,9 @@ def restore_file(
     """Enlarge one image; see :func:`restore`."""
     image = read_image(file)
     device = next(model.parameters()).device
-    colours = enlarge(model.backbone, image.colours[None].to(device), **options)[0].clamp_(0, 1)
+    colours = enlarge(model.backbone, image.colours[None].to(device), **options)[0]
+    require_finite(colours, f'{file} enlarged')
+    colours.clamp_(0, 1)
     write_png(image.enlarged(colours).array(), target)
     result = dict(image=file.name, width=colours.shape[2], height=colours.shape[1])
     if truth is None:

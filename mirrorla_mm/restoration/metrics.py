@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
+from ..engine.finite import require_finite
 from ..registry import METRICS
 
 
@@ -51,9 +52,14 @@ class ImageMetric(BaseMetric):
         """The figure of two images in [0, 255], shape (H, W, C), float64."""
 
     def process(self, data_batch: dict | None, data_samples: Sequence[dict]) -> None:
-        """Compare each ``pred_img`` in [0, 1] with its ``gt_img`` in 0..255, (3, H, W) both."""
+        """Compare each ``pred_img`` in [0, 1] with its ``gt_img`` in 0..255, (3, H, W) both.
+
+        Raises:
+            UserError: If a prediction holds NaN or infinity.
+        """
         for sample in data_samples:
-            figure = self.measure(to_uint8(sample['pred_img']), to_uint8(sample['gt_img']), sample)
+            image = to_uint8(sample['pred_img'], _prediction_for(sample))
+            figure = self.measure(image, to_uint8(sample['gt_img']), sample)
             self.results.append((sample.get('dataset', ''), figure))
 
     def measure(self, image: np.ndarray, truth: np.ndarray, sample: dict) -> float:
@@ -63,13 +69,13 @@ class ImageMetric(BaseMetric):
             ValueError: If they differ in size, or nothing is left of them but the border.
         """
         border = sample.get('scale', 0) if self.crop_border is None else self.crop_border
-        where = sample.get('gt_path', 'an image')
         if image.shape != truth.shape:
             raise ValueError(
-                f'The prediction for {where} has {image.shape[1]}x{image.shape[0]} pixels, its '
+                f'{_prediction_for(sample)} has {image.shape[1]}x{image.shape[0]} pixels, its '
                 f'ground truth {truth.shape[1]}x{truth.shape[0]}.'
             )
         if min(truth.shape[:2]) <= 2 * border:
+            where = sample.get('gt_path', 'an image')
             raise ValueError(f'{where} is too small to cut a border of {border} pixels off.')
         if border:
             image, truth = (x[border:-border, border:-border] for x in (image, truth))
@@ -125,6 +131,10 @@ class SSIM(ImageMetric):
         return ssim(*(torch.from_numpy(x).permute(2, 0, 1) for x in (image, truth)))
 
 
+def _prediction_for(sample: dict) -> str:
+    return f'The prediction for {sample.get("gt_path", "an image")}'
+
+
 WINDOW = 11
 SIGMA = 1.5
 STABILITY = ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
@@ -149,8 +159,13 @@ def blur(x: Tensor) -> Tensor:
     return blurred.view(*x.shape[:2], *blurred.shape[-2:])
 
 
-def to_uint8(image: Tensor) -> np.ndarray:
-    """(3, H, W), a float image in [0, 1] or an 8-bit one, to (H, W, 3), 8-bit."""
+def to_uint8(image: Tensor, what: str = 'An image') -> np.ndarray:
+    """(3, H, W), a float image in [0, 1] or an 8-bit one, to (H, W, 3), 8-bit.
+
+    Raises:
+        UserError: If it holds NaN or infinity, naming ``what``.
+    """
+    require_finite(image, what)
     if image.is_floating_point():
         image = (image.float() * 255).round().clamp(0, 255).byte()
     return image.permute(1, 2, 0).cpu().numpy()

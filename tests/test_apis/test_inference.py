@@ -7,6 +7,7 @@ from mmengine.config import Config
 from pycocotools import mask
 
 from mirrorla_mm.apis import Inferencer
+from mirrorla_mm.apis.inference import _classes
 from mirrorla_mm.engine import CheckpointError
 from mirrorla_mm.engine.data import DataError
 from mirrorla_mm.engine.errors import UserError
@@ -65,6 +66,26 @@ def test_classes_come_from_the_checkpoint_before_the_config(tmp_path):
     model = Inferencer(cfg, file, 'cpu')
     assert model.classes == names
     assert len(set(model.palette)) == 5
+
+
+def test_a_checkpoint_names_no_file_of_classes(tmp_path):
+    (tmp_path / 'secret.txt').write_text('private')
+    cfg, name = toy(SEGMENTOR), str(tmp_path / 'secret.txt')
+    file = save_weights(cfg, tmp_path / 'x.pth', dataset_meta=dict(classes=name))
+    assert Inferencer(cfg, file, 'cpu').classes[0] == name
+
+
+@pytest.mark.parametrize(
+    'meta',
+    [None, [], {'dataset_meta': [1]}]
+    + [{'dataset_meta': odd} for odd in ({1: 2}, {'classes': 5}, {'palette': [[1], [2]]})],
+)
+def test_odd_notes_of_a_checkpoint_leave_the_classes_to_the_config(meta):
+    model = torch.nn.Module()
+    model.num_classes = 2
+    dataset = dict(type='BaseDataset', metainfo=dict(classes=('a', 'b')))
+    classes, palette = _classes(dict(meta=meta), dataset, model)
+    assert classes == ('a', 'b') and [len(colour) for colour in palette] == [3, 3]
 
 
 def test_classes_that_nothing_names_are_those_of_the_data_set(tmp_path):

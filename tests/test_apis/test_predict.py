@@ -1,5 +1,6 @@
 """Folders and videos through a model, as a user of the command line gets them back."""
 
+import errno
 import json
 import os
 import runpy
@@ -124,6 +125,35 @@ def test_bad_file_is_told_and_the_others_are_done(inferencer, tmp_path):
     ]
 
 
+def test_one_odd_file_does_not_stop_the_others(inferencer, tmp_path):
+    source = tmp_path / 'in'
+    for name in ('a.png', 'z.png'):
+        write(source / name)
+    long = write(source / f'{"b" * 249}.png').name  # its label map needs 257 bytes
+    (source / 'c.jpg').mkdir()
+    (source / 'd.png').symlink_to('d.png')
+    results = predict(inferencer(SEGMENTOR), source, tmp_path / 'out')
+    assert [r['image'] for r in results] == ['a.png', long, 'd.png', 'z.png']
+    assert ['error' in r for r in results] == [False, True, True, False]
+    assert results[2]['error'].endswith('d.png does not exist.')
+    assert 'File name too long' in results[1]['error']
+
+
+def test_a_full_disk_leaves_what_an_earlier_run_wrote(inferencer, tmp_path, monkeypatch):
+    write(tmp_path / 'in' / 'a.png')
+    predict(inferencer(SEGMENTOR), tmp_path / 'in', tmp_path / 'out')
+    written = {p: p.read_bytes() for p in (tmp_path / 'out').rglob('*') if p.is_file()}
+    assert len(written) == 3
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match=r'predictions\.json cannot be written: No space left'):
+        predict(inferencer(SEGMENTOR), tmp_path / 'in', tmp_path / 'out')
+    assert {p: p.read_bytes() for p in (tmp_path / 'out').rglob('*') if p.is_file()} == written
+
+
 def test_interrupted_run_keeps_what_it_had(inferencer, tmp_path):
     for name in 'abc':
         write(tmp_path / 'in' / f'{name}.png')
@@ -142,6 +172,15 @@ def test_second_run_into_the_source_does_not_predict_the_first_ones_output(infer
     for _ in range(2):
         results = predict(inferencer(SEGMENTOR), tmp_path, tmp_path / 'out')
         assert [r['image'] for r in results] == ['a.png']
+
+
+@pytest.mark.parametrize('folder', ['drawn', 'labels'])
+def test_photos_in_a_folder_that_is_named_like_ours_are_not_replaced(inferencer, tmp_path, folder):
+    write(tmp_path / 'a.png')
+    photo = write(tmp_path / folder / 'a.png', (0, 0, 255))
+    with pytest.raises(DataError, match=r'has images in drawn or labels, and no predictions\.json'):
+        predict(inferencer(SEGMENTOR), tmp_path, tmp_path)
+    assert pixel(photo) == (0, 0, 255)
 
 
 def test_inputs_are_never_replaced(inferencer, tmp_path):

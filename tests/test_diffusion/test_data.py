@@ -109,6 +109,14 @@ def test_images_are_shrunk_cut_and_mirrored(tmp_path):
     assert images[:, 1:].max() == 0
 
 
+def test_no_square_is_cut_out_of_a_strip(tmp_path):
+    Image.new('L', (100, 1)).save(tmp_path / 'x.png')
+    assert read_square(tmp_path / 'x.png', 8).shape == (8, 8, 3)
+    Image.new('L', (1, 101)).save(tmp_path / 'x.png')
+    with pytest.raises(DataError, match='has 1 x 101 pixels, and no square is cut out of a strip'):
+        read_square(tmp_path / 'x.png', 8)
+
+
 @pytest.mark.parametrize('size', [(32, 32), (33, 100), (64, 65), (500, 200), (7, 9)])
 def test_any_image_becomes_a_square_of_its_mean(tmp_path, size):
     rng = np.random.default_rng(0)

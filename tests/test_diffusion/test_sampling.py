@@ -86,6 +86,15 @@ def test_a_stopped_run_goes_on_and_redraws_nothing(tmp_path, monkeypatch):
     assert (np.load(file)['arr_0'] == whole).all()
 
 
+def test_samples_of_a_broken_model_are_not_kept(tmp_path, monkeypatch):
+    model = pixel_model()
+    broken = torch.full((4, 3, 16, 16), float('nan'))
+    monkeypatch.setattr(model, 'sample', lambda *args: broken)
+    with pytest.raises(UserError, match='One of the samples 0 to 3 holds NaN or infinity'):
+        draw_share(model, ORDER, tmp_path)
+    assert not part_file(tmp_path, 0).exists()
+
+
 def test_classes_are_taken_in_turn_from_the_same_noise(tmp_path):
     file = draw_share(pixel_model(), replace(ORDER, classes=(7, 2)), tmp_path)
     assert np.load(file)['arr_1'].tolist() == [7, 2] * 5

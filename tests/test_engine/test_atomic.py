@@ -44,6 +44,11 @@ def test_file_that_does_not_fit_the_disk_leaves_the_old_one(tmp_path):
     assert names(tmp_path) == {'a.pth'}
 
 
+def test_a_name_may_be_as_long_as_the_file_system_has_them(tmp_path):
+    write(tmp_path / ('a' * 255), b'new')
+    assert names(tmp_path) == {'a' * 255}
+
+
 def test_two_writers_do_not_meet(tmp_path):
     with whole_file(tmp_path / 'a') as first, whole_file(tmp_path / 'a') as second:
         first.write_bytes(b'first')

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mirrorla_mm.diffusion.datasets import read_square
 from mirrorla_mm.engine.data import DataError
 from mirrorla_mm.engine.images import cut_short, opening_problem, orientation, read_image
+from mirrorla_mm.restoration.images import read_image as read_to_restore
+
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n'
 
 
 def turned(path, value: int, size=(60, 40)):
@@ -56,6 +60,26 @@ def test_bomb_is_known_by_its_header_at_any_size(tmp_path, monkeypatch):
     for limit, dangerous in ((300 * 300, False), (50_000, True), (10_000, True)):
         monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', limit)
         assert (opening_problem(tmp_path / 'a.png') is not None) == dangerous
+
+
+@pytest.mark.parametrize('read', [read_image, read_to_restore, lambda path: read_square(path, 32)])
+def test_no_program_is_run_for_postscript_by_another_name(tmp_path, monkeypatch, read):
+    ran = []
+    monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', lambda *args: ran.append(args))
+    (tmp_path / 'a.png').write_bytes(EPS)
+    with pytest.raises(DataError, match=r'a\.png is no image, but a program in PostScript'):
+        read(tmp_path / 'a.png')
+    assert not ran
+
+
+def test_a_folder_is_no_image(tmp_path):
+    (tmp_path / 'a.png').mkdir()
+    assert opening_problem(tmp_path / 'a.png') == 'is a folder'
+    assert cut_short(tmp_path / 'a.png') is None
+
+
+def test_a_name_that_no_file_can_have_does_not_exist(tmp_path):
+    assert opening_problem(tmp_path / ('a' * 300)) == 'does not exist'
 
 
 def test_half_a_file_is_cut_short_and_a_whole_one_with_a_tail_is_not(tmp_path):

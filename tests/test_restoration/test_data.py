@@ -88,6 +88,17 @@ def test_small_images_are_left_out_where_that_is_asked_for(benchmark):
     assert [data.get_data_info(i)['gt_path'][-5:] for i in range(len(data))] == ['1.png']
 
 
+def test_unreadable_images_stay_for_the_policy_of_bad_data_to_judge(benchmark):
+    (benchmark / 'HR/0.png').write_bytes(b'damaged')
+    loader = dict(
+        type='mirrorla_mm.CheckedLoading', policy='skip', transform=dict(type='LoadImageFromFile')
+    )
+    pipeline = [dict(type='mirrorla_mm.LoadImagePair', loader=loader)]
+    options = dict(filter_cfg=dict(min_size=30), pipeline=pipeline)
+    data = SuperResolutionDataset(2, str(benchmark), **options)
+    assert [data.prepare_data(i) is None for i in range(len(data))] == [True, False]
+
+
 def test_ground_truths_have_any_suffix_in_any_case(tmp_path):
     files = [tmp_path / 'in' / f'{name}.png' for name in ('ax2', 'b')]
     (tmp_path / 'hr').mkdir()

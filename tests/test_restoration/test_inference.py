@@ -53,6 +53,39 @@ def test_what_cannot_be_scored_is_enlarged_all_the_same(restorer, tmp_path):
     assert {'PSNR', 'SSIM'} <= with_a_row_more.keys()
 
 
+def test_no_image_is_made_of_a_broken_model_s_numbers(restorer, tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), draw(12, 12))
+    for parameter in restorer.parameters():
+        parameter.data.fill_(float('nan'))
+    result = restore(restorer, tmp_path / 'a.png', tmp_path / 'out')[0]
+    assert 'a.png enlarged holds NaN or infinity' in result['error']
+    assert not (tmp_path / 'out/a.png').exists()
+
+
+def test_one_odd_file_does_not_stop_the_others(restorer, tmp_path):
+    (tmp_path / 'in/b.png').mkdir(parents=True)
+    for name in ('a.png', 'c.png'):
+        cv2.imwrite(str(tmp_path / 'in' / name), draw(12, 12))
+    (tmp_path / 'out/a.png').mkdir(parents=True)
+    results = restore(restorer, tmp_path / 'in', tmp_path / 'out')
+    assert [list(result)[1] for result in results] == ['error', 'width']
+    assert 'Is a directory' in results[0]['error']
+    assert json.loads((tmp_path / 'out/results.json').read_text()) == results
+
+
+def test_an_interrupted_run_keeps_what_it_had(restorer, tmp_path):
+    for name in 'ab':
+        (tmp_path / 'in').mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f'in/{name}.png'), draw(12, 12))
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore(restorer, tmp_path / 'in', tmp_path / 'out', tell=stop)
+    assert len(json.loads((tmp_path / 'out/results.json').read_text())) == 1
+
+
 def test_names_that_are_no_text_are_told_and_kept(restorer, tmp_path, capsys):
     name = os.fsdecode(b'b\xfcck')
     cv2.imwrite(str(tmp_path / 'plain.png'), draw(12, 12))

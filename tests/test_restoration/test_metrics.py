@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.restoration.metrics import PSNR, SSIM, to_uint8
 
 
@@ -62,6 +63,19 @@ def test_predictions_are_rounded_to_8_bits():
     image = torch.tensor([[[0.499, -0.2, 1.7]]]).expand(3, 1, 3) * torch.tensor(1.0)
     assert to_uint8(image)[0, :, 0].tolist() == [127, 0, 255]
     assert to_uint8((image * 0 + 10).byte())[0, 0, 0] == 10
+
+
+@pytest.mark.parametrize('metric', [PSNR(), SSIM()])
+@pytest.mark.parametrize('number', [math.nan, math.inf])
+def test_predictions_of_a_broken_model_are_not_scored(metric, number):
+    _, truth = images()
+    prediction = torch.zeros(3, *truth.shape[:2])
+    prediction[1, 2, 3] = number
+    sample = dict(
+        pred_img=prediction, gt_img=torch.from_numpy(truth).permute(2, 0, 1), gt_path='a.png'
+    )
+    with pytest.raises(UserError, match=r'The prediction for a\.png holds NaN or infinity'):
+        metric.process(None, [sample])
 
 
 def test_a_row_for_each_set_and_the_mean_of_the_rows():

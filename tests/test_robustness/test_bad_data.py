@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import mirrorla_mm  # noqa: F401
 from mirrorla_mm.engine.bad_data import TRANSFORM, BadDataHook, CheckedLoading, check_loading
@@ -107,12 +108,36 @@ def test_missing_image_is_skipped_and_noted(tmp_path):
     assert json.loads(log.read_text())['path'].endswith('none.jpg')
 
 
+def test_what_pillow_refuses_to_unpack_is_refused_or_skipped_by_name(tmp_path):
+    info = PngInfo()
+    info.add_text('workflow', 'x' * (1 << 20) + 'y', zip=True)
+    Image.new('RGB', (60, 40)).save(tmp_path / 'a.png', pnginfo=info)
+    with pytest.raises(DataError, match=r'a\.png cannot be opened \(.*: save it anew'):
+        load(tmp_path / 'a.png')
+    assert load(tmp_path / 'a.png', policy='skip') is None
+
+
+def test_an_error_while_a_file_is_judged_is_that_file_s(tmp_path, monkeypatch):
+    path = write(tmp_path / 'a.png', image())
+    monkeypatch.setattr('mirrorla_mm.engine.bad_data.opening_problem', lambda path: 1 / 0)
+    assert load(path, policy='skip') is None
+
+
 def test_image_of_another_size_than_its_annotations_is_refused(tmp_path):
     path = write(tmp_path / 'a.png', image())
     loader = CheckedLoading(dict(type='LoadImageFromFile'))
     assert loader(dict(img_path=path, height=40, width=60)) is not None
     with pytest.raises(DataError, match='is 60 x 40 pixels, but its annotations are for 40 x 60'):
         loader(dict(img_path=path, height=60, width=40))
+
+
+def test_no_program_is_run_for_labels_in_postscript(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', lambda *args: ran.append(args))
+    (tmp_path / 'l.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n')
+    with pytest.raises(DataError, match=r'l\.png is no image, but a program in PostScript'):
+        load_labels(tmp_path / 'l.png')
+    assert not ran
 
 
 def test_labels_of_another_size_are_refused(tmp_path):
