@@ -19,7 +19,8 @@ pickle reaches code:
 A small file cannot cost much either. A :class:`Budget` in proportion to the file pays for opcodes
 and for every byte that a call makes; only plain keys are hashed, nothing nested; and
 :func:`check_content` refuses cycles, great depth and structures that are small in the file but grow
-when they are walked.
+when they are walked, and objects with attributes such as ``__array_interface__``, by which NumPy
+would read any memory.
 
 A user who trusts a class allows it with :func:`torch.serialization.add_safe_globals`.
 """
@@ -787,6 +788,9 @@ _LEAVES = (
 )
 
 
+_NAMESPACES = (Namespace, types.SimpleNamespace)
+
+
 def _children(item: Any) -> list | None:
     """Items of a container; None of a leaf."""
     if isinstance(item, dict):
@@ -795,9 +799,25 @@ def _children(item: Any) -> list | None:
         return own if metadata is None or isinstance(item, ConfigDict) else [*own, metadata]
     if isinstance(item, (list, tuple, set, frozenset, collections.deque)):
         return list(item)
-    if isinstance(item, (Namespace, types.SimpleNamespace)):
+    if isinstance(item, _NAMESPACES):
         return [*item.__dict__.keys(), *item.__dict__.values()]
     return None
+
+
+def _check_names(item: Any) -> None:
+    """Keep names of Python's own from objects: NumPy reads the memory that they tell it to.
+
+    A ``ConfigDict`` gives its items as attributes, and mmengine makes one of any dict. In a plain
+    dict text may stay: it is no address, and Detectron2's files have ``__author__``.
+    """
+    names = vars(item) if isinstance(item, _NAMESPACES) else item
+    if not isinstance(names, dict):
+        return
+    harmless = str if names is item and type(item) is not ConfigDict else ()
+    for name, value in dict.items(names):
+        special = isinstance(name, str) and name.startswith('__') and name.endswith('__')
+        if special and not isinstance(value, harmless):
+            raise Refused(f'it holds {ascii(str(name))[:60]}, a name that only Python may give')
 
 
 def check_content(content: Any, budget: Budget) -> None:
@@ -809,7 +829,8 @@ def check_content(content: Any, budget: Budget) -> None:
 
     Raises:
         Refused: If it holds itself, nests deeper than 100, is larger by shared parts than the
-            budget allows, holds text with terminal control codes, or a part of the unpickler's.
+            budget allows, holds text with terminal control codes, a name by which Python asks
+            objects what they are, or a part of the unpickler's.
     """
     harmless = tuple(kind for kind in _allowed().values() if isinstance(kind, type))
     leaves = (*_LEAVES, *harmless)
@@ -827,6 +848,7 @@ def check_content(content: Any, budget: Budget) -> None:
             _check_leaf(item, leaves)
             known[id(item)] = 0, 1
             return 0, 1
+        _check_names(item)
         if id(item) in open_ids:
             raise Refused('it holds a container that holds itself')
         open_ids.add(id(item))

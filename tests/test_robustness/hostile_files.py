@@ -376,4 +376,26 @@ ODD: dict[str, Callable[[Path], None]] = {
     ),
 }
 
-FILES = {**COSTLY, **BEYOND, **ODD}
+SPACE = name('types', 'SimpleNamespace') + b')R'
+ADDRESS = b'}' + text('data') + b'(' + number(4096) + b'\x88ts'
+ADDRESS += text('typestr') + text('|u1') + b's' + text('shape') + number(3) + b'\x85s'
+INTERFACE = b'}' + text('__array_interface__') + ADDRESS + b's'
+
+#: What NumPy would take for an array at an address of the file's choosing.
+ANYWHERE: dict[str, Callable[[Path], None]] = {
+    'namespace at an address': lambda path: archive(path, SPACE + INTERFACE + b'b'),
+    'arguments at an address': lambda path: archive(
+        path, name('argparse', 'Namespace') + b')\x81' + INTERFACE + b'b'
+    ),
+    'config at an address': lambda path: archive(path, CONFIG + INTERFACE + b'\x85R'),
+    'namespace of a text': lambda path: archive(
+        path, SPACE + b'}' + text('__class__') + text('a') + b'sb'
+    ),
+    'config of a text': lambda path: archive(
+        path, CONFIG + b'}' + text('__class__') + text('a') + b's\x85R'
+    ),
+    'dict that may become a config': lambda path: archive(path, INTERFACE),
+    'list of dicts that may': lambda path: archive(path, b']' + INTERFACE + b'a'),
+}
+
+FILES = {**COSTLY, **BEYOND, **ODD, **ANYWHERE}
