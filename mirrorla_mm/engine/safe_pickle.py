@@ -239,7 +239,13 @@ def _counter(counts: Any = None) -> collections.Counter:
 def _deque(items: Any = (), length: Any = None) -> collections.deque:
     _check(type(items) in (list, tuple), 'collections.deque of no list')
     _check(length is None or type(length) is int, 'collections.deque of no length')
+    _check_flat(items)
     return collections.deque(items, length)
+
+
+def _check_flat(items: Any) -> None:
+    """Refuse containers in a deque: nested deques overflow the stack when they are freed."""
+    _check(all(_children(item) is None for item in items), 'collections.deque of containers')
 
 
 def _of_integers(kind: type) -> Callable:
@@ -674,6 +680,11 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
     def _check_target(target: Any, *kinds: type) -> None:
         _check(type(target) in kinds, f'item of {_type_name(target)}')
 
+    def _check_sequence(self, target: Any, items: list) -> None:
+        self._check_target(target, *_SEQUENCES)
+        if type(target) is collections.deque:
+            _check_flat(items)
+
     def _check_keys(self, keys: Any) -> None:
         """Let only plain keys be hashed: nested ones can take for ever, or overflow the stack."""
         _check(type(keys) in (list, tuple), f'set of {_type_name(keys)}')
@@ -699,12 +710,12 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
     def load_append(self) -> None:
         """Append to a list."""
-        self._check_target(self.stack[-2], *_SEQUENCES)
+        self._check_sequence(self.stack[-2], self.stack[-1:])
         super().load_append()
 
     def load_appends(self) -> None:
         """Extend a list."""
-        self._check_target(self.metastack[-1][-1], *_SEQUENCES)
+        self._check_sequence(self.metastack[-1][-1], self.stack)
         super().load_appends()
 
     def load_dict(self) -> None:

@@ -161,6 +161,7 @@ def text(value: str) -> bytes:
 # table but no function, state on classes and functions, other persistent ids.
 HISTORY = name('mmengine.logging.history_buffer', 'HistoryBuffer')
 GETATTR = name('__builtin__', 'getattr')
+DEQUE = name('collections', 'deque')
 PROGRAMS = {
     'global': name('os', 'mkdir') + b'(S"SENTINEL"\ntR.',
     'global by protocol 4': b'\x8c\x02os\x8c\x05mkdir\x93(S"SENTINEL"\ntR.',
@@ -188,6 +189,9 @@ PROGRAMS = {
     'item of a class': name('argparse', 'Namespace') + b'NNs.',
     'items of a list': b'](K\x00Nu.',
     'add to a list': b'](K\x00\x90.',
+    'deque of a list': DEQUE + b'(](]etR.',
+    'append a list to a deque': DEQUE + b')R]a.',
+    'extend a deque by a list': DEQUE + b')R(]e.',
     'codec': name('_codecs', 'encode') + text('a') + text('rot13') + b'\x86R.',
     'object dtype': name('numpy', 'dtype') + text('O8') + b'\x85R.',
     'structured dtype': name('numpy', 'dtype') + text('f4,O') + b'\x85R.',
