@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import all_gather_object, is_distributed
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -146,6 +147,27 @@ def _faults_of_state(checkpoint: dict) -> Iterator[str]:
             key.startswith('best_score') and not _is_number(info[key])
         ):
             yield f'its message_hub.runtime_info.{key} is no number'
+
+
+def _check_same_everywhere(checkpoint: dict, name: str) -> None:
+    """Make sure that all processes resume from one state: each may have a disk of its own."""
+    weights = (value for value in checkpoint['state_dict'].values() if isinstance(value, Tensor))
+    total = hashlib.blake2b()
+    for weight in weights:
+        total.update(_raw(weight))
+    place = {key: checkpoint['meta'][key] for key in ('epoch', 'iter')}
+    places = all_gather_object((place, total.digest()))
+    for rank, other in enumerate(places):
+        if other != places[0]:
+            raise CheckpointError(
+                f'The checkpoint {name} is not the same in all processes: the first has one of '
+                f'{places[0][0]}, process {rank} another of {other[0]}. Copy one to all machines, '
+                'or use a work dir that they share.'
+            )
+
+
+def _raw(weight: Tensor) -> bytes:
+    return weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _is_count(value: Any) -> bool:
@@ -300,6 +322,8 @@ class CheckpointFitHook(Hook):
         if not runner._resume:
             return
         check_training_state(checkpoint, self.filename)
+        if isinstance(runner, Runner) and is_distributed():
+            _check_same_everywhere(checkpoint, self.filename)
         if 'ema_state_dict' in checkpoint and any(isinstance(h, EMAHook) for h in runner.hooks):
             # EMAHook saves the averages as the weights, and the weights here.
             check_fit(runner.model, {'state_dict': checkpoint['ema_state_dict']}, self.filename)
@@ -378,6 +402,6 @@ def _fingerprints(weights: Iterable[Any]) -> Iterator[bytes]:
     """A hash of the values of each weight; constant ones say nothing of their origin."""
     for weight in weights:
         if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim:
-            values = weight.detach().float().cpu().contiguous()
+            values = weight.detach().float()
             if values.min() < values.max():
-                yield hashlib.blake2b(values.view(torch.uint8).numpy().tobytes()).digest()
+                yield hashlib.blake2b(_raw(values)).digest()
