@@ -177,7 +177,7 @@ def _without_programs(content: Any) -> Any:
     for owner, key in ((content, 'meta'), (hub, 'runtime_info')):
         held = owner.get(key) if isinstance(owner, dict) else None
         if isinstance(held, dict):
-            dict.pop(held, 'config', None)
+            held.pop('config', None)  # by its own type: dict's breaks an OrderedDict
             if 'cfg' in held:
                 dict.__setitem__(owner, key, _Quoted(dict.items(held)))
     return content

@@ -555,6 +555,15 @@ def test_config_of_a_checkpoint_is_kept_but_not_handed_out(tmp_path):
     assert torch.load(tmp_path / 'b.pth', weights_only=True)['cfg'] == 'a = 1'
 
 
+def test_meta_may_be_an_ordered_dict(tmp_path):
+    meta = OrderedDict(config='a = 1', epoch=3, cfg='b = 1')
+    torch.save({'meta': meta}, tmp_path / 'a.pth')
+    assert list(load_checkpoint_file(tmp_path / 'a.pth')['meta'].items())[0] == ('epoch', 3)
+    del meta['cfg']
+    torch.save({'meta': meta}, tmp_path / 'a.pth')
+    assert load_checkpoint_file(tmp_path / 'a.pth')['meta'] == OrderedDict(epoch=3)
+
+
 @pytest.mark.parametrize('task', ['mmdet', 'mmseg'])
 def test_inferencer_without_a_config_asks_for_one(programmed, task):
     apis = importlib.import_module(f'{task}.apis')
