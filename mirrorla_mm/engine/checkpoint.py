@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections import OrderedDict
 from http.client import HTTPException
 from pathlib import Path
@@ -132,7 +133,10 @@ def _forbidden(name: str, error: safe_pickle.ForbiddenGlobal) -> str:
         f'{error.name}, which is not among the types that a checkpoint may hold and could run '
         'code on this machine'
     )
-    if error.can_be_allowed:
+    package = error.name.partition('.')[0]
+    if package == 'torch':
+        message += '; if you trust the file, save the state_dict() of its model in one of its own'
+    elif error.can_be_allowed and package not in sys.stdlib_module_names:
         message += (
             '; if you trust both, let a module of custom_imports call '
             f'torch.serialization.add_safe_globals([{error.name}])'

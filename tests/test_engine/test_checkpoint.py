@@ -646,6 +646,16 @@ def test_class_that_is_refused_is_named_with_the_way_to_allow_it(tmp_path):
     assert not (tmp_path / 'ran').exists()
 
 
+def test_advice_to_allow_a_class_is_given_where_it_helps(tmp_path):
+    torch.save(nn.Linear(1, 1), tmp_path / 'a.pth')
+    with pytest.raises(UnsafeCheckpointError, match=r'torch\.\S+Linear.* save the state_dict\(\)'):
+        load_checkpoint_file(tmp_path / 'a.pth')
+    torch.save({'x': Call(os.mkdir, str(tmp_path / 'ran'))}, tmp_path / 'a.pth')
+    with pytest.raises(UnsafeCheckpointError) as info:
+        load_checkpoint_file(tmp_path / 'a.pth')
+    assert 'mkdir' in str(info.value) and 'add_safe_globals' not in str(info.value)
+
+
 def test_what_others_allow_for_torch_s_loader_is_still_read_in_the_safe_way(tmp_path):
     history = HistoryBuffer([1.0, 3.0], [1, 1])
     torch.save({'loss': history, 'seen': np.arange(3.0)}, tmp_path / 'a.pth')
