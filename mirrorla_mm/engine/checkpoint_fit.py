@@ -401,7 +401,7 @@ def _pretrained(model: nn.Module, load_from: str | None) -> Iterator[tuple[nn.Mo
 def _fingerprints(weights: Iterable[Any]) -> Iterator[bytes]:
     """A hash of the values of each weight; constant ones say nothing of their origin."""
     for weight in weights:
-        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim:
+        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.numel():
             values = weight.detach().float()
             if values.min() < values.max():
                 yield hashlib.blake2b(_raw(values)).digest()

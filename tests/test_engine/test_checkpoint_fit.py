@@ -236,6 +236,11 @@ def test_load_from_of_the_same_architecture_is_trained_on(tmp_path):
 def test_pretrained_part_of_another_architecture_is_refused(tmp_path):
     class Part(nn.Module):
         init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'start.pth')}
+def test_an_empty_weight_says_nothing_of_its_origin(tmp_path):
+    weights = {**ToyModel().state_dict(), 'empty': torch.empty(0, 4)}
+    start(tmp_path, weights, load_from=str(tmp_path / 'start.pth'))
+
+
 
         def __init__(self):
             super().__init__()
