@@ -24,6 +24,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import Tensor
 
 from . import safe_pickle
 from .errors import UserError
@@ -38,6 +39,7 @@ __all__ = [
     'load_checkpoint_file',
     'load_url',
     'misfit',
+    'other_numbers',
     'register_safe_loader',
     'require_file',
 ]
@@ -189,6 +191,21 @@ def _without_programs(content: Any) -> Any:
 
 # What ``load_state_dict`` raises for entries of another shape, kind or type.
 LOADING_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError)
+
+
+def other_numbers(theirs: Tensor, ours: Tensor) -> str | None:
+    """What loading would do without a word to numbers of another kind; None where it is sound.
+
+    Args:
+        theirs (Tensor): Of a file.
+        ours (Tensor): That it would be copied into.
+    """
+    if theirs.is_complex() and not ours.is_complex():
+        return 'is complex there, and loading would drop the imaginary part'
+    if ours.is_floating_point() and not theirs.is_floating_point():
+        kind = str(theirs.dtype).removeprefix('torch.')
+        return f'holds numbers of {kind} there, as a quantized or a converted file does'
+    return None
 
 
 def misfit(error: Exception) -> str:

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
-from .checkpoint import LOADING_ERRORS, CheckpointError, load_checkpoint_file, misfit
+from .checkpoint import (
+    LOADING_ERRORS,
+    CheckpointError,
+    load_checkpoint_file,
+    misfit,
+    other_numbers,
+)
 
 __all__ = ['CheckpointFitHook', 'StartHook', 'check_fit', 'check_training_state']
 
@@ -78,11 +84,10 @@ def _load(model: nn.Module, weights: dict, name: str) -> None:
         value = renamed.get(key, own)
         if not isinstance(value, Tensor):
             fault = f'is no tensor there, but of type {type(value).__name__}'
-        elif value.is_complex() and not own.is_complex():
-            fault = 'is complex there, and loading would drop the imaginary part'
         else:
-            continue
-        raise CheckpointError(f'The checkpoint {name} is of another model: {key} {fault}.')
+            fault = other_numbers(value, own)
+        if fault:
+            raise CheckpointError(f'The checkpoint {name} is of another model: {key} {fault}.')
     try:
         absent, beyond = model.load_state_dict(renamed, strict=False)
     except LOADING_ERRORS as error:

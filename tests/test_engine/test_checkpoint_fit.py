@@ -40,7 +40,14 @@ def test_what_follows_from_the_config_may_be_missing():
 
 
 @pytest.mark.parametrize(
-    'weight', [torch.ones(2, 2, device='meta'), torch.eye(2).to_sparse(), torch.ones(2, 2).cfloat()]
+    'weight',
+    [
+        torch.ones(2, 2, device='meta'),
+        torch.eye(2).to_sparse(),
+        torch.ones(2, 2).cfloat(),
+        torch.ones(2, 2, dtype=torch.int8),
+        torch.ones(2, 2, dtype=torch.bool),
+    ],
 )
 def test_weight_that_cannot_be_copied_leaves_the_model_untouched(weight):
     model = nn.Linear(2, 2, bias=False)
@@ -229,6 +236,11 @@ def test_load_from_of_another_architecture_is_refused(tmp_path):
     start(tmp_path, other, share=0, load_from=file)
 
 
+def test_an_empty_weight_says_nothing_of_its_origin(tmp_path):
+    weights = {**ToyModel().state_dict(), 'empty': torch.empty(0, 4)}
+    start(tmp_path, weights, load_from=str(tmp_path / 'start.pth'))
+
+
 def test_load_from_of_the_same_architecture_is_trained_on(tmp_path):
     start(tmp_path, ToyModel().state_dict(), load_from=str(tmp_path / 'start.pth'))
 
@@ -236,11 +248,6 @@ def test_load_from_of_the_same_architecture_is_trained_on(tmp_path):
 def test_pretrained_part_of_another_architecture_is_refused(tmp_path):
     class Part(nn.Module):
         init_cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'start.pth')}
-def test_an_empty_weight_says_nothing_of_its_origin(tmp_path):
-    weights = {**ToyModel().state_dict(), 'empty': torch.empty(0, 4)}
-    start(tmp_path, weights, load_from=str(tmp_path / 'start.pth'))
-
-
 
         def __init__(self):
             super().__init__()
