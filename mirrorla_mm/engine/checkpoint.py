@@ -9,6 +9,7 @@ under ``load_checkpoint``, ``Runner.load_checkpoint`` and ``resume``,
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -239,14 +240,15 @@ def load_url(
         map_location (Any): As for :func:`torch.load`.
         progress (bool): Show a bar.
         check_hash (bool): Compare the file with the hash in its name, ``NAME-HASH.pth``.
-        file_name (str, optional): Its name in the cache. Defaults to that of the URL.
+        file_name (str, optional): Its name in the cache. Defaults to that of the URL, with a digest
+            of the URL where the name has no hash: ``epoch_12.pth`` is the name of many files.
         weights_only (bool): Of no effect: no file is executed.
 
     Raises:
         CheckpointError: If it cannot be downloaded or read.
     """
     folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
-    path = folder / (file_name or Path(urlparse(url).path).name)
+    path = folder / (file_name or _name_in_cache(url))
     if path.exists():
         try:
             return load_checkpoint_file(path, map_location)
@@ -258,6 +260,13 @@ def load_url(
     except DamagedCheckpointError as error:
         path.unlink()
         raise CheckpointError(f'The checkpoint {url} did not arrive whole: {error}') from None
+
+
+def _name_in_cache(url: str) -> str:
+    name = Path(urlparse(url).path)
+    if re.search(r'-[0-9a-f]{8,}$', name.stem):
+        return name.name
+    return f'{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{name.suffix}'
 
 
 def _download(url: str, path: Path, progress: bool, check_hash: bool) -> None:

@@ -474,6 +474,19 @@ def test_url_is_downloaded_once_and_loaded(tmp_path):
     assert [path.name for path in cache.iterdir()] == ['b.pth']
 
 
+def test_files_of_one_name_do_not_share_the_cache(tmp_path):
+    options = {'model_dir': str(tmp_path / 'cache'), 'progress': False}
+    for project in ('one', 'two'):
+        (tmp_path / project).mkdir()
+        file = tmp_path / project / 'epoch_12.pth'
+        torch.save({'project': project}, file)
+        for _ in range(2):
+            assert load_url(file.as_uri(), **options) == {'project': project}
+    # A name with a hash is that of one file, and of others' caches.
+    torch.save({'a': 1}, tmp_path / 'cache' / 'resnet-5891d200.pth')
+    assert load_url('https://nowhere.invalid/resnet-5891d200.pth', **options) == {'a': 1}
+
+
 def test_a_cut_file_is_let_go_while_its_error_is_kept(tmp_path, monkeypatch):
     streams = []
 
@@ -504,6 +517,7 @@ def test_download_that_was_cut_does_not_stay_in_the_cache(tmp_path):
         load_url(url, **options)
     assert not list((cache / 'cache').iterdir())
     (tmp_path / 'a.pth').write_bytes(whole)
+    options['file_name'] = 'a.pth'
     (cache / 'cache/a.pth').write_bytes(whole[:-999])  # as earlier versions left it
     assert load_url(url, **options)['a'].sum() == 999
 
