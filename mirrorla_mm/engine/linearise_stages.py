@@ -26,6 +26,7 @@ from .checkpoint_fit import CheckpointFitHook
 from .configs import preprocessor_of
 from .data import check_data
 from .distributed import decided_by_first, join_processes
+from .errors import UserError
 from .launch import build_runner
 from .linearise import layers_of, linear_config
 from .linearise_model import (
@@ -74,7 +75,8 @@ class Linearisation:
         options (dict, optional): Of the new backbone, see :func:`.linear_config`.
 
     Raises:
-        UserError: If the backbone cannot be linearised, or the work dir holds another model's.
+        UserError: If the backbone cannot be linearised, the checkpoint is a URL, or the work dir
+            holds another model's.
         CheckpointError: If the checkpoint does not fit.
     """
 
@@ -88,6 +90,11 @@ class Linearisation:
         lrs: Mapping[str, float],
         options: dict | None = None,
     ) -> None:
+        if '://' in checkpoint:
+            raise UserError(
+                f'The checkpoint {checkpoint} is a URL, and the work dir notes a digest of a file: '
+                'download it, and name the file.'
+            )
         self.cfg = cfg
         self.checkpoint = checkpoint
         self.attn = attn
