@@ -84,7 +84,7 @@ def build(args: argparse.Namespace) -> nn.Module:
     if args.config is None:
         model = MirrorLA(args.arch, args.layout)
     else:
-        cfg = read_config(args.config)
+        cfg = read_config(args.config, needs=('model.backbone',))
         init_default_scope(cfg.get('default_scope', 'mirrorla_mm'))
         cfg.model.backbone.init_cfg = None
         if 'pretrained' in cfg.model:  # mmseg's way of naming the backbone's weights

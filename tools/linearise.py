@@ -128,7 +128,7 @@ def costs(run: Linearisation, inputs: Inputs) -> list[Cost]:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
-        cfg = load_config(args)
+        cfg = load_config(args, ('model.backbone',))
         require_file(args.checkpoint)
         if args.work_dir is None:
             cfg.work_dir = f'{cfg.work_dir}-{args.attn}'

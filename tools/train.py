@@ -17,7 +17,7 @@ from mirrorla_mm.engine.launch import (
 )
 from mirrorla_mm.engine.memory import keep_freed_memory
 from mirrorla_mm.engine.prepare import prepare_training
-from mirrorla_mm.engine.resuming import find_latest_checkpoint
+from mirrorla_mm.engine.resuming import checkpoint_for_all
 from mirrorla_mm.engine.unused_parameters import name_unused_parameters
 from mirrorla_mm.engine.work_dir import hold_work_dir
 
@@ -82,7 +82,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 def resume_from(cfg: Config, checkpoint: str) -> str | None:
     """Set the checkpoint to resume from; where there is none yet, training starts afresh."""
     if checkpoint == 'auto':
-        checkpoint = find_latest_checkpoint(cfg.work_dir)
+        checkpoint = checkpoint_for_all(cfg)
     cfg.resume = checkpoint is not None
     if checkpoint:
         require_file(checkpoint)

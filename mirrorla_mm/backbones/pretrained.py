@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from ..engine.checkpoint import LOADING_ERRORS, CheckpointError, misfit
+from ..engine.checkpoint import LOADING_ERRORS, CheckpointError, misfit, other_numbers
 
 ENOUGH = 0.5  # Upstream's weights fill some 70 % of a host whose attention is another.
 NAMED = 3
@@ -46,15 +46,21 @@ def load_pretrained(
         adapt (Callable, optional): Changes the entries to the host's names and shapes.
 
     Raises:
-        CheckpointError: If an entry has another shape than the host's, if no entry begins with
-            ``prefix``, or if the checkpoint holds less than ``min_loaded``, by default half, of the
-            host's parameters.
+        CheckpointError: If an entry has another shape or kind of numbers than the host's, if no
+            entry begins with ``prefix``, or if the checkpoint holds less than ``min_loaded``, by
+            default half, of the host's parameters.
     """
     file, prefix = model.init_cfg['checkpoint'], model.init_cfg.get('prefix')
     checkpoint = CheckpointLoader.load_checkpoint(file, map_location='cpu', logger='current')
     weights = _without_prefix(_weights(checkpoint, file), prefix, file)
     weights = weights if adapt is None else adapt(weights)
     origin = _origin(checkpoint)
+    for key, own in model.state_dict().items():
+        fault = other_numbers(weights[key], own) if isinstance(weights.get(key), Tensor) else None
+        if fault:
+            raise CheckpointError(
+                f'{file} does not fit {type(model).__name__}: {key} {fault}.{origin}'
+            )
     try:
         absent, beyond = model.load_state_dict(weights, strict=False)
     except LOADING_ERRORS as error:

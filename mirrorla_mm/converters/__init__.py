@@ -3,7 +3,7 @@
 from .backbone import convert_backbone
 from .converted import ConversionError, Converted, report
 from .dctlsa import convert_dctlsa, official_dctlsa
-from .files import convert_file, write_checkpoint
+from .files import blamed_on, convert_file, write_checkpoint
 from .fitting import fit
 from .nalaformer import convert_nalaformer
 from .naming import rename_keys
@@ -14,6 +14,7 @@ from .swin_pvt import convert_swin_pvt
 __all__ = [
     'ConversionError',
     'Converted',
+    'blamed_on',
     'convert_backbone',
     'convert_dctlsa',
     'convert_file',

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +14,9 @@ from ..engine.errors import UserError
 
 # Settings that the config decides: they choose among the outputs, not among the weights.
 OUTPUTS = ('type', 'out_indices', 'out_norm')
+
+
+Result = TypeVar('Result')
 
 
 class ConversionError(UserError, ValueError):
@@ -39,14 +42,14 @@ class Converted:
     assumed: dict[str, Any] = field(default_factory=dict)
 
 
-def blames_the_file(convert: Callable[..., Converted]) -> Callable[..., Converted]:
+def blames_the_file(convert: Callable[..., Result]) -> Callable[..., Result]:
     """Decorate a converter: shapes that make no sense become a :class:`ConversionError`.
 
     A ``ValueError`` has a message for people already and stays as it is.
     """
 
     @functools.wraps(convert)
-    def checked(*args, **kwargs) -> Converted:
+    def checked(*args, **kwargs) -> Result:
         try:
             return convert(*args, **kwargs)
         except ValueError:

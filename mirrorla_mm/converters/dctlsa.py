@@ -71,6 +71,7 @@ def convert_dctlsa(
     )
 
 
+@blames_the_file
 def official_dctlsa(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The authors' file of a model trained here, which their code and spandrel read.
 

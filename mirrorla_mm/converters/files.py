@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,6 +13,25 @@ from torch import Tensor
 from ..engine.atomic import whole_file
 from .converted import ConversionError, Converted
 from .reading import read_state_dict
+
+
+@contextmanager
+def blamed_on(src: str | os.PathLike) -> Iterator[None]:
+    """Name the file that is converted where a converter refuses it.
+
+    Args:
+        src (str | os.PathLike): The file.
+
+    Raises:
+        ConversionError: For any ``ValueError``.
+    """
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error)
+        raise ConversionError(
+            f'{src} cannot be converted: {reason[:1].lower()}{reason[1:]}'
+        ) from error
 
 
 def convert_file(
@@ -35,13 +55,8 @@ def convert_file(
         OSError: If there is no such file, or ``dst`` cannot be written.
     """
     weights = read_state_dict(src)
-    try:
+    with blamed_on(src):
         converted = convert(weights)
-    except ValueError as error:
-        reason = str(error)
-        raise ConversionError(
-            f'{src} cannot be converted: {reason[:1].lower()}{reason[1:]}'
-        ) from error
     write_checkpoint(converted, dst)
     return converted
 

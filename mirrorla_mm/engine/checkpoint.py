@@ -9,9 +9,11 @@ under ``load_checkpoint``, ``Runner.load_checkpoint`` and ``resume``,
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
+import sys
 from collections import OrderedDict
 from http.client import HTTPException
 from pathlib import Path
@@ -23,6 +25,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import Tensor
 
 from . import safe_pickle
 from .errors import UserError
@@ -37,6 +40,7 @@ __all__ = [
     'load_checkpoint_file',
     'load_url',
     'misfit',
+    'other_numbers',
     'register_safe_loader',
     'require_file',
 ]
@@ -132,7 +136,10 @@ def _forbidden(name: str, error: safe_pickle.ForbiddenGlobal) -> str:
         f'{error.name}, which is not among the types that a checkpoint may hold and could run '
         'code on this machine'
     )
-    if error.can_be_allowed:
+    package = error.name.partition('.')[0]
+    if package == 'torch':
+        message += '; if you trust the file, save the state_dict() of its model in one of its own'
+    elif error.can_be_allowed and package not in sys.stdlib_module_names:
         message += (
             '; if you trust both, let a module of custom_imports call '
             f'torch.serialization.add_safe_globals([{error.name}])'
@@ -177,7 +184,7 @@ def _without_programs(content: Any) -> Any:
     for owner, key in ((content, 'meta'), (hub, 'runtime_info')):
         held = owner.get(key) if isinstance(owner, dict) else None
         if isinstance(held, dict):
-            dict.pop(held, 'config', None)
+            held.pop('config', None)  # by its own type: dict's breaks an OrderedDict
             if 'cfg' in held:
                 dict.__setitem__(owner, key, _Quoted(dict.items(held)))
     return content
@@ -185,6 +192,21 @@ def _without_programs(content: Any) -> Any:
 
 # What ``load_state_dict`` raises for entries of another shape, kind or type.
 LOADING_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError)
+
+
+def other_numbers(theirs: Tensor, ours: Tensor) -> str | None:
+    """What loading would do without a word to numbers of another kind; None where it is sound.
+
+    Args:
+        theirs (Tensor): Of a file.
+        ours (Tensor): That it would be copied into.
+    """
+    if theirs.is_complex() and not ours.is_complex():
+        return 'is complex there, and loading would drop the imaginary part'
+    if ours.is_floating_point() and not theirs.is_floating_point():
+        kind = str(theirs.dtype).removeprefix('torch.')
+        return f'holds numbers of {kind} there, as a quantized or a converted file does'
+    return None
 
 
 def misfit(error: Exception) -> str:
@@ -218,14 +240,15 @@ def load_url(
         map_location (Any): As for :func:`torch.load`.
         progress (bool): Show a bar.
         check_hash (bool): Compare the file with the hash in its name, ``NAME-HASH.pth``.
-        file_name (str, optional): Its name in the cache. Defaults to that of the URL.
+        file_name (str, optional): Its name in the cache. Defaults to that of the URL, with a digest
+            of the URL where the name has no hash: ``epoch_12.pth`` is the name of many files.
         weights_only (bool): Of no effect: no file is executed.
 
     Raises:
         CheckpointError: If it cannot be downloaded or read.
     """
     folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
-    path = folder / (file_name or Path(urlparse(url).path).name)
+    path = folder / (file_name or _name_in_cache(url))
     if path.exists():
         try:
             return load_checkpoint_file(path, map_location)
@@ -237,6 +260,13 @@ def load_url(
     except DamagedCheckpointError as error:
         path.unlink()
         raise CheckpointError(f'The checkpoint {url} did not arrive whole: {error}') from None
+
+
+def _name_in_cache(url: str) -> str:
+    name = Path(urlparse(url).path)
+    if re.search(r'-[0-9a-f]{8,}$', name.stem):
+        return name.name
+    return f'{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{name.suffix}'
 
 
 def _download(url: str, path: Path, progress: bool, check_hash: bool) -> None:

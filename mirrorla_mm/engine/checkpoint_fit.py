@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import all_gather_object, is_distributed
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import Optimizer
 
-from .checkpoint import LOADING_ERRORS, CheckpointError, load_checkpoint_file, misfit
+from .checkpoint import (
+    LOADING_ERRORS,
+    CheckpointError,
+    load_checkpoint_file,
+    misfit,
+    other_numbers,
+)
 
 __all__ = ['CheckpointFitHook', 'StartHook', 'check_fit', 'check_training_state']
 
 _TRAINING_STATE = ('meta', 'message_hub', 'optimizer')
+LACKS_SCHEDULES = (
+    'it lacks the param_schedulers, as save_param_scheduler=False leaves them out, and the '
+    'schedules of this config would begin anew'
+)
 _HUB = ('log_scalars', 'runtime_info', 'resumed_keys')
 
 
@@ -71,11 +84,10 @@ def _load(model: nn.Module, weights: dict, name: str) -> None:
         value = renamed.get(key, own)
         if not isinstance(value, Tensor):
             fault = f'is no tensor there, but of type {type(value).__name__}'
-        elif value.is_complex() and not own.is_complex():
-            fault = 'is complex there, and loading would drop the imaginary part'
         else:
-            continue
-        raise CheckpointError(f'The checkpoint {name} is of another model: {key} {fault}.')
+            fault = other_numbers(value, own)
+        if fault:
+            raise CheckpointError(f'The checkpoint {name} is of another model: {key} {fault}.')
     try:
         absent, beyond = model.load_state_dict(renamed, strict=False)
     except LOADING_ERRORS as error:
@@ -142,6 +154,27 @@ def _faults_of_state(checkpoint: dict) -> Iterator[str]:
             yield f'its message_hub.runtime_info.{key} is no number'
 
 
+def _check_same_everywhere(checkpoint: dict, name: str) -> None:
+    """Make sure that all processes resume from one state: each may have a disk of its own."""
+    weights = (value for value in checkpoint['state_dict'].values() if isinstance(value, Tensor))
+    total = hashlib.blake2b()
+    for weight in weights:
+        total.update(_raw(weight))
+    place = {key: checkpoint['meta'][key] for key in ('epoch', 'iter')}
+    places = all_gather_object((place, total.digest()))
+    for rank, other in enumerate(places):
+        if other != places[0]:
+            raise CheckpointError(
+                f'The checkpoint {name} is not the same in all processes: the first has one of '
+                f'{places[0][0]}, process {rank} another of {other[0]}. Copy one to all machines, '
+                'or use a work dir that they share.'
+            )
+
+
+def _raw(weight: Tensor) -> bytes:
+    return weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -152,7 +185,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number, np.bool_))
 
 
-def _faults_of_optimizer(wrapper: OptimWrapper, state: dict) -> Iterator[str]:
+def _faults_of_optimizer(wrapper: OptimWrapper, state: dict, stepped: bool) -> Iterator[str]:
     """Faults that would stop, or quietly spoil, the steps of the optimizer."""
     fresh = wrapper.state_dict()
     groups, states = state.get('param_groups'), state.get('state')
@@ -172,17 +205,64 @@ def _faults_of_optimizer(wrapper: OptimWrapper, state: dict) -> Iterator[str]:
                 yield f'its optimizer has no {key}, so it is of another kind than {kind}'
     parameters = [p for group in wrapper.optimizer.param_groups for p in group['params']]
     numbers = [number for group in groups for number in group['params']]
-    for number, parameter in zip(numbers, parameters):
+    wanted = _states_after_a_step(wrapper.optimizer)
+    # A loss scaler may have passed over the first steps.
+    if stepped and not states and any(wanted) and 'loss_scaler' not in state:
+        yield 'its optimizer holds no state of any parameter'
+    for number, parameter, own in zip(numbers, parameters, wanted):
         held = states.get(number, {}) if isinstance(number, int) else None
         if not isinstance(held, dict):
             yield 'its optimizer has a state that is no dict'
+        for key in sorted(own.keys() - held.keys() if held else ()):
+            yield f'its optimizer has no {key} of a parameter whose other state it has'
         for key, value in held.items():
-            # Moments have the parameter's shape; factored ones have fewer dimensions.
-            if isinstance(value, Tensor) and value.ndim == parameter.ndim:
-                if value.shape != parameter.shape:
-                    yield f'{key} of its optimizer has another shape than the parameter'
-            elif not (isinstance(value, Tensor) or value is None or _is_number(value)):
-                yield f'{key} of its optimizer is of the type {type(value).__name__}'
+            fault = _fault_of_moment(value, parameter, own.get(key))
+            if fault:
+                yield f'{key} of its optimizer {fault}'
+
+
+def _states_after_a_step(optimizer: Optimizer) -> list[dict]:
+    """What an optimizer keeps of each parameter, by a step of a copy on tensors without values.
+
+    Nothing is known of one that cannot take such a step.
+    """
+    probe = copy.copy(optimizer)
+    probe.state = defaultdict(dict)
+    probe.param_groups = [
+        {**group, 'params': [_without_values(parameter) for parameter in group['params']]}
+        for group in optimizer.param_groups
+    ]
+    parameters = [parameter for group in probe.param_groups for parameter in group['params']]
+    try:
+        probe.step()
+    except Exception:
+        return [{} for _ in parameters]
+    return [probe.state.get(parameter, {}) for parameter in parameters]
+
+
+def _without_values(parameter: Tensor) -> Tensor:
+    like = torch.empty_like(parameter, device='meta').requires_grad_()
+    like.grad = torch.empty_like(like)
+    return like
+
+
+def _fault_of_moment(value: Any, parameter: Tensor, own: Any) -> str | None:
+    """What is wrong with a part of an optimizer's state; ``own`` is what it should be like."""
+    number = _is_number(value) and not (isinstance(own, Tensor) and own.ndim)
+    if not (isinstance(value, Tensor) or number or (value is None and own is None)):
+        return f'is of the type {type(value).__name__}'
+    if value is None:
+        return None
+    value = torch.as_tensor(value)
+    # Where nothing is known: moments have the parameter's shape; factored ones fewer dimensions.
+    shape = own.shape if isinstance(own, Tensor) else parameter.shape
+    if value.shape != shape and (isinstance(own, Tensor) or value.ndim == parameter.ndim):
+        return 'has another shape than the parameter'
+    if value.is_complex() and not parameter.is_complex():
+        return 'is complex'
+    if not value.is_complex() and not value.float().isfinite().all():
+        return 'is not finite'
+    return None
 
 
 def _faults_of_schedules(schedules: Any, states: Any) -> Iterator[str]:
@@ -194,6 +274,8 @@ def _faults_of_schedules(schedules: Any, states: Any) -> Iterator[str]:
         return
     if not isinstance(states, list) or not all(isinstance(state, dict) for state in states):
         yield 'its param_schedulers are no list of states'
+    if schedules and len(states) != len(schedules):
+        yield f'it has {len(states)} param_schedulers and this config {len(schedules)}'
     for schedule, state in zip(schedules or [], states):
         yield from _other_kinds(schedule.state_dict(), state, 'param_schedulers')
 
@@ -204,6 +286,10 @@ def _other_kinds(ours: dict, theirs: dict, place: str) -> Iterator[str]:
         known = ours[key] is not None and theirs[key] is not None
         if known and _kind(ours[key]) != _kind(theirs[key]):
             yield f'{key} of its {place} is of the type {type(theirs[key]).__name__}'
+        elif known and not _kinds(theirs[key]) <= _kinds(ours[key]):
+            yield f'{key} of its {place} holds {", ".join(sorted(_kinds(theirs[key])))}'
+        elif known and isinstance(ours[key], tuple) and len(ours[key]) != len(theirs[key]):
+            yield f'{key} of its {place} has {len(theirs[key])} parts, not {len(ours[key])}'
 
 
 def _kind(value: Any) -> str:
@@ -212,6 +298,11 @@ def _kind(value: Any) -> str:
     if isinstance(value, str) or callable(value) or isinstance(value, dict):
         return type(value).__name__
     return 'number' if _is_number(value) else type(value).__name__
+
+
+def _kinds(value: Any) -> set[str]:
+    """What a sequence holds."""
+    return set(map(_kind, value)) if isinstance(value, (list, tuple)) else set()
 
 
 class CheckpointFitHook(Hook):
@@ -236,16 +327,21 @@ class CheckpointFitHook(Hook):
         if not runner._resume:
             return
         check_training_state(checkpoint, self.filename)
+        if isinstance(runner, Runner) and is_distributed():
+            _check_same_everywhere(checkpoint, self.filename)
         if 'ema_state_dict' in checkpoint and any(isinstance(h, EMAHook) for h in runner.hooks):
             # EMAHook saves the averages as the weights, and the weights here.
             check_fit(runner.model, {'state_dict': checkpoint['ema_state_dict']}, self.filename)
         # A sharded optimizer is resumed by names, in its own way.
         wrapper = getattr(runner, 'optim_wrapper', None)
         if isinstance(runner, Runner) and isinstance(wrapper, OptimWrapper):
-            for fault in _faults_of_optimizer(wrapper, checkpoint['optimizer']):
+            stepped = checkpoint['meta']['iter'] >= wrapper._accumulative_counts
+            for fault in _faults_of_optimizer(wrapper, checkpoint['optimizer'], stepped):
                 raise _not_resumable(self.filename, fault)
-        if isinstance(runner, Runner) and 'param_schedulers' in checkpoint:
-            schedules = runner.param_schedulers
+        schedules = getattr(runner, 'param_schedulers', None)
+        if isinstance(runner, Runner) and schedules:
+            if 'param_schedulers' not in checkpoint:
+                raise _not_resumable(self.filename, LACKS_SCHEDULES)
             for fault in _faults_of_schedules(schedules, checkpoint['param_schedulers']):
                 raise _not_resumable(self.filename, fault)
 
@@ -310,7 +406,7 @@ def _pretrained(model: nn.Module, load_from: str | None) -> Iterator[tuple[nn.Mo
 def _fingerprints(weights: Iterable[Any]) -> Iterator[bytes]:
     """A hash of the values of each weight; constant ones say nothing of their origin."""
     for weight in weights:
-        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim:
-            values = weight.detach().float().cpu().contiguous()
+        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.numel():
+            values = weight.detach().float()
             if values.min() < values.max():
-                yield hashlib.blake2b(values.view(torch.uint8).numpy().tobytes()).digest()
+                yield hashlib.blake2b(_raw(values)).digest()

@@ -51,7 +51,7 @@ def read_config(
         config (str | os.PathLike): A file or, as in a ``_base_``, one that a package brings along
             (``mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py``).
         options (dict, optional): Settings by dotted names.
-        needs (Sequence[str]): Entries that it has to have.
+        needs (Sequence[str]): Entries that it has to have, by dotted names.
 
     Raises:
         UserError: If there is no such config, it cannot be read or lacks an entry.
@@ -71,13 +71,20 @@ def read_config(
         cfg.merge_from_dict(options)
     except Exception as error:
         raise UserError(f'The config {config} cannot be used: {error}') from error
-    missing = [key for key in needs if not cfg.get(key)]
+    missing = [key for key in needs if not _entry(cfg, key)]
     if missing:
         raise UserError(
             f'The config {config} has no {", ".join(missing)}: it is of another kind, or a part of '
             'a config.'
         )
     return cfg
+
+
+def _entry(cfg: Config, name: str) -> Any:
+    found: Any = cfg
+    for key in name.split('.'):
+        found = found.get(key) if isinstance(found, (Config, dict)) else None
+    return found
 
 
 def preprocessor_of(cfg: Config) -> dict:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from torch import distributed, nn
 
 from ..registry import MODEL_WRAPPERS
+from .errors import UserError
 
-__all__ = ['CPUDistributedDataParallel', 'use_gloo_without_gpu']
+__all__ = [
+    'CPUDistributedDataParallel',
+    'decided_by_first',
+    'join_processes',
+    'use_gloo_without_gpu',
+]
+
+Decision = TypeVar('Decision')
 
 
 @MODEL_WRAPPERS.register_module(force=True)
@@ -60,3 +70,38 @@ def use_gloo_without_gpu(cfg: Config) -> None:
         },
     )
     torch.set_num_threads(1)
+
+
+def join_processes(cfg: Config) -> None:
+    """Let the processes of a launch know one another before a runner does.
+
+    Args:
+        cfg (Config): With ``launcher``, and maybe ``env_cfg``.
+    """
+    if cfg.get('launcher', 'none') == 'none' or is_distributed():
+        return
+    use_gloo_without_gpu(Config(dict(launcher=cfg.launcher)))
+    if not is_distributed():
+        init_dist(cfg.launcher, **((cfg.get('env_cfg') or {}).get('dist_cfg') or {}))
+
+
+def decided_by_first(decide: Callable[[], Decision]) -> Decision:
+    """What the first process finds, in all: not all processes need to see the same disk.
+
+    Args:
+        decide (Callable): Called in the first process alone.
+
+    Raises:
+        UserError: In all processes, if ``decide`` raises it.
+        OSError: The same.
+    """
+    outcome: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            outcome[0] = decide()
+        except (UserError, OSError) as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]

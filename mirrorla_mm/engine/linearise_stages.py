@@ -12,13 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.dist import (
-    barrier,
-    broadcast_object_list,
-    init_dist,
-    is_distributed,
-    is_main_process,
-)
+from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -31,7 +25,7 @@ from .atomic import whole_file
 from .checkpoint_fit import CheckpointFitHook
 from .configs import preprocessor_of
 from .data import check_data
-from .distributed import use_gloo_without_gpu
+from .distributed import decided_by_first, join_processes
 from .errors import UserError
 from .launch import build_runner
 from .linearise import layers_of, linear_config
@@ -49,7 +43,7 @@ from .linearise_model import (
     read_checkpoint,
 )
 from .prepare import prepare_training
-from .resuming import find_latest_checkpoint
+from .resuming import checkpoint_for_all, find_latest_checkpoint
 from .settings import digest, file_digest, keep_settings
 from .work_dir import hold_work_dir
 
@@ -81,7 +75,8 @@ class Linearisation:
         options (dict, optional): Of the new backbone, see :func:`.linear_config`.
 
     Raises:
-        UserError: If the backbone cannot be linearised, or the work dir holds another model's.
+        UserError: If the backbone cannot be linearised, the checkpoint is a URL, or the work dir
+            holds another model's.
         CheckpointError: If the checkpoint does not fit.
     """
 
@@ -95,6 +90,11 @@ class Linearisation:
         lrs: Mapping[str, float],
         options: dict | None = None,
     ) -> None:
+        if '://' in checkpoint:
+            raise UserError(
+                f'The checkpoint {checkpoint} is a URL, and the work dir notes a digest of a file: '
+                'download it, and name the file.'
+            )
         self.cfg = cfg
         self.checkpoint = checkpoint
         self.attn = attn
@@ -105,7 +105,7 @@ class Linearisation:
         self.work_dir = Path(cfg.work_dir)
         self.student = linear_config(cfg, attn, stages, options)
         init_default_scope(cfg.get('default_scope') or 'mirrorla_mm')
-        _join_processes(cfg)
+        join_processes(cfg)
         self.new_parameters = self._new_parameters()
         self._claim_work_dir()
 
@@ -373,12 +373,10 @@ class Linearisation:
     @staticmethod
     def _is_there(file: Path) -> bool:
         """Whether the first process sees a file: all go the same way."""
-        found = [file.is_file()]
-        broadcast_object_list(found)
-        return found[0]
+        return decided_by_first(file.is_file)
 
     def _runner(self, cfg: Config) -> Runner:
-        latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+        latest = checkpoint_for_all(cfg)
         cfg.resume = latest is not None
         if latest:
             cfg.load_from = latest
@@ -431,44 +429,31 @@ class Linearisation:
             iters=self.iters,
             lrs=self.lrs,
         )
-        refusal: list[Exception | None] = [None]
-        if is_main_process():
+
+        def claim() -> None:
             made = (self.work_dir / RESULTS, *map(self.file, STATES))
             begun = any(file.exists() for file in made)
-            try:
-                hold_work_dir(self.work_dir)
-                keep_settings(
-                    self.work_dir / SETTINGS, settings, begun, way_out='name another --work-dir'
-                )
-            except (UserError, OSError) as error:
-                refusal = [error]
-        # The others would wait for the first process.
-        broadcast_object_list(refusal)
-        if refusal[0]:
-            raise refusal[0]
+            hold_work_dir(self.work_dir)
+            keep_settings(
+                self.work_dir / SETTINGS, settings, begun, way_out='name another --work-dir'
+            )
+
+        decided_by_first(claim)
 
     def _remembered(self, key: str, measure: Any) -> dict[str, float]:
         """The result of an earlier measurement, else of one made now."""
         file = self.work_dir / RESULTS
-        found = [json.loads(file.read_text('utf-8')) if file.is_file() else {}]
-        # The folder of the first process is the one that counts.
-        broadcast_object_list(found)
-        results = found[0]
+
+        def noted() -> dict:
+            return json.loads(file.read_text('utf-8')) if file.is_file() else {}
+
+        results = decided_by_first(noted)
         if key not in results:
             results[key] = measure()
             if is_main_process():
                 with whole_file(file) as partial:
                     partial.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
         return results[key]
-
-
-def _join_processes(cfg: Config) -> None:
-    """Let the processes of a launch know one another before the first run of several."""
-    if cfg.get('launcher', 'none') == 'none' or is_distributed():
-        return
-    use_gloo_without_gpu(Config(dict(launcher=cfg.launcher)))
-    if not is_distributed():
-        init_dist(cfg.launcher, **((cfg.get('env_cfg') or {}).get('dist_cfg') or {}))
 
 
 def shorten(cfg: Config, iters: int) -> Config:

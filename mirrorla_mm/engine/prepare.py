@@ -10,7 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 from .amp import OUR_AMP, is_amp
 from .bad_data import check_loading
 from .reproducible import make_reproducible
-from .resuming import find_latest_checkpoint
+from .resuming import checkpoint_for_all
 
 __all__ = ['prepare_training']
 
@@ -38,7 +38,7 @@ def prepare_training(cfg: Config, bad_data: str = 'refuse') -> None:
 
     Args:
         cfg (Config): Of a training run, with ``work_dir``; ``resume`` is set if it resumes, from
-            ``load_from`` or else from the latest checkpoint that can be read.
+            ``load_from`` or else from the first process's latest checkpoint that can be read.
         bad_data (str): ``'refuse'`` or ``'skip'`` what cannot be trusted.
     """
     hooks = cfg.setdefault('default_hooks', {})
@@ -59,7 +59,7 @@ def prepare_training(cfg: Config, bad_data: str = 'refuse') -> None:
     present = {hook.get('type') for hook in custom if isinstance(hook, dict)}
     cfg.custom_hooks = [*custom, *({'type': hook} for hook in HOOKS if hook not in present)]
     if cfg.get('resume') and not cfg.get('load_from'):
-        cfg.load_from = find_latest_checkpoint(cfg.work_dir)
+        cfg.load_from = checkpoint_for_all(cfg)
         cfg.resume = cfg.load_from is not None
     make_reproducible(cfg)
     check_loading(cfg, bad_data)

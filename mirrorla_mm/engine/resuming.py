@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -20,9 +21,15 @@ from torch import nn
 from ..registry import HOOKS, LOOPS
 from .atomic import PARTIAL, whole_file
 from .checkpoint import CheckpointError, UnsafeCheckpointError, load_checkpoint_file
+from .distributed import decided_by_first, join_processes
 from .errors import UserError
 
-__all__ = ['EpochBasedTrainLoop', 'LostValidationHook', 'find_latest_checkpoint']
+__all__ = [
+    'EpochBasedTrainLoop',
+    'LostValidationHook',
+    'checkpoint_for_all',
+    'find_latest_checkpoint',
+]
 
 
 def find_latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
@@ -54,6 +61,19 @@ def find_latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
         except (CheckpointError, OSError) as error:
             _warn(f'Not resumed from: {error}')
     return None
+
+
+def checkpoint_for_all(cfg: Config) -> str | None:
+    """The checkpoint that all processes of a launch resume from: the first one's latest.
+
+    Args:
+        cfg (Config): With ``work_dir``, and ``launcher`` where there are several.
+
+    Raises:
+        UnsafeCheckpointError: See :func:`find_latest_checkpoint`.
+    """
+    join_processes(cfg)
+    return decided_by_first(lambda: find_latest_checkpoint(cfg.work_dir))
 
 
 def _candidates(work_dir: Path) -> Iterator[Path]:

@@ -19,7 +19,8 @@ pickle reaches code:
 A small file cannot cost much either. A :class:`Budget` in proportion to the file pays for opcodes
 and for every byte that a call makes; only plain keys are hashed, nothing nested; and
 :func:`check_content` refuses cycles, great depth and structures that are small in the file but grow
-when they are walked.
+when they are walked, and objects with attributes such as ``__array_interface__``, by which NumPy
+would read any memory.
 
 A user who trusts a class allows it with :func:`torch.serialization.add_safe_globals`.
 """
@@ -238,7 +239,13 @@ def _counter(counts: Any = None) -> collections.Counter:
 def _deque(items: Any = (), length: Any = None) -> collections.deque:
     _check(type(items) in (list, tuple), 'collections.deque of no list')
     _check(length is None or type(length) is int, 'collections.deque of no length')
+    _check_flat(items)
     return collections.deque(items, length)
+
+
+def _check_flat(items: Any) -> None:
+    """Refuse containers in a deque: nested deques overflow the stack when they are freed."""
+    _check(all(_children(item) is None for item in items), 'collections.deque of containers')
 
 
 def _of_integers(kind: type) -> Callable:
@@ -673,6 +680,11 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
     def _check_target(target: Any, *kinds: type) -> None:
         _check(type(target) in kinds, f'item of {_type_name(target)}')
 
+    def _check_sequence(self, target: Any, items: list) -> None:
+        self._check_target(target, *_SEQUENCES)
+        if type(target) is collections.deque:
+            _check_flat(items)
+
     def _check_keys(self, keys: Any) -> None:
         """Let only plain keys be hashed: nested ones can take for ever, or overflow the stack."""
         _check(type(keys) in (list, tuple), f'set of {_type_name(keys)}')
@@ -698,12 +710,12 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
     def load_append(self) -> None:
         """Append to a list."""
-        self._check_target(self.stack[-2], *_SEQUENCES)
+        self._check_sequence(self.stack[-2], self.stack[-1:])
         super().load_append()
 
     def load_appends(self) -> None:
         """Extend a list."""
-        self._check_target(self.metastack[-1][-1], *_SEQUENCES)
+        self._check_sequence(self.metastack[-1][-1], self.stack)
         super().load_appends()
 
     def load_dict(self) -> None:
@@ -787,6 +799,9 @@ _LEAVES = (
 )
 
 
+_NAMESPACES = (Namespace, types.SimpleNamespace)
+
+
 def _children(item: Any) -> list | None:
     """Items of a container; None of a leaf."""
     if isinstance(item, dict):
@@ -795,9 +810,25 @@ def _children(item: Any) -> list | None:
         return own if metadata is None or isinstance(item, ConfigDict) else [*own, metadata]
     if isinstance(item, (list, tuple, set, frozenset, collections.deque)):
         return list(item)
-    if isinstance(item, (Namespace, types.SimpleNamespace)):
+    if isinstance(item, _NAMESPACES):
         return [*item.__dict__.keys(), *item.__dict__.values()]
     return None
+
+
+def _check_names(item: Any) -> None:
+    """Keep names of Python's own from objects: NumPy reads the memory that they tell it to.
+
+    A ``ConfigDict`` gives its items as attributes, and mmengine makes one of any dict. In a plain
+    dict text may stay: it is no address, and Detectron2's files have ``__author__``.
+    """
+    names = vars(item) if isinstance(item, _NAMESPACES) else item
+    if not isinstance(names, dict):
+        return
+    harmless = str if names is item and type(item) is not ConfigDict else ()
+    for name, value in dict.items(names):
+        special = isinstance(name, str) and name.startswith('__') and name.endswith('__')
+        if special and not isinstance(value, harmless):
+            raise Refused(f'it holds {ascii(str(name))[:60]}, a name that only Python may give')
 
 
 def check_content(content: Any, budget: Budget) -> None:
@@ -809,7 +840,8 @@ def check_content(content: Any, budget: Budget) -> None:
 
     Raises:
         Refused: If it holds itself, nests deeper than 100, is larger by shared parts than the
-            budget allows, holds text with terminal control codes, or a part of the unpickler's.
+            budget allows, holds text with terminal control codes, a name by which Python asks
+            objects what they are, or a part of the unpickler's.
     """
     harmless = tuple(kind for kind in _allowed().values() if isinstance(kind, type))
     leaves = (*_LEAVES, *harmless)
@@ -827,6 +859,7 @@ def check_content(content: Any, budget: Budget) -> None:
             _check_leaf(item, leaves)
             known[id(item)] = 0, 1
             return 0, 1
+        _check_names(item)
         if id(item) in open_ids:
             raise Refused('it holds a container that holds itself')
         open_ids.add(id(item))

@@ -12,7 +12,7 @@ from typing import IO
 
 from mmengine.logging import print_log
 
-from .errors import UserError
+from .errors import CONTROL, UserError
 
 try:
     import fcntl
@@ -35,8 +35,14 @@ def hold_work_dir(work_dir: str | os.PathLike) -> None:
         work_dir (str | os.PathLike): Folder of the run; made if it is missing.
 
     Raises:
-        UserError: If another process is training there.
+        UserError: If another process is training there, or the folder has a name that checkpoints
+            cannot note.
     """
+    if CONTROL.search(os.path.abspath(work_dir)):
+        raise UserError(
+            f'The work dir {work_dir} has characters in its path that are no text, and checkpoints '
+            'that note it would be refused: name another folder with --work-dir.'
+        )
     folder = Path(work_dir).resolve()
     if fcntl is None or folder in _held:
         return

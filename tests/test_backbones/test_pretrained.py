@@ -28,6 +28,14 @@ def test_weights_that_were_folded_for_inference_are_refused(tmp_path):
         start_from(tmp_path / 'folded.pth', folded)
 
 
+@pytest.mark.parametrize('dtype', [torch.int8, torch.bool, torch.complex64])
+def test_weights_of_another_kind_of_numbers_are_refused(tmp_path, dtype):
+    weights = RAVLT(TINY).state_dict()
+    key = next(iter(weights))
+    with pytest.raises(CheckpointError, match=rf'other\.pth does not fit RAVLT: {key} (is|holds)'):
+        start_from(tmp_path / 'other.pth', {**weights, key: weights[key].to(dtype)})
+
+
 def test_a_checkpoint_in_a_list_is_refused(tmp_path):
     init_cfg = [dict(type='Pretrained', checkpoint=str(tmp_path / 'any.pth'))]
     for host in (RAVLT(TINY, init_cfg=init_cfg), LinearSwin('t', init_cfg=init_cfg)):

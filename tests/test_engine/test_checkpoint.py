@@ -161,6 +161,7 @@ def text(value: str) -> bytes:
 # table but no function, state on classes and functions, other persistent ids.
 HISTORY = name('mmengine.logging.history_buffer', 'HistoryBuffer')
 GETATTR = name('__builtin__', 'getattr')
+DEQUE = name('collections', 'deque')
 PROGRAMS = {
     'global': name('os', 'mkdir') + b'(S"SENTINEL"\ntR.',
     'global by protocol 4': b'\x8c\x02os\x8c\x05mkdir\x93(S"SENTINEL"\ntR.',
@@ -188,6 +189,9 @@ PROGRAMS = {
     'item of a class': name('argparse', 'Namespace') + b'NNs.',
     'items of a list': b'](K\x00Nu.',
     'add to a list': b'](K\x00\x90.',
+    'deque of a list': DEQUE + b'(](]etR.',
+    'append a list to a deque': DEQUE + b')R]a.',
+    'extend a deque by a list': DEQUE + b')R(]e.',
     'codec': name('_codecs', 'encode') + text('a') + text('rot13') + b'\x86R.',
     'object dtype': name('numpy', 'dtype') + text('O8') + b'\x85R.',
     'structured dtype': name('numpy', 'dtype') + text('f4,O') + b'\x85R.',
@@ -470,6 +474,19 @@ def test_url_is_downloaded_once_and_loaded(tmp_path):
     assert [path.name for path in cache.iterdir()] == ['b.pth']
 
 
+def test_files_of_one_name_do_not_share_the_cache(tmp_path):
+    options = {'model_dir': str(tmp_path / 'cache'), 'progress': False}
+    for project in ('one', 'two'):
+        (tmp_path / project).mkdir()
+        file = tmp_path / project / 'epoch_12.pth'
+        torch.save({'project': project}, file)
+        for _ in range(2):
+            assert load_url(file.as_uri(), **options) == {'project': project}
+    # A name with a hash is that of one file, and of others' caches.
+    torch.save({'a': 1}, tmp_path / 'cache' / 'resnet-5891d200.pth')
+    assert load_url('https://nowhere.invalid/resnet-5891d200.pth', **options) == {'a': 1}
+
+
 def test_a_cut_file_is_let_go_while_its_error_is_kept(tmp_path, monkeypatch):
     streams = []
 
@@ -500,6 +517,7 @@ def test_download_that_was_cut_does_not_stay_in_the_cache(tmp_path):
         load_url(url, **options)
     assert not list((cache / 'cache').iterdir())
     (tmp_path / 'a.pth').write_bytes(whole)
+    options['file_name'] = 'a.pth'
     (cache / 'cache/a.pth').write_bytes(whole[:-999])  # as earlier versions left it
     assert load_url(url, **options)['a'].sum() == 999
 
@@ -549,6 +567,15 @@ def test_config_of_a_checkpoint_is_kept_but_not_handed_out(tmp_path):
         meta['cfg']
     torch.save(meta, tmp_path / 'b.pth')
     assert torch.load(tmp_path / 'b.pth', weights_only=True)['cfg'] == 'a = 1'
+
+
+def test_meta_may_be_an_ordered_dict(tmp_path):
+    meta = OrderedDict(config='a = 1', epoch=3, cfg='b = 1')
+    torch.save({'meta': meta}, tmp_path / 'a.pth')
+    assert list(load_checkpoint_file(tmp_path / 'a.pth')['meta'].items())[0] == ('epoch', 3)
+    del meta['cfg']
+    torch.save({'meta': meta}, tmp_path / 'a.pth')
+    assert load_checkpoint_file(tmp_path / 'a.pth')['meta'] == OrderedDict(epoch=3)
 
 
 @pytest.mark.parametrize('task', ['mmdet', 'mmseg'])
@@ -631,6 +658,16 @@ def test_class_that_is_refused_is_named_with_the_way_to_allow_it(tmp_path):
             with pytest.raises(UnsafeCheckpointError):
                 load_checkpoint_file(tmp_path / 'h.pth')
     assert not (tmp_path / 'ran').exists()
+
+
+def test_advice_to_allow_a_class_is_given_where_it_helps(tmp_path):
+    torch.save(nn.Linear(1, 1), tmp_path / 'a.pth')
+    with pytest.raises(UnsafeCheckpointError, match=r'torch\.\S+Linear.* save the state_dict\(\)'):
+        load_checkpoint_file(tmp_path / 'a.pth')
+    torch.save({'x': Call(os.mkdir, str(tmp_path / 'ran'))}, tmp_path / 'a.pth')
+    with pytest.raises(UnsafeCheckpointError) as info:
+        load_checkpoint_file(tmp_path / 'a.pth')
+    assert 'mkdir' in str(info.value) and 'add_safe_globals' not in str(info.value)
 
 
 def test_what_others_allow_for_torch_s_loader_is_still_read_in_the_safe_way(tmp_path):

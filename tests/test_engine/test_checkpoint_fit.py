@@ -40,7 +40,14 @@ def test_what_follows_from_the_config_may_be_missing():
 
 
 @pytest.mark.parametrize(
-    'weight', [torch.ones(2, 2, device='meta'), torch.eye(2).to_sparse(), torch.ones(2, 2).cfloat()]
+    'weight',
+    [
+        torch.ones(2, 2, device='meta'),
+        torch.eye(2).to_sparse(),
+        torch.ones(2, 2).cfloat(),
+        torch.ones(2, 2, dtype=torch.int8),
+        torch.ones(2, 2, dtype=torch.bool),
+    ],
 )
 def test_weight_that_cannot_be_copied_leaves_the_model_untouched(weight):
     model = nn.Linear(2, 2, bias=False)
@@ -120,6 +127,19 @@ ODD = {
     'schedule is None': entry('param_schedulers', 0, None),
     'schedule is of other kinds': entry('param_schedulers', 1, 'milestones', 'text'),
     'place of a schedule is text': entry('param_schedulers', 0, 'last_step', 'text'),
+    'betas are text': group('betas', ('a', 'b')),
+    'betas are one': group('betas', (0.9,)),
+    'states are lost': entry('optimizer', 'state', {}),
+    'moment is lost': without('optimizer', 'state', 0, 'exp_avg_sq'),
+    'moment is None': entry('optimizer', 'state', 0, 'exp_avg', None),
+    'moment is a number': entry('optimizer', 'state', 0, 'exp_avg', 1.0),
+    'moment of other dimensions': entry('optimizer', 'state', 2, 'exp_avg', torch.ones(3)),
+    'moment is complex': entry('optimizer', 'state', 0, 'exp_avg', torch.ones(4).cfloat()),
+    'moment is no number': entry('optimizer', 'state', 0, 'exp_avg', torch.full((4,), torch.nan)),
+    'step is no number': entry('optimizer', 'state', 0, 'step', torch.tensor(torch.nan)),
+    'schedules are missing': without('param_schedulers'),
+    'schedule is missing': without('param_schedulers', 0),
+    'schedule is too much': lambda c: c['param_schedulers'].append({}),
     'averages are text': entry('ema_state_dict', 'text'),
     'averages are missing': entry('ema_state_dict', {}),
     'averages of another shape': entry('ema_state_dict', 'module.head.weight', torch.ones(9)),
@@ -165,6 +185,28 @@ def test_resume_with_another_optimizer_ends_in_one_sentence(saved, tmp_path, kin
         runner.train()
 
 
+@pytest.mark.parametrize('kind', ['SGD', 'SGD with momentum', 'ASGD', 'Adagrad', 'RMSprop'])
+def test_a_resume_takes_whatever_state_an_optimizer_has(tmp_path, kind):
+    kind, *momentum = kind.split(' with ')
+    optimizer = dict(type=kind, lr=0.01, **dict.fromkeys(momentum, 0.9))
+    toy_runner(tmp_path, max_iters=2, optimizer=optimizer).train()
+    file = str(tmp_path / 'iter_2.pth')
+    runner = toy_runner(tmp_path, max_iters=4, optimizer=optimizer, resume=True, load_from=file)
+    runner.register_hook(CheckpointFitHook(file))
+    runner.train()
+
+
+def test_a_resume_before_the_first_step_takes_an_empty_state(saved, tmp_path):
+    content = copy.deepcopy(saved)
+    content['optimizer']['state'] = {}
+    content['meta']['iter'] = 1  # Two iterations are accumulated.
+    torch.save(content, tmp_path / 'early.pth')
+    file = str(tmp_path / 'early.pth')
+    runner = toy_runner(tmp_path, max_iters=4, resume=True, load_from=file)
+    runner.register_hook(CheckpointFitHook(file))
+    runner.train()
+
+
 def test_a_resume_may_add_switches_of_newer_optimizers(saved, tmp_path):
     content = copy.deepcopy(saved)
     for each in content['optimizer']['param_groups']:
@@ -192,6 +234,11 @@ def test_load_from_of_another_architecture_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r'Only 0 of the .*start\.pth.*--min-loaded 0'):
         start(tmp_path, other, load_from=file)
     start(tmp_path, other, share=0, load_from=file)
+
+
+def test_an_empty_weight_says_nothing_of_its_origin(tmp_path):
+    weights = {**ToyModel().state_dict(), 'empty': torch.empty(0, 4)}
+    start(tmp_path, weights, load_from=str(tmp_path / 'start.pth'))
 
 
 def test_load_from_of_the_same_architecture_is_trained_on(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,96 @@ from mirrorla_mm.engine.checkpoint import UnsafeCheckpointError
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.engine.prepare import prepare_training
 from mirrorla_mm.engine.resuming import find_latest_checkpoint
+from tests import processes
 from tests.noise_segmentation import config
 from tests.strangers import Call
 
+from . import toy
 from .toy import Killed, LossRecorder, ToyData, ToyMetric, toy_runner, validation
+
+# --- Several machines with disks of their own -----------------------------------------------------
+
+LAUNCHED = """
+import runpy, sys
+from mmengine.config import Config
+from mirrorla_mm.engine.checkpoint_fit import CheckpointFitHook
+from mirrorla_mm.engine.errors import one_line_errors
+from mirrorla_mm.engine.resuming import checkpoint_for_all
+
+cfg = Config(dict(work_dir='run', launcher='pytorch'))
+toy_runner = runpy.run_path(sys.argv[1])['toy_runner']
+with one_line_errors():
+    file = checkpoint_for_all(cfg)
+    print('resumes from', file, flush=True)
+    cfg.model_wrapper_cfg = dict(type='mirrorla_mm.CPUDistributedDataParallel')
+    options = dict(max_iters=6, resume=True, load_from=file)
+    runner = toy_runner('run', launcher='pytorch', cfg=cfg, **options)
+    runner.register_hook(CheckpointFitHook(file))
+    runner.train()
+"""
+
+
+@pytest.fixture()
+def resumed_by_two(finished, tmp_path, monkeypatch):
+    """Resume in two processes, each in a folder of its own; gives what they write and their end."""
+
+    def run(change) -> list[tuple[str, int]]:
+        for rank in (0, 1):
+            shutil.copytree(finished, tmp_path / f'machine{rank}' / 'run')
+        change(tmp_path / 'machine1' / 'run')
+        (tmp_path / 'launched.py').write_text(LAUNCHED)
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
+        monkeypatch.setenv('MASTER_PORT', str(port))
+        monkeypatch.setenv('WORLD_SIZE', '2')
+        started = []
+        for rank in (0, 1):
+            monkeypatch.chdir(tmp_path / f'machine{rank}')
+            for name in ('RANK', 'LOCAL_RANK'):
+                monkeypatch.setenv(name, str(rank))
+            log = tmp_path / f'{rank}.log'
+            started.append(processes.start(log, tmp_path / 'launched.py', toy.__file__))
+        for process in started:
+            process.join(120)
+            processes.kill(process)
+        return [
+            ((tmp_path / f'{rank}.log').read_text(), process.exitcode)
+            for rank, process in enumerate(started)
+        ]
+
+    return run
+
+
+def change_a_weight(work_dir: Path) -> None:
+    checkpoint = torch.load(work_dir / 'iter_4.pth', weights_only=False)
+    checkpoint['state_dict']['head.bias'] += 1
+    torch.save(checkpoint, work_dir / 'iter_4.pth')
+
+
+def lag_behind(work_dir: Path) -> None:
+    shutil.copy(work_dir / 'iter_2.pth', work_dir / 'iter_4.pth')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
+def test_processes_resume_from_the_checkpoint_of_the_first(resumed_by_two):
+    def later(work_dir: Path) -> None:
+        shutil.copy(work_dir / 'iter_4.pth', work_dir / 'iter_5.pth')
+        (work_dir / 'last_checkpoint').unlink()
+
+    for log, code in resumed_by_two(later):
+        assert 'resumes from run/iter_4.pth' in log and code == 0, log
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
+@pytest.mark.parametrize('change', [change_a_weight, lag_behind])
+def test_checkpoints_that_differ_between_machines_end_the_resume(resumed_by_two, change):
+    for log, code in resumed_by_two(change):
+        assert code == 1 and 'run/iter_4.pth is not the same in all processes' in log, log
+
 
 # --- From which checkpoint ------------------------------------------------------------------------
 

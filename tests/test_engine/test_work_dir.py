@@ -1,5 +1,6 @@
 """A work dir takes one training at a time."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,10 @@ def test_second_training_is_refused_until_the_first_is_gone(tmp_path):
         release_work_dir(tmp_path)
     finally:
         subprocess.run(['kill', '-9', str(worker)], check=False)
+
+
+@pytest.mark.parametrize('name', [os.fsdecode(b'w\xff'), 'a\x1bb'])
+def test_a_name_that_checkpoints_cannot_note_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match='no text.*--work-dir') as info:
+        hold_work_dir(tmp_path / name / 'run')
+    assert str(info.value).isprintable() and not list(tmp_path.iterdir())

@@ -173,6 +173,7 @@ TUPLES = shared(40, b')', b')', lambda items: b'(' + items + b't')
 SET = name('builtins', 'set')
 PATH = name('pathlib', 'PosixPath')
 CONFIG = name('mmengine.config.config', 'ConfigDict')
+DEQUE = name('collections', 'deque')
 PRIME = 2**61 - 1  # hashes of integers are taken modulo it
 
 #: What costs too much: memory, time or the stack.
@@ -213,6 +214,12 @@ COSTLY: dict[str, Callable[[Path], None]] = {
         + b'0N'
         + put(1)
         + (b'0' + get(0) + get(1) + b'\x85R' + put(1)) * 100_000,
+    ),
+    'deep deques': lambda path: archive(
+        path, DEQUE + put(0) + b'0' + get(0) * 120_000 + b']\x85R' + b'\x85\x85R' * 119_999
+    ),
+    'deep deques by appending': lambda path: archive(
+        path, DEQUE + put(0) + b'0' + (get(0) + b')R') * 120_000 + b'a' * 119_999
     ),
     'list that holds itself': lambda path: archive(path, b']' + put(0) + get(0) + b'a'),
     'set of an endless array': lambda path: archive(path, SET + array('S0', (2**40,)) + b'\x85R'),
@@ -376,4 +383,26 @@ ODD: dict[str, Callable[[Path], None]] = {
     ),
 }
 
-FILES = {**COSTLY, **BEYOND, **ODD}
+SPACE = name('types', 'SimpleNamespace') + b')R'
+ADDRESS = b'}' + text('data') + b'(' + number(4096) + b'\x88ts'
+ADDRESS += text('typestr') + text('|u1') + b's' + text('shape') + number(3) + b'\x85s'
+INTERFACE = b'}' + text('__array_interface__') + ADDRESS + b's'
+
+#: What NumPy would take for an array at an address of the file's choosing.
+ANYWHERE: dict[str, Callable[[Path], None]] = {
+    'namespace at an address': lambda path: archive(path, SPACE + INTERFACE + b'b'),
+    'arguments at an address': lambda path: archive(
+        path, name('argparse', 'Namespace') + b')\x81' + INTERFACE + b'b'
+    ),
+    'config at an address': lambda path: archive(path, CONFIG + INTERFACE + b'\x85R'),
+    'namespace of a text': lambda path: archive(
+        path, SPACE + b'}' + text('__class__') + text('a') + b'sb'
+    ),
+    'config of a text': lambda path: archive(
+        path, CONFIG + b'}' + text('__class__') + text('a') + b's\x85R'
+    ),
+    'dict that may become a config': lambda path: archive(path, INTERFACE),
+    'list of dicts that may': lambda path: archive(path, b']' + INTERFACE + b'a'),
+}
+
+FILES = {**COSTLY, **BEYOND, **ODD, **ANYWHERE}

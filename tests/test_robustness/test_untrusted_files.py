@@ -20,7 +20,7 @@ from mirrorla_mm.engine.checkpoint_fit import check_fit
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from tests.strangers import CALLS, DAMAGES, Call, damaged, noted
 
-from .hostile_files import FILES
+from .hostile_files import ANYWHERE, FILES
 
 
 @pytest.fixture(scope='module')
@@ -212,6 +212,18 @@ def test_small_file_that_would_cost_or_break_much_is_refused(tmp_path):
         assert 'refused' in message or 'cannot be read' in message, name
         assert message.isprintable(), name
         assert float(seconds) < 10, name
+
+
+@pytest.mark.parametrize('name', ANYWHERE)
+def test_object_that_numpy_would_read_at_any_address_is_refused(tmp_path, name):
+    ANYWHERE[name](tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=r'a\.pth was refused .* only Python may give'):
+        load_checkpoint_file(tmp_path / 'a.pth')
+
+
+def test_author_of_detectron2_s_files_may_stay(tmp_path):
+    torch.save({'model': {}, '__author__': 'third_party'}, tmp_path / 'a.pth')
+    assert load_checkpoint_file(tmp_path / 'a.pth')['__author__'] == 'third_party'
 
 
 def test_message_about_a_file_cannot_steer_a_terminal(capsys):

@@ -90,3 +90,27 @@ def test_a_config_that_cannot_be_read_is_one_sentence(run, capsys, tool, content
         run(tool, *(word.replace('CONFIG', 'config.py') for word in COMMANDS[tool]))
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith('error: The config config.py ') and MISTAKES[content] in said
+
+
+@pytest.mark.parametrize(
+    'tool', ['linearise', 'export', 'model_converters/backbone', 'model_converters/dctlsa']
+)
+def test_a_config_without_a_backbone_is_one_sentence(run, capsys, tool):
+    torch.save(dict(state_dict={'a': torch.ones(1)}), 'x.pth')
+    Path('config.py').write_text("model = dict(type='ToyModel')")
+    with pytest.raises(SystemExit):
+        run(tool, *(word.replace('CONFIG', 'config.py') for word in COMMANDS[tool]))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith('error: The config config.py has no model.backbone: ')
+
+
+@pytest.mark.parametrize(
+    'weights',
+    [{'a': torch.ones(2)}, {'stem.weight': torch.ones(()), 'groups.0.0.x': torch.ones(2)}],
+)
+def test_a_file_that_cannot_go_back_to_dctlsa_is_named(run, capsys, weights):
+    torch.save(weights, 'trained.pth')
+    with pytest.raises(SystemExit):
+        run('model_converters/dctlsa', 'trained.pth', 'official.pt', '--back')
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith('error: trained.pth cannot be converted: ')

@@ -200,6 +200,9 @@ def test_missing_files_and_another_works_folder_are_refused(softmax, run, capsys
     with pytest.raises(SystemExit):
         run('linearise', config, 'absent.pth', '--attn', 'ReLUAttention')
     assert 'checkpoint absent.pth does not exist' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run('linearise', config, f'file://{checkpoint}', '--attn', 'ReLUAttention')
+    assert 'softmax.pth is a URL' in capsys.readouterr().err
     command = ['linearise', config, checkpoint, '--iters', 0, 0, 0, '--no-test']
     run(*command, '--work-dir', 'one', '--attn', 'ReLUAttention')
     with pytest.raises(SystemExit):

@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
-        cfg = read_config(args.config)
+        cfg = read_config(args.config, needs=('model.backbone',))
         init_default_scope(cfg.get('default_scope', 'mirrorla_mm'))
         backbone = cfg.model.backbone.to_dict()
         converted = convert_file(

@@ -10,6 +10,7 @@ import functools
 import io
 
 from mirrorla_mm.converters import (
+    blamed_on,
     convert_dctlsa,
     convert_file,
     official_dctlsa,
@@ -36,7 +37,9 @@ def parse_args() -> argparse.Namespace:
 
 def go_back(src: str, dst: str) -> None:
     """Write the file that the authors' code and spandrel read."""
-    weights = official_dctlsa(read_state_dict(src))
+    weights = read_state_dict(src)
+    with blamed_on(src):
+        weights = official_dctlsa(weights)
     content = io.BytesIO()
     torch.save(weights, content)
     with whole_file(dst) as partial:
@@ -49,7 +52,9 @@ def main() -> None:
     with one_line_errors():
         if args.back:
             return go_back(args.src, args.dst)
-        backbone = read_config(args.config).model.backbone if args.config else None
+        backbone = None
+        if args.config:
+            backbone = read_config(args.config, needs=('model.backbone',)).model.backbone
         converted = convert_file(
             functools.partial(convert_dctlsa, backbone=backbone), args.src, args.dst
         )
