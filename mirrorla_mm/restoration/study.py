@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..analysis.compare import map_facts
 from ..analysis.study_runs import half_width, read_runs
 from ..attention import Attention
+from ..engine.figures import save_figure
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def plot(results: Sequence[dict], path: Path) -> None:
         labels = [f'seed {seed}' for seed in seeds]
         figure.legend(handles, labels, loc='outside lower center', ncols=len(seeds), frameon=False)
     figure.set_figheight(1.8 + 0.25 * len(found))
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def slot_facts(model: nn.Module, images: Iterable[Tensor]) -> dict[str, float]:

@@ -147,7 +147,7 @@ def test_mistakes_are_said_in_a_sentence(run, arguments, capsys):
         ),
         ([*arguments, *few, '--test', 'Set5'], 'NAME=FOLDER'),
         ([*arguments, *few, *UNTOUCHED, '--test', 'Set5=nowhere'], 'nowhere does not exist'),
-        ([*arguments, *few, *UNTOUCHED, '--iters', '0'], '--iters takes a number of iterations'),
+        ([*arguments, *few, *UNTOUCHED, '--iters', '0'], "--iters: '0' is no whole number"),
         ([*few], '--train and --test are needed'),
         (
             [*arguments, *few, *ELSEWHERE, '--cfg-options', 'optim_wrapper.optimizer.lr=1e30'],

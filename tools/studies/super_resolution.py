@@ -22,6 +22,7 @@ from pathlib import Path
 
 from mirrorla_mm.analysis.study_runs import Progress, SameHost, keep_study, run_missing
 from mirrorla_mm.converters import Converted, convert_dctlsa, read_state_dict, write_checkpoint
+from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.atomic import whole_file
 from mirrorla_mm.engine.configs import ConfigOptions, read_config
 from mirrorla_mm.engine.errors import UserError, one_line_errors
@@ -74,7 +75,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--iters', type=int, help="iterations of a run; the config's by default")
+    parser.add_argument(
+        '--iters', type=positive_int, help="iterations of a run; the config's by default"
+    )
     parser.add_argument(
         '--transfer',
         type=int,
@@ -120,7 +123,7 @@ def study_config(args: argparse.Namespace) -> Config:
             cfg[f'{kind}_{part}'] = None
     cfg.train_cfg.pop('val_interval', None)
     cfg.log_level = 'WARNING'
-    if args.iters is not None:
+    if args.iters:
         cfg.train_cfg.max_iters = cfg.param_scheduler.T_max = args.iters
     return cfg
 
@@ -331,12 +334,6 @@ def file_of(args: argparse.Namespace, name: str, seed: int) -> Path:
     return args.report / 'runs' / f'{name}_seed-{seed}.json'
 
 
-def check_iterations(args: argparse.Namespace) -> None:
-    """Refuse lengths that no run has."""
-    if args.iters is not None and args.iters < 1:
-        raise UserError(f'--iters takes a number of iterations from 1 on, not {args.iters}.')
-
-
 def check_tests(args: argparse.Namespace) -> None:
     """Read an image of each test set now, not after hours of training."""
     scale = MODELS.build(study_config(args).model.backbone).upscale
@@ -400,7 +397,6 @@ def main() -> None:
     if not args.report_only:
         if not args.train or not args.test:
             raise UserError('--train and --test are needed, or --report-only.')
-        check_iterations(args)
         check_tests(args)
         check_transfer(args)
         check_settings(args)
