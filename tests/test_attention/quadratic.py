@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mirrorla_mm.ops import apply_rope, rope_2d
+
 DIMS, HEADS = 16, 2
 HW = (3, 5)
+WEAK = dict(lam=0.3, alpha_max=0.9)  # A reflection whose options are not the defaults.
 
 
 def randomised(cls: type[nn.Module], **options) -> nn.Module:
@@ -40,10 +43,16 @@ def merge(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def divided(scores: Tensor) -> Tensor:
-    """Scores of mean kernel 1/N, each row over its sum."""
-    scores = scores / scores.shape[-1]
-    return scores / (scores.sum(-1, keepdim=True) + 1e-6)
+def turned(attention: nn.Module, *heads: Tensor) -> list[Tensor]:
+    """What RoPE makes of heads (B, H, N, d), where the host has it."""
+    angle = rope_2d(HW, DIMS // HEADS, dtype=torch.float64)
+    return [apply_rope(x, angle) if attention.rope else x for x in heads]
+
+
+def divided(scores: Tensor, kernel: Tensor | None = None) -> Tensor:
+    """Scores over N, each row over the mean of its kernel, which is the scores before a turn."""
+    mean = (scores if kernel is None else kernel).mean(-1, keepdim=True)
+    return scores / scores.shape[-1] / (mean + 1e-6)
 
 
 def local(attention, v):

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from mirrorla_mm.attention import EfficientAttention
@@ -9,20 +10,20 @@ from tests.test_attention.quadratic import (
     randomised,
     split,
     tokens,
+    turned,
 )
-
-
-def matrix(q, k):
-    return q.exp() / q.exp().sum(-1, keepdim=True) @ (k.exp() / k.exp().sum(-2, keepdim=True)).mT
 
 
 def by_hand(attention, x):
     q, k, v = map(split, projected(attention, x))
-    return attention.proj(merge(matrix(q, k) @ v))
+    q, k = q.exp() / q.exp().sum(-1, keepdim=True), k.exp() / k.exp().sum(-2, keepdim=True)
+    q, k = turned(attention, q, k)
+    return attention.proj(merge(q @ k.mT @ v))
 
 
-def test_is_the_product_of_two_softmaxes():
-    assert_same(randomised(EfficientAttention), by_hand)
+@pytest.mark.parametrize('rope', [False, True])
+def test_is_the_product_of_two_softmaxes(rope):
+    assert_same(randomised(EfficientAttention, rope=rope), by_hand)
 
 
 def test_rows_of_the_map_sum_to_one():

@@ -11,6 +11,7 @@ from mirrorla_mm.attention import (
 )
 from mirrorla_mm.ops import apply_rope, rope_2d
 from mirrorla_mm.registry import build_attention
+from tests.test_attention.quadratic import WEAK
 
 HW = (3, 5)
 METHODS = [RALA, ELUAttention, MirrorAttention, ReLUAttention, SoftmaxAttention]
@@ -67,9 +68,10 @@ def test_module_is_its_formula_with_the_matrix_written_out(cls):
     torch.testing.assert_close(attention(x, HW), by_hand(attention, x), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize('options', [{}, WEAK], ids=['defaults', 'weak'])
 @pytest.mark.parametrize('cls', [RALA, ReLUAttention])
-def test_reflection_is_an_insert_before_the_feature_map(cls):
-    attention = build(cls, reflection={}, **HOST)
+def test_reflection_is_an_insert_before_the_feature_map(cls, options):
+    attention = build(cls, reflection=options, **HOST)
     x = torch.randn(2, 15, 16, dtype=torch.float64)
     torch.testing.assert_close(attention(x, HW), by_hand(attention, x), rtol=1e-6, atol=1e-8)
     plain = build(cls, **HOST)

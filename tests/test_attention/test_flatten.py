@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from mirrorla_mm.attention import FLattenAttention
 from tests.test_attention.quadratic import (
     HW,
+    WEAK,
     assert_same,
     divided,
     local,
@@ -13,6 +14,7 @@ from tests.test_attention.quadratic import (
     randomised,
     reflected,
     split,
+    turned,
 )
 
 
@@ -24,18 +26,22 @@ def focused(x, scale, power=3):
 
 def by_hand(attention, x):
     q, k, v = projected(attention, x)
-    k = k + attention.position.flatten(1).t()
+    if not attention.rope:
+        k = k + attention.position.flatten(1).t()
     if attention.reflection is not None:
         q, k = reflected(attention, q, k)
     scale = F.softplus(attention.scale)
     q, k = (split(focused(t, scale)) for t in (q, k))
-    out = merge(divided(q @ k.mT) @ split(v))
+    q_turn, k_turn = turned(attention, q, k)
+    out = merge(divided(q_turn @ k_turn.mT, q @ k.mT) @ split(v))
     return attention.proj(out + local(attention, v))
 
 
-@pytest.mark.parametrize('reflection', [None, {}], ids=['plain', 'reflected'])
-def test_is_the_focused_kernel(reflection):
-    assert_same(randomised(FLattenAttention, grid_size=HW, reflection=reflection), by_hand)
+@pytest.mark.parametrize('rope', [False, True])
+@pytest.mark.parametrize('reflection', [None, WEAK], ids=['plain', 'reflected'])
+def test_is_the_focused_kernel(reflection, rope):
+    options = dict(grid_size=HW, reflection=reflection, rope=rope)
+    assert_same(randomised(FLattenAttention, **options), by_hand)
 
 
 def test_features_keep_their_length_and_turn_to_the_largest_axis():

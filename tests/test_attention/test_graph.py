@@ -1,7 +1,5 @@
 """Attention over maps, in the form for exported graphs, is that over tokens."""
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
@@ -10,6 +8,7 @@ from mirrorla_mm.attention import RALA, MirrorAttention, graph
 from mirrorla_mm.attention.graph import covariance, normalised, weight_of_normalised
 from mirrorla_mm.ops import use_backend
 from mirrorla_mm.ops.folding import token_covariance
+from tests.test_attention.quadratic import WEAK
 
 pytest.importorskip('torch', minversion='2.9', reason='exports need torch 2.9')
 
@@ -51,13 +50,16 @@ def test_the_covariance_of_normalised_tokens_needs_no_mean(norm, tokens):
     torch.testing.assert_close(covariance(x), token_covariance(x))
 
 
-OPTIONS = list(itertools.product((MirrorAttention, RALA), (True, False), (True, False)))
-
-
-@pytest.mark.parametrize('method, host, bias', OPTIONS)
-def test_over_a_map_as_over_its_tokens(norm, tokens, method, host, bias):
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('host', [True, False])
+@pytest.mark.parametrize(
+    'method, reflection',
+    [(RALA, None), (RALA, WEAK), (MirrorAttention, WEAK), (MirrorAttention, dict(shared=False))],
+)
+def test_over_a_map_as_over_its_tokens(norm, tokens, method, reflection, host, bias):
     options = dict(gate=True, lepe_kernel=5, rope=True) if host else {}
-    attention = method(CHANNELS, 2, qkv_bias=bias, **options).double().eval()
+    options |= dict(qkv_bias=bias, reflection=reflection)
+    attention = method(CHANNELS, 2, **options).double().eval()
     check_over_a_map(attention, norm, tokens)
 
 
@@ -76,7 +78,8 @@ def test_maps_in_half_precision_stay_in_it(norm, tokens, dtype):
 def test_wide_maps_are_reflected_by_rotations(monkeypatch, norm, tokens, shared):
     monkeypatch.setattr(graph, 'WIDE', CHANNELS)
     monkeypatch.setattr(graph, 'covariance', None)
-    attention = MirrorAttention(CHANNELS, 2, reflection=dict(shared=shared)).double().eval()
+    reflection = dict(WEAK, shared=shared)
+    attention = MirrorAttention(CHANNELS, 2, reflection=reflection).double().eval()
     check_over_a_map(attention, norm, tokens)
 
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -12,6 +13,7 @@ from tests.test_attention.quadratic import (
     randomised,
     split,
     tokens,
+    turned,
 )
 
 
@@ -22,7 +24,7 @@ def matrix(q, k):
 
 def by_hand(attention, x):
     q, k, v = projected(attention, x)
-    out = merge(matrix(split(q), split(k)) @ split(v))
+    out = merge(matrix(*turned(attention, split(q), split(k))) @ split(v))
     return attention.proj(out + torch.stack([local(attention, *pair) for pair in zip(x, v)]))
 
 
@@ -38,8 +40,9 @@ def local(attention, x, v):
     return F.conv2d(v.t().reshape(1, DIMS, *HW), weights, padding=1, groups=DIMS)[0].flatten(1).t()
 
 
-def test_is_scores_made_to_sum_to_one_by_subtraction():
-    assert_same(randomised(InLineAttention), by_hand)
+@pytest.mark.parametrize('rope', [False, True])
+def test_is_scores_made_to_sum_to_one_by_subtraction(rope):
+    assert_same(randomised(InLineAttention, rope=rope), by_hand)
 
 
 def test_rows_of_the_map_sum_to_one():

@@ -7,11 +7,18 @@ from mirrorla_mm.attention.linear import LinearAttention
 from mirrorla_mm.ops import backend as backends
 from mirrorla_mm.ops import strips, use_backend
 from mirrorla_mm.registry import ATTENTIONS, MODELS
-from tests.test_attention.quadratic import DIMS, randomised
+from tests.test_attention.quadratic import DIMS, WEAK, randomised
 
 METHODS = sorted(name for name, cls in ATTENTIONS.items() if issubclass(cls, LinearAttention))
 HOSTS = [{}, dict(gate=True, lepe_kernel=5, rope=True)]
-REFLECTED = ['ELUAttention', 'FLattenAttention', 'PolaAttention', 'RALA', 'ReLUAttention']
+REFLECTED = [
+    'ELUAttention',
+    'FLattenAttention',
+    'MirrorAttention',
+    'PolaAttention',
+    'RALA',
+    'ReLUAttention',
+]
 HW = (17, 9)  # Enough tokens for reflections to be folded into the projection.
 every_method = pytest.mark.parametrize('method', METHODS)
 every_host = pytest.mark.parametrize('options', HOSTS, ids=['bare', 'ravlt host'])
@@ -78,7 +85,8 @@ def test_strips_give_what_the_reference_gives(method, options, short_strips):
 @pytest.mark.parametrize('method', REFLECTED)
 @every_host
 def test_reflected_features_in_strips_are_those_of_the_reference(method, options, short_strips):
-    attention = randomised(MODELS.get(method), reflection={}, **host_options(method, options))
+    options = dict(host_options(method, options), reflection=WEAK)
+    attention = randomised(MODELS.get(method), **options)
     x = tokens()
     with use_backend('torch'), torch.no_grad():
         expected = attention(x, HW)

@@ -1,13 +1,22 @@
 import math
 
+import pytest
 import torch
 
 from mirrorla_mm.attention import LinearAngularAttention
-from tests.test_attention.quadratic import assert_same, merge, projected, randomised, split
+from tests.test_attention.quadratic import (
+    assert_same,
+    merge,
+    projected,
+    randomised,
+    split,
+    turned,
+)
 
 
 def by_hand(attention, x):
     q, k, v = map(split, projected(attention, x))
+    q, k = turned(attention, q, k)  # A turn keeps lengths.
     cosine = (q @ k.mT) / (q.norm(dim=-1).unsqueeze(-1) * k.norm(dim=-1).unsqueeze(-2))
     out = (0.5 * torch.eye(x.shape[1], dtype=x.dtype) + cosine / math.pi) @ v
     out = out / out.norm(dim=-1, keepdim=True)
@@ -25,8 +34,9 @@ def along_the_tokens(weight, v):
     return band @ v
 
 
-def test_is_half_identity_and_cosines_over_pi():
-    assert_same(randomised(LinearAngularAttention), by_hand)
+@pytest.mark.parametrize('rope', [False, True])
+def test_is_half_identity_and_cosines_over_pi(rope):
+    assert_same(randomised(LinearAngularAttention, rope=rope), by_hand)
 
 
 def test_first_order_of_the_angular_kernel():

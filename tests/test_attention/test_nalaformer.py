@@ -2,15 +2,16 @@ import torch
 import torch.nn.functional as F
 
 from mirrorla_mm.attention import NaLaAttention
-from mirrorla_mm.ops import apply_rope, rope_2d
 from tests.test_attention.quadratic import (
     DIMS,
     HW,
     assert_same,
+    divided,
     merge,
     projected,
     randomised,
     split,
+    turned,
 )
 
 
@@ -22,11 +23,10 @@ def by_hand(attention, x):
         parts.append(((sign * split(q)).relu() / norm) ** (1.5 + 3 * torch.tanh(norm)))
         parts.append((sign * split(k)).relu() ** 3)
     q_pos, k_pos, q_neg, k_neg = parts
-    angle = rope_2d(HW, 8, dtype=torch.float64)
-    turned = [apply_rope(part, angle) if attention.rope else part for part in parts]
-    scores = turned[0] @ turned[1].mT + turned[2] @ turned[3].mT
-    normaliser = (q_pos @ k_pos.mT + q_neg @ k_neg.mT).mean(-1, keepdim=True) + 1e-6
-    out = merge(scores / (HW[0] * HW[1]) / normaliser @ split(v))
+    q_turn, k_turn, q_back, k_back = turned(attention, *parts)
+    scores = q_turn @ k_turn.mT + q_back @ k_back.mT
+    kernel = q_pos @ k_pos.mT + q_neg @ k_neg.mT
+    out = merge(divided(scores, kernel) @ split(v))
     maps = v.transpose(1, 2).reshape(len(v), DIMS, *HW)
     lepe = F.conv2d(maps, attention.lepe.weight, attention.lepe.bias, padding=2, groups=DIMS)
     out = out + lepe.flatten(2).transpose(1, 2)

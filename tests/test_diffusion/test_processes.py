@@ -218,6 +218,22 @@ def test_losses_are_of_the_terms_that_they_name():
     assert loss.item() == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.parametrize('process, last', [(DDPM(), 999), (Interpolant(), 1)])
+def test_training_meets_all_times_equally_often(process, last):
+    def network(x, t):
+        seen.append(t.double() / last)
+        return torch.zeros(len(x), 2, 1)
+
+    seen = []
+    process.loss(network, torch.randn(NUMBER, 1, 1))
+    (times,) = seen
+    assert 0 <= times.min() < 0.005 and 0.995 < times.max() <= 1
+    # Five standard errors of the mean and of the share of each tenth.
+    assert times.mean().item() == pytest.approx(0.5, abs=5 / (12 * NUMBER) ** 0.5)
+    shares = times.histc(10, 0, 1) / NUMBER
+    assert (shares - 0.1).abs().max() < 5 * (0.1 * 0.9 / NUMBER) ** 0.5
+
+
 @pytest.mark.parametrize(
     ('build', 'message'),
     [

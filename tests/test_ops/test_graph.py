@@ -23,7 +23,8 @@ EVERY = list(itertools.product(FEATURE_MAPS, (True, False), ((5, 7), None), (1, 
 @pytest.mark.parametrize('feature_map, rank_augmented, hw_shape, heads', EVERY)
 def test_it_gives_what_the_reference_gives(feature_map, rank_augmented, hw_shape, heads):
     q, k, v = torch.randn(3, 2, heads, 35, 8, dtype=torch.float64)
-    theta = torch.randn(heads, 4, dtype=torch.float64) if feature_map == 'mirror' else None
+    thetas = torch.randn(2, heads, 4, dtype=torch.float64)
+    theta, theta_k = thetas if feature_map == 'mirror' else (None, None)
     outputs = []
     for backend in ('torch', 'graph'):
         with use_backend(backend):
@@ -33,6 +34,7 @@ def test_it_gives_what_the_reference_gives(feature_map, rank_augmented, hw_shape
                     k,
                     v,
                     theta,
+                    theta_k=theta_k,
                     feature_map=feature_map,
                     rank_augmented=rank_augmented,
                     hw_shape=hw_shape,

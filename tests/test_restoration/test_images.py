@@ -35,6 +35,14 @@ def test_files_come_back_as_they_were(tmp_path, kind):
     assert np.array_equal(cv2.imread(str(tmp_path / 'x.png'), cv2.IMREAD_UNCHANGED), back)
 
 
+def test_opacity_is_enlarged_with_the_colours():
+    ramp = torch.linspace(0, 1, 8).expand(1, 8, 8)
+    alpha = Image(torch.zeros(3, 8, 8), alpha=ramp).enlarged(torch.zeros(3, 16, 16)).array()[..., 3]
+    # A ramp stays one: between the outer pixels, whose half lies beyond the border.
+    expected = 255 * (torch.arange(16) / 2 - 0.25) / 7
+    assert abs(alpha[:, 4:12] - expected[4:12].numpy()).max() <= 1
+
+
 def test_values_beyond_the_range_are_cut_and_nothing_is_overwritten():
     colours = torch.tensor([-0.5, 0.5, 1.5]).view(3, 1, 1)
     image = Image(colours, alpha=torch.tensor([[[2.0]]]), grey=False)

@@ -9,6 +9,7 @@ import pytest
 
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.restoration.inference import restore
+from mirrorla_mm.restoration.metrics import PSNR, SSIM
 from mirrorla_mm.restoration.restorer import Restorer
 from tests.test_restoration.toy import TOY, draw, write_benchmark
 
@@ -25,6 +26,16 @@ def test_tiles_overlap_as_they_do_by_default(restorer, tmp_path):
         restore(restorer, tmp_path / 'a.png', tmp_path / 'out', **options)
         images.append(cv2.imread(str(tmp_path / 'out/a.png')))
     assert (images[0] == images[1]).all()
+
+
+def test_figures_are_those_of_the_written_image(restorer, tmp_path):
+    root = write_benchmark(tmp_path, [(40, 48)])
+    (result,) = restore(restorer, root / 'LR_bicubic/X2', tmp_path / 'out', root / 'HR')
+    files = tmp_path / 'out/0x2.png', root / 'HR/0.png'
+    written, truth = (cv2.imread(str(file))[..., ::-1] for file in files)
+    about = dict(scale=2, gt_path='')
+    assert result['PSNR'] == pytest.approx(PSNR().measure(written, truth, about), abs=6e-4)
+    assert result['SSIM'] == pytest.approx(SSIM().measure(written, truth, about), abs=6e-5)
 
 
 def test_results_take_no_place_of_ground_truths(restorer, tmp_path):
