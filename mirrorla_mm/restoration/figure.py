@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..engine.figures import save_figure
 from .metrics import PSNR
 from .resize import upscale
 
@@ -61,5 +62,4 @@ def compare_images(
         decibels = '' if panel is truth else f'\n{metric.measure(*crops, {}):.2f} dB'
         axis.set_title(f'{label}{decibels}', fontsize='small')
         axis.axis('off')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)

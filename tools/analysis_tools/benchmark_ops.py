@@ -666,6 +666,8 @@ def plot(rows: list[Row], path: Path, heading: str) -> None:
     Skipped without matplotlib.
     """
     try:
+        from mirrorla_mm.engine.figures import save_figure
+
         from matplotlib.figure import Figure
     except ImportError:
         print('No plot: matplotlib is not installed.')
@@ -687,7 +689,7 @@ def plot(rows: list[Row], path: Path, heading: str) -> None:
         title = f'{kind}, {first.dtype}, d = {first.head_dim}'
         axes.set(xlabel='tokens N', ylabel='ms per image', title=title)
         axes.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def cases(args: argparse.Namespace) -> list[Case]:
