@@ -241,14 +241,15 @@ def load_url(
         progress (bool): Show a bar.
         check_hash (bool): Compare the file with the hash in its name, ``NAME-HASH.pth``.
         file_name (str, optional): Its name in the cache. Defaults to that of the URL, with a digest
-            of the URL where the name has no hash: ``epoch_12.pth`` is the name of many files.
+            of the URL where the name has no hash: ``epoch_12.pth`` is the name of many files. One
+            that somebody else has put there under the plain name is taken with a warning.
         weights_only (bool): Of no effect: no file is executed.
 
     Raises:
         CheckpointError: If it cannot be downloaded or read.
     """
     folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
-    path = folder / (file_name or _name_in_cache(url))
+    path = folder / file_name if file_name else _place_in_cache(url, folder)
     if path.exists():
         try:
             return load_checkpoint_file(path, map_location)
@@ -262,11 +263,21 @@ def load_url(
         raise CheckpointError(f'The checkpoint {url} did not arrive whole: {error}') from None
 
 
-def _name_in_cache(url: str) -> str:
+def _place_in_cache(url: str, folder: Path) -> Path:
     name = Path(urlparse(url).path)
+    plain = folder / name.name
     if re.search(r'-[0-9a-f]{8,}$', name.stem):
-        return name.name
-    return f'{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{name.suffix}'
+        return plain
+    path = folder / f'{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{name.suffix}'
+    # Machines without a network have files that people copied there.
+    if path.exists() or not plain.exists():
+        return path
+    print_log(
+        f'{plain} is taken for {url}, as it has its name; delete it if it is another file.',
+        'current',
+        logging.WARNING,
+    )
+    return plain
 
 
 def _download(url: str, path: Path, progress: bool, check_hash: bool) -> None:

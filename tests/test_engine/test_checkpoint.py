@@ -487,6 +487,18 @@ def test_files_of_one_name_do_not_share_the_cache(tmp_path):
     assert load_url('https://nowhere.invalid/resnet-5891d200.pth', **options) == {'a': 1}
 
 
+def test_a_file_that_somebody_put_into_the_cache_is_taken_and_named(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(checkpoint_module, 'print_log', lambda text, *_: said.append(text))
+    torch.save({'a': 1}, tmp_path / 'swin.pth')
+    url = 'https://nowhere.invalid/swin.pth'
+    assert load_url(url, model_dir=str(tmp_path), progress=False) == {'a': 1}
+    assert said == [
+        f'{tmp_path / "swin.pth"} is taken for {url}, as it has its name; delete it if '
+        'it is another file.'
+    ]
+
+
 def test_a_cut_file_is_let_go_while_its_error_is_kept(tmp_path, monkeypatch):
     streams = []
 
