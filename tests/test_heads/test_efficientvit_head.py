@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 pytest.importorskip('mmseg')
 
 from mmengine.registry import DefaultScope
 
 from mirrorla_mm.heads import EfficientViTHead
+from tests.norms import with_statistics
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +50,7 @@ def layer(module, x, act=True):
 
 @pytest.mark.parametrize('final_expand', [None, 4])
 def test_logits_are_those_of_the_head_written_out(final_expand):
-    head = build(final_expand=final_expand).eval()
-    for norm in head.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            for value in (norm.running_var, norm.weight):
-                nn.init.uniform_(value, 0.5, 2)
-            for value in (norm.running_mean, norm.bias):
-                nn.init.normal_(value)
+    head = with_statistics(build(final_expand=final_expand))
     inputs = pyramid()
     x = 0
     for lateral, feature in zip(head.laterals, inputs[1:]):
