@@ -56,6 +56,13 @@ def test_a_stage_without_a_reduction_of_its_own_is_refused():
         LinearPVT(**SMALL, linear_sr_ratios=(8, 4))
 
 
+def test_linear_blocks_drop_as_often_as_upstreams():
+    model = LinearPVT(**SMALL, drop_rate=0.25, drop_path_rate=0.4)
+    drops = [block.attn.drop for stage in model.layers for block in stage[1][1:]]
+    assert [drop.p for drop, _ in drops] == [0.25] * 5
+    assert [path.drop_prob for _, path in drops] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
 def test_arch_may_be_a_dict():
     sizes = dict(SMALL)
     arch = dict(num_layers=sizes.pop('num_layers'))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mirrorla_mm.backbones import RAVLT, MirrorLA
+from mirrorla_mm.backbones import RAVLT, MirrorLA, NaLaFormer
 from mirrorla_mm.backbones.layers import Block
 from mirrorla_mm.backbones.ravlt import ARCHS
 from mirrorla_mm.ops import use_backend
@@ -119,6 +119,28 @@ def test_drop_path_rises_to_the_rate_and_defaults_to_the_arch():
     assert rates(RAVLT(TOY, drop_path_rate=0.4)) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert rates(RAVLT(TOY)) == [0] * 5
     assert rates(RAVLT('xt'))[-1] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    'host, arch, rate, scale',
+    [
+        (RAVLT, 'xt', 0.05, (1, 1, 1, 1)),
+        (RAVLT, 't', 0.1, (1, 1, 1, 1)),
+        (RAVLT, 's', 0.15, (1, 1, 1, 1)),
+        (RAVLT, 'b', 0.4, (1, 1, 1e-6, 1e-6)),
+        (RAVLT, 'l', 0.55, (1e-6, 1e-6, 1e-6, 1e-6)),
+        (NaLaFormer, 'xt', 0.1, (1, 1, 1, 1)),
+        (NaLaFormer, 'b', 0.4, (1, 1, 1e-6, 1e-6)),
+    ],
+)
+def test_archs_drop_and_scale_as_published(host, arch, rate, scale):
+    narrow = dict(embed_dims=(4, 4, 4, 4), num_heads=(1, 1, 1, 1))
+    model = host({**host.archs[arch], **narrow})
+    assert model.stages[-1][-1].drop_path.drop_prob == pytest.approx(rate)
+    for stage, start in zip(model.stages, scale):
+        for block in stage:
+            assert block.gamma1.unique().item() == pytest.approx(start)
+            assert block.gamma2.unique().item() == pytest.approx(start)
 
 
 def test_layer_scale_starts_per_stage():

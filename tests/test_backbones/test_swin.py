@@ -61,14 +61,23 @@ def test_an_upstream_checkpoint_loads_for_all_that_is_common(tmp_path, type):
 
 
 def test_tables_of_another_window_are_interpolated(tmp_path):
+    def plane(places):
+        return places[:, None] + 10 * places
+
     upstream = SwinTransformer(**SMALL, window_size=4)
+    heads = torch.arange(1.0, 9)
+    small = upstream.stages[3].blocks[0].attn.w_msa.relative_position_bias_table
+    small.data = (plane(torch.arange(7.0))[..., None] * heads).flatten(0, 1)
     torch.save(upstream.state_dict(), file := tmp_path / 'swin.pth')
     model = LinearSwin(**SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(file)))
     model.init_weights()
     table = model.stages[3].blocks[0].attn.w_msa.relative_position_bias_table
-    small = upstream.stages[3].blocks[0].attn.w_msa.relative_position_bias_table
     assert table.shape == (169, 8)
-    torch.testing.assert_close(table[84], small[24])  # The token itself, in the middle of both.
+    # Places along the sides of a table of 7x7, where all that a cubic needs lies within it.
+    places = ((torch.arange(13) + 0.5) * 7 / 13 - 0.5)[3:10]
+    error = table.view(13, 13, 8)[3:10, 3:10] / heads - plane(places)[..., None]
+    # torch's cubic is no more than a tenth of a place off a plane.
+    assert error.abs().max() < 0.1 * (1 + 10)
 
 
 def test_windows_cover_the_map_without_padding():
@@ -91,6 +100,26 @@ def test_a_window_sees_its_own_tokens_alone():
     changed.view(5, 5, 16)[3:, 3:] += 1  # Windows of 5x5 tokens: rows and columns 0-1 and 2-4.
     delta = (attention(x, (5, 5)) - attention(changed, (5, 5))).view(5, 5, 16).abs().amax(-1) > 1e-6
     assert delta[2:, 2:].all() and not delta[:2].any() and not delta[:, :2].any()
+
+
+def test_every_other_block_of_a_linear_stage_shifts_its_windows():
+    model = LinearSwin(**{**SMALL, 'depths': (3, 1, 2, 1)}, layout='linear', linear_window=5)
+    shifts = [[block.attn.shift for block in stage.blocks] for stage in model.stages]
+    assert shifts == [[False, True, False], [False], [False, True], [False]]
+
+
+def test_position_tables_have_the_size_of_the_windows():
+    options = dict(attn_cfg=dict(type='FLattenAttention'), layout='linear', linear_window=5)
+    model = LinearSwin(**SMALL, **options, pretrain_img_size=(64, 96))
+    sizes = [tuple(stage.blocks[0].attn.w_msa.position.shape[1:]) for stage in model.stages]
+    assert sizes == [(5, 5), (5, 5), (4, 5), (2, 3)]
+
+
+def test_linear_blocks_drop_as_often_as_upstreams():
+    model = LinearSwin(**SMALL, layout='linear', drop_rate=0.25, drop_path_rate=0.4)
+    drops = [block.attn.drop for stage in model.stages for block in stage.blocks]
+    assert [drop.p for drop, _ in drops] == [0.25] * 5
+    assert [path.drop_prob for _, path in drops] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_mistakes_are_explained():

@@ -10,7 +10,7 @@ from torch import nn
 
 from mirrorla_mm.diffusion.datasets import LoadLatent, read_square
 from mirrorla_mm.diffusion.shapes import CLASSES
-from mirrorla_mm.diffusion.vae import encode_folders
+from mirrorla_mm.diffusion.vae import encode_folders, encode_views
 from mirrorla_mm.engine.data import DataError
 from mirrorla_mm.engine.errors import UserError
 from mirrorla_mm.registry import DATASETS
@@ -146,6 +146,16 @@ class Shrinker(nn.Module):
         mean = nn.functional.avg_pool2d(x, 2) * self.factor
         latents = SimpleNamespace(mean=mean, std=torch.ones_like(mean))
         return SimpleNamespace(latent_dist=latents)
+
+
+def test_latents_are_those_of_the_image_and_of_its_mirror_image():
+    pixels = torch.tensor([[0.0, 51, 102], [153, 204, 255]])
+    images = pixels.repeat_interleave(2, 0).repeat_interleave(2, 1).expand(1, 3, 4, 6)
+    views = encode_views(Shrinker(), images)
+    assert views.shape == (1, 2, 2, 3, 2, 3) and (views[:, :, 1] == 1).all()
+    seen = np.array([[-1, -0.6, -0.2], [0.2, 0.6, 1]])
+    for view, expected in ((0, seen), (1, seen[:, ::-1])):
+        assert abs(views[0, view, 0] - expected).max() < 1e-3
 
 
 def test_latents_of_another_size_or_vae_are_not_mixed(tmp_path):

@@ -134,6 +134,17 @@ def test_any_attention_starts_at_zero_and_learns(attn_cfg):
     assert idle == []
 
 
+def test_embedders_start_as_the_authors_do():
+    model = DiT(**TOY)
+    first, _, second = model.t_embedder.mlp
+    for layer in (first, second, model.y_embedder.embedding_table):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.15)
+    proj = model.x_embedder.proj
+    bound = (6 / (4 * 2 * 2 + 48)) ** 0.5  # Xavier's, of a patch's numbers and the width.
+    assert 0.98 * bound < proj.weight.abs().max() <= bound
+    assert not any(layer.bias.any() for layer in (first, second, proj))
+
+
 def test_patches_go_back_to_where_they_came_from():
     model = toy_host(learn_sigma=False)
     image = torch.randn(2, 4, 16, 16)

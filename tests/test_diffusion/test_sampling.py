@@ -13,6 +13,7 @@ from mirrorla_mm.diffusion import DiffusionModel
 from mirrorla_mm.diffusion.sampling import (
     NoiseStreams,
     Order,
+    draw_batch,
     draw_share,
     part_file,
     save_first,
@@ -161,6 +162,23 @@ def test_latents_need_a_vae(tmp_path):
         draw_share(pixel_model(), ORDER, tmp_path / 'images', Enlarger())
     file = draw_share(model, ORDER, tmp_path / 'with', Enlarger())
     assert file.name == 'samples_10x32x32x3.npz'
+
+
+def test_pixels_are_what_the_decoder_gives_rounded():
+    model = pixel_model()
+    latents = torch.tensor([[-1.0, -0.5], [0.25, 1.0]]).expand(4, 4, 2, 2)
+    model.sample = lambda *args: latents
+    images, _ = draw_batch(model, ORDER, 0, Enlarger())
+    assert images.shape == (4, 4, 4, 3)
+    # -0.5 is 63.75 of 255, and 0.25 is 159.375.
+    assert (images[:, ::2, 1::2] == np.array([[0, 64], [159, 255]])[..., None]).all()
+
+
+def test_every_class_is_drawn():
+    model = pixel_model()
+    model.sample = lambda labels, *args: torch.zeros(len(labels), 3, 16, 16)
+    _, labels = draw_batch(model, replace(ORDER, number=200, batch_size=200), 0, None)
+    assert set(labels.tolist()) == set(range(10))
 
 
 def test_grid_shows_the_first_samples_row_by_row(tmp_path):

@@ -1,11 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip('mmseg')
 
 from mmengine.registry import DefaultScope
 
 from mirrorla_mm.heads import EfficientViTHead
+from tests.norms import with_statistics
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,27 @@ def test_logits_have_the_size_of_the_finest_input(final_expand, size):
     head = build(final_expand=final_expand).eval()
     inputs = pyramid(size)
     assert head(inputs).shape == (2, 5, *inputs[1].shape[2:])
+
+
+def layer(module, x, act=True):
+    """A convolution, its batch norm and, in most layers, the activation."""
+    x = module.norm(module.conv(x))
+    return x * F.relu6(x + 3) / 6 if act else x
+
+
+@pytest.mark.parametrize('final_expand', [None, 4])
+def test_logits_are_those_of_the_head_written_out(final_expand):
+    head = with_statistics(build(final_expand=final_expand))
+    inputs = pyramid()
+    x = 0
+    for lateral, feature in zip(head.laterals, inputs[1:]):
+        feature = layer(lateral, feature, act=False)
+        x = x + F.interpolate(feature, inputs[1].shape[2:], mode='bicubic')
+    for expand, depthwise, reduce in head.blocks:
+        x = x + layer(reduce, layer(depthwise, layer(expand, x)), act=False)
+    if final_expand:
+        x = layer(head.final, x)
+    torch.testing.assert_close(head(inputs), head.conv_seg(x), rtol=1e-4, atol=1e-5)
 
 
 # Width 96 on MirrorLA-T with 150 classes; width 128 on S; the wide layer for Cityscapes.

@@ -6,25 +6,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
 
 from mirrorla_mm.restoration import DCTLSA
 from mirrorla_mm.restoration.resize import downscale
+from tests.norms import with_statistics
 
 TOY = dict(embed_dims=8, num_heads=2, window_size=4, num_groups=2)
 
 
 def toy_host(**options) -> DCTLSA:
     """A host of some thousand parameters whose batch norms have seen something."""
-    model = DCTLSA(**{**TOY, 'upscale': 2, **options}).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            torch.nn.init.normal_(module.running_mean)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 2)
-            torch.nn.init.normal_(module.bias)
-    return model
+    return with_statistics(DCTLSA(**{**TOY, 'upscale': 2, **options}))
 
 
 def draw(height: int, width: int, seed: int = 0) -> np.ndarray:
