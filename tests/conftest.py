@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,6 +15,7 @@ from pathlib import Path
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope
@@ -31,8 +33,10 @@ def optional_data_root() -> Path:
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
-        pytest.skip(f'optional test data: {path.name} is not under MIRRORLA_TEST_DATA')
+    """A part of one folder of the optional data: of ``data`` or of ``oracles``."""
+    if not path.parent.is_dir():
+        pytest.skip(f'optional test data: no {path.parent.name} under MIRRORLA_TEST_DATA')
+    assert path.exists(), f'{path.parent} lacks {path.name}.'
     return path
 
 
@@ -73,6 +77,8 @@ def oracle(oracle_file) -> Callable[[str], dict]:
 @pytest.fixture(autouse=True)
 def _fresh_start() -> None:
     """No test depends on what an earlier one drew, or on the default scope that it left behind."""
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
     DefaultScope._instance_dict.clear()
 

@@ -33,7 +33,6 @@ def by_hand(attention, x):
 
 
 def test_is_two_kernels_of_exponentials():
-    torch.manual_seed(0)
     assert_same(randomised(PolaPPAttention), by_hand)
 
 

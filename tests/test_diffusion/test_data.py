@@ -40,7 +40,6 @@ def test_latents_are_drawn_around_the_mean_of_a_view(tmp_path):
     views = np.stack([np.stack([np.full((4, 8, 8), m), np.full((4, 8, 8), s)])
                       for m, s in ((5.0, 0.1), (-5.0, 0.3))])  # fmt: skip
     np.save(tmp_path / 'x.npy', views.astype(np.float16))
-    np.random.seed(0)
     load = LoadLatent()
     drawn = [load(dict(img_path=str(tmp_path / 'x.npy')))['img'] for _ in range(40)]
     first = np.array([latent for latent in drawn if latent.mean() > 0])
@@ -100,7 +99,6 @@ def test_images_are_shrunk_cut_and_mirrored(tmp_path):
     Image.fromarray(pixels).save(tmp_path / 'a/x.png')
     square = dict(type='mirrorla_mm.LoadSquareImage', size=32)
     data = folders(tmp_path, square, suffixes=['.PNG'])
-    np.random.seed(0)
     images = torch.stack([data[0]['inputs'] for _ in range(20)])
     assert images.shape == (20, 3, 32, 32) and images.dtype == torch.uint8
     right = (images[:, 0, :, 20:] > 200).all(2).all(1)

@@ -20,11 +20,6 @@ STD = torch.tensor([0.3, 0.9], dtype=torch.float64).view(1, 2, 1)
 NUMBER = 4_000
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def draw() -> Tensor:
     return torch.randn(NUMBER, 2, 1, dtype=torch.float64)
 

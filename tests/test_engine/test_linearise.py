@@ -261,6 +261,15 @@ def test_the_feature_transfer_trains_the_new_layers_by_the_output_maps(transfer)
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_the_feature_loss_is_the_error_over_the_variance(transfer):
+    model = transfer('features')
+    expected = []
+    for ours, theirs in zip(model.student(IMAGES), model.teacher(IMAGES)):
+        variance = (theirs - theirs.mean()).square().sum() / (theirs.numel() - 1)
+        expected.append((ours - theirs).square().mean() / variance)
+    torch.testing.assert_close(model(IMAGES)['loss'], sum(expected) / len(expected))
+
+
 def test_layers_learn_from_the_input_of_the_teacher(transfer):
     """Outputs of the student's earlier layers make no difference."""
     model = transfer('attention')

@@ -200,6 +200,9 @@ def test_flips_are_the_8_of_a_square_and_the_same_for_both():
     assert len(seen) == 8
     shapes = {PairedRandomFlip(transpose=False)(dict(full))['gt'].shape for _ in range(20)}
     assert shapes == {(20, 26, 3)}
+    never, always = (PairedRandomFlip(prob)(dict(full)) for prob in (0, 1))
+    assert np.array_equal(never['img'], img)
+    assert np.array_equal(always['img'], img[::-1, ::-1].swapaxes(0, 1))
 
 
 def test_packed_tensors_are_rgb():
