@@ -72,7 +72,7 @@ def test_the_rate_rises_for_a_tenth_and_falls_to_nothing():
 
 
 def test_where_a_run_takes_place_is_none_of_its_settings(linearisation, tmp_path, monkeypatch):
-    monkeypatch.setattr(linearise_stages, '_join_processes', lambda cfg: None)
+    monkeypatch.setattr(linearise_stages, 'join_processes', lambda cfg: None)
 
     def settings(folder, **options):
         linearisation(folder, **options)

@@ -228,20 +228,19 @@ def test_what_the_first_process_cannot_write_is_told_to_all(softmax, run, capsys
         raise PermissionError(13, 'Permission denied', 'one')
 
     told = []
-    module = 'mirrorla_mm.engine.linearise_stages'
-    monkeypatch.setattr(f'{module}.keep_settings', fail)
-    monkeypatch.setattr(f'{module}.broadcast_object_list', told.extend)
+    monkeypatch.setattr('mirrorla_mm.engine.linearise_stages.keep_settings', fail)
+    monkeypatch.setattr('mirrorla_mm.engine.distributed.broadcast_object_list', told.extend)
     with pytest.raises(SystemExit):
         run('linearise', *softmax, '--attn', 'ReLUAttention', '--work-dir', 'one')
-    assert isinstance(told[0], PermissionError)
+    assert isinstance(told[1], PermissionError)
     assert "Permission denied: 'one'" in capsys.readouterr().err
 
 
 def test_what_the_first_process_refuses_all_refuse(softmax, run, capsys, monkeypatch, tmp_path):
     def receive(data):
-        data[:] = [UserError('The folder one is taken.')]
+        data[:] = [None, UserError('The folder one is taken.')]
 
-    module = 'mirrorla_mm.engine.linearise_stages'
+    module = 'mirrorla_mm.engine.distributed'
     monkeypatch.setattr(f'{module}.is_main_process', lambda: False)
     monkeypatch.setattr(f'{module}.broadcast_object_list', receive)
     with pytest.raises(SystemExit):
