@@ -8,16 +8,9 @@ from mirrorla_mm.diffusion.datasets import read_square
 from mirrorla_mm.engine.data import DataError
 from mirrorla_mm.engine.images import cut_short, opening_problem, orientation, read_image
 from mirrorla_mm.restoration.images import read_image as read_to_restore
+from tests.exif import turned
 
 EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n'
-
-
-def turned(path, value: int, size=(60, 40)):
-    image = Image.new('RGB', size, 'red')
-    exif = image.getexif()
-    exif[0x0112] = value
-    image.save(path, exif=exif)
-    return path
 
 
 def test_read_image_is_bgr_and_turned_as_exif_says(tmp_path):

@@ -18,6 +18,7 @@ import mirrorla_mm  # noqa: F401
 from mirrorla_mm.engine.bad_data import TRANSFORM, BadDataHook, CheckedLoading, check_loading
 from mirrorla_mm.engine.data import DataError
 from tests.checked_datasets import checked, coco, coco_dataset
+from tests.exif import turned
 from tests.noise_segmentation import config, draw_images
 
 GENERATOR = np.random.default_rng(0)
@@ -342,15 +343,6 @@ def test_label_of_more_than_8_bits_is_seen_before_it_wraps(tmp_path, value):
         load_labels(path)
     labels[3, 3] = 2
     assert (load_labels(write(tmp_path / 'l.png', labels))['gt_seg_map'] == labels).all()
-
-
-def turned(path, value: int, size=(60, 40)) -> str:
-    """A JPEG that is stored lying on its side."""
-    image = Image.new('RGB', size, 'red')
-    exif = image.getexif()
-    exif[0x0112] = value
-    image.save(path, exif=exif)
-    return str(path)
 
 
 def test_image_that_exif_turns_has_annotations_of_the_size_that_is_seen(tmp_path):
