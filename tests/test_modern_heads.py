@@ -1,6 +1,7 @@
 """Mask2Former, DINO and RTMDet-Ins: toy models of the recipes take a step and predict."""
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -154,9 +155,9 @@ def test_checkpoints_are_saved_by_the_safe_hook(recipe):
     cfg = load(recipe)
     assert cfg.default_hooks.checkpoint.type == 'mirrorla_mm.CheckpointHook'
     assert 'mirrorla_mm' in cfg.custom_imports.imports
-    batch_size = int(recipe.split('xb')[1].split('-')[0].split('_')[0])
+    devices, batch_size = map(int, re.search(r'_(\d+)xb(\d+)', recipe).groups())
     assert cfg.train_dataloader.batch_size == batch_size
-    assert cfg.auto_scale_lr.base_batch_size == 8 * batch_size
+    assert cfg.auto_scale_lr.base_batch_size == devices * batch_size
 
 
 @pytest.mark.slow

@@ -1,3 +1,3 @@
-_base_ = './pola-swin-t_8xb128_in1k.py'
+_base_ = '../_base_/protocols/swin_8xb128_in1k.py'
 
-model = dict(backbone=dict(arch='s', drop_path_rate=0.3))
+model = dict(backbone=dict(arch='s', drop_path_rate=0.3, attn_cfg=dict(type='PolaAttention')))
