@@ -20,8 +20,10 @@ train_dataloader = dict(batch_size=128)
 optim_wrapper = dict(
     type='mirrorla_mm.AmpOptimWrapper', paramwise_cfg=dict(custom_keys=_base_.no_decay)
 )
-# FLatten's and Agent's settings of PVT: a shorter warm-up and a higher last rate than Swin's.
+# FLatten's and Agent's settings of PVT, whose code multiplies rates by batch / 512: a shorter
+# warm-up than Swin's, and a higher last rate, which ten more epochs hold.
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=5, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=5),
+    dict(type='LinearLR', start_factor=2e-3, by_epoch=True, end=5, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=2e-5, by_epoch=True, begin=5, end=300),
 ]
+train_cfg = dict(max_epochs=310)
