@@ -127,7 +127,7 @@ def test_only_axes_of_size_one_may_differ():
         fit(layer, dict(weight=torch.ones(3, 2), bias=torch.ones(2)))
 
 
-@pytest.mark.parametrize('container', ['model', 'state_dict'])
+@pytest.mark.parametrize('container', ['model', 'state_dict', 'params_ema', 'params'])
 def test_weights_are_found_where_training_scripts_put_them(tmp_path, container):
     torch.save({container: {'module.a': torch.ones(2)}, 'epoch': 3}, tmp_path / 'x.pth')
     assert list(read_state_dict(tmp_path / 'x.pth')) == ['a']

@@ -1,6 +1,7 @@
-"""Export a backbone, a segmentor or a single-stage detector, and check the file against the model.
+"""Export a backbone, segmentor, single-stage detector or DCTLSA, and check it against the model.
 
 Images of any size and number go in, normalised; feature maps, logits or raw head maps come out.
+DCTLSA takes RGB in [0, 1] of 9 pixels a side or more, and gives the larger image.
 
 Examples:
     python tools/export.py --arch t --layout linear --out mirrorla-t.onnx

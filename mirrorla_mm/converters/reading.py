@@ -12,9 +12,9 @@ from torch import Tensor
 from ..engine import load_checkpoint_file
 from .converted import ConversionError
 
-# Where training scripts keep the weights; those averaged over training come last, as the
-# published figures are of the plain ones.
-CONTAINERS = ('state_dict', 'model', 'module', 'model_ema')
+# Where training scripts keep the weights. Those averaged over training come last, as the published
+# figures are of the plain ones; of BasicSR's it is the other way round.
+CONTAINERS = ('state_dict', 'model', 'module', 'model_ema', 'params_ema', 'params')
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
 
 

@@ -77,6 +77,11 @@ class SuperResolutionDataset(BaseDataset):
         truths = images_of(root / self.gt_dir)
         if self.lr_dir is None:
             return [dict(gt_path=str(path), **shared) for path in truths.values()]
+        if not (root / self.lr_dir).is_dir():
+            raise DataError(
+                f'The folder {root / self.lr_dir} does not exist. With lr_dir=None of the data set '
+                'small images are made from the large ones as they are loaded.'
+            )
         images = images_of(root / self.lr_dir)
         entries = []
         for name, path in truths.items():

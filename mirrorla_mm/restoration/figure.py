@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,6 @@ def compare_images(
         crops = [x[top : top + size, left : left + size] for x in (panel, truth)]
         axis.imshow(crops[0], interpolation='nearest')
         decibels = '' if panel is truth else f'\n{metric.measure(*crops, {}):.2f} dB'
-        axis.set_title(f'{label}{decibels}', fontsize='small')
+        axis.set_title(f'{textwrap.fill(label, 20)}{decibels}', fontsize='small')
         axis.axis('off')
     save_figure(figure, path, dpi=150)

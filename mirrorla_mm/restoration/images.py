@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,18 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import ImageOps
 from torch import Tensor
 
 from ..engine.atomic import whole_file
 from ..engine.data import DataError
-from ..engine.images import cut_short, decoding_problem, opening_problem
+from ..engine.images import (
+    cut_short,
+    decoding_problem,
+    open_image,
+    opening_problem,
+    orientation,
+)
 
 DEPTHS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
@@ -64,12 +72,7 @@ def read_image(path: str | os.PathLike) -> Image:
         DataError: If it cannot be read, or is of another kind.
     """
     problem = opening_problem(path) or cut_short(path)
-    # Not by imread, which some names crash.
-    content = None if problem else np.frombuffer(Path(path).read_bytes(), np.uint8)
-    pixels = None if problem else cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
-    if pixels is not None and (pixels.ndim == 2 or pixels.shape[2] == 3):
-        # What is unchanged is not turned either.
-        pixels = cv2.imdecode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    pixels = None if problem else _decoded(path)
     if pixels is None:
         raise DataError(f'{path} {problem or decoding_problem(path) or "cannot be read"}.')
     if pixels.dtype not in DEPTHS:
@@ -78,10 +81,43 @@ def read_image(path: str | os.PathLike) -> Image:
     if pixels.shape[2] not in (1, 3, 4):
         raise DataError(f'{path} has {pixels.shape[2]} channels; 1, 3 or 4 are read.')
     depth = DEPTHS[pixels.dtype]
+    grey = bool((pixels[..., :3] == pixels[..., :1]).all()) and pixels.shape[2] != 3
     values = torch.from_numpy(pixels.astype(np.float32) / depth).permute(2, 0, 1)
     colours = values[:3].flip(0) if len(values) > 1 else values.expand(3, -1, -1)
     alpha = values[3:] if len(values) == 4 else None
-    return Image(colours.contiguous(), alpha, len(values) == 1, depth)
+    return Image(colours.contiguous(), alpha, grey, depth)
+
+
+def _decoded(path: str | os.PathLike) -> np.ndarray | None:
+    """Grey, BGR or, where there is opacity, BGRA, upright; None of no image."""
+    content = Path(path).read_bytes()  # not by imread, which some names crash
+    encoded = np.frombuffer(content, np.uint8)
+    pixels = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        return None
+    try:
+        # Not by its name: Pillow maps some turned TIFF files into memory with sides exchanged.
+        with open_image(io.BytesIO(content)) as stored:
+            transparent = stored.has_transparency_data
+            if transparent and pixels.dtype == np.uint8:
+                # OpenCV mixes the colours of some files with black, and forgets that of others.
+                stored.load()  # which turns a TIFF
+                upright = ImageOps.exif_transpose(stored)
+                return cv2.cvtColor(np.array(upright.convert('RGBA')), cv2.COLOR_RGBA2BGRA)
+    except (OSError, SyntaxError, ValueError):  # of a format that OpenCV alone knows
+        transparent = pixels.ndim == 3 and pixels.shape[2] == 4
+    if transparent and pixels.ndim == 3 and pixels.shape[2] == 4:
+        return _upright(pixels, orientation(path))
+    # What is unchanged is not turned either.
+    return cv2.imdecode(encoded, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+
+
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Undo an EXIF orientation of 1 to 8."""
+    if turn > 4:
+        pixels = pixels.transpose(1, 0, 2)
+    across, down = turn in (2, 3, 6, 7), turn in (3, 4, 7, 8)
+    return pixels[:: -1 if down else 1, :: -1 if across else 1]
 
 
 def write_png(image: np.ndarray, path: Path) -> None:
@@ -94,5 +130,5 @@ def write_png(image: np.ndarray, path: Path) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    with whole_file(path) as partial:
+    with whole_file(path, sync=False) as partial:
         partial.write_bytes(cv2.imencode('.png', image)[1].tobytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,13 +91,12 @@ def restore(
     """
     source, out_dir = Path(source), Path(out_dir)
     files = image_files(source)
-    inputs = [files[0].parent, *([Path(truth_dir)] if truth_dir else [])]
-    if out_dir.resolve() in [folder.resolve() for folder in inputs]:
-        raise UserError(f'The results would take the place of the images in {out_dir}.')
+    require_other_folder(out_dir, [files[0].parent, *([Path(truth_dir)] if truth_dir else [])])
     if options.get('tile') is not None:
         check_tiles(options['tile'], options.get('overlap', OVERLAP), model.backbone.window_size)
     scale = model.backbone.upscale
     truths = truths_of(files, Path(truth_dir), scale) if truth_dir else [None] * len(files)
+    out_dir.mkdir(parents=True, exist_ok=True)
     results = []
     try:
         for file, truth in track(list(zip(files, truths)), 'Enlarging'):
@@ -106,7 +105,8 @@ def restore(
             except (UserError, ValueError, OSError) as error:
                 result = dict(image=file.name, error=str(error))
             results.append(result)
-            said = ', '.join(f'{k} {v}' for k, v in list(result.items())[1:])
+            about = {k: f'{v:.4f}' if isinstance(v, float) else v for k, v in result.items()}
+            said = ', '.join(f'{k} {v}' for k, v in list(about.items())[1:])
             tell(printable(f'{file.name}: {said}'))
     finally:
         with whole_file(out_dir / RESULTS) as partial:
@@ -150,9 +150,19 @@ def figures(image: np.ndarray, truth: Path, scale: int) -> dict[str, float]:
         )
     about = dict(scale=scale, gt_path=str(truth))
     return {
-        metric.name: round(metric.measure(image, expected[:height, :width], about), digits)
-        for metric, digits in ((PSNR(), 3), (SSIM(), 4))
+        metric.name: metric.measure(image, expected[:height, :width], about)
+        for metric in (PSNR(), SSIM())
     }
+
+
+def require_other_folder(out_dir: Path, inputs: Iterable[Path]) -> None:
+    """Keep results from taking the place of what they are made of.
+
+    Raises:
+        UserError: If ``out_dir`` is one of the folders of inputs.
+    """
+    if out_dir.resolve() in [folder.resolve() for folder in inputs]:
+        raise UserError(f'The results would take the place of the images in {out_dir}.')
 
 
 def image_files(source: Path) -> list[Path]:

@@ -186,3 +186,10 @@ def test_comparisons_show_each_result(run, capsys):
     with pytest.raises(SystemExit):
         run('analysis_tools/compare_restorations', *folders, '--results', 'mine')
     assert 'LABEL=FOLDER' in capsys.readouterr().err
+    files = {path: path.read_bytes() for path in Path('.').rglob('*.png')}
+    for folder in (*folders[:2], 'mine'):
+        command = ('analysis_tools/compare_restorations', *folders, '--results', 'Mine=mine')
+        with pytest.raises(SystemExit):
+            run(*command, '--out-dir', f'{folder}/../{Path(folder).name}')
+        assert 'would take the place of the images' in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path('.').rglob('*.png')} == files

@@ -15,7 +15,7 @@ from mirrorla_mm.engine.arguments import positive_int
 from mirrorla_mm.engine.errors import UserError, one_line_errors
 from mirrorla_mm.engine.images import read_image
 from mirrorla_mm.restoration.figure import compare_images
-from mirrorla_mm.restoration.inference import image_files, truths_of
+from mirrorla_mm.restoration.inference import image_files, require_other_folder, truths_of
 
 import numpy as np
 from rich.progress import track
@@ -34,7 +34,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--size', type=positive_int, default=64, help='side of the crop, of the truth'
     )
-    parser.add_argument('--out-dir', type=Path, default='comparisons', help='folder to write to')
+    parser.add_argument(
+        '--out-dir', type=Path, default=Path('comparisons'), help='folder to write to'
+    )
     return parser.parse_args()
 
 
@@ -48,8 +50,7 @@ def draw(args: argparse.Namespace, file: Path, truth_file: Path) -> None:
     image = rgb(file)
     height, width = (n * args.scale for n in image.shape[:2])
     truth = rgb(truth_file)[:height, :width]
-    folders = dict(result.split('=', 1) for result in args.results)
-    results = {label: rgb(Path(folder) / f'{file.stem}.png') for label, folder in folders.items()}
+    results = {label: rgb(folder / f'{file.stem}.png') for label, folder in args.results.items()}
     for label, panel in {'the ground truth': truth, **results}.items():
         if panel.shape[:2] != (height, width):
             raise UserError(
@@ -65,7 +66,11 @@ def main() -> None:
     with one_line_errors():
         if not all('=' in result for result in args.results):
             raise UserError('--results takes LABEL=FOLDER, such as MirrorLA=enlarged/mirrorla.')
+        args.results = {
+            label: Path(folder) for label, folder in (x.split('=', 1) for x in args.results)
+        }
         files = image_files(args.images)
+        require_other_folder(args.out_dir, [files[0].parent, args.truth, *args.results.values()])
         truths = truths_of(files, args.truth, args.scale)
         for pair in track(list(zip(files, truths)), 'Drawing'):
             draw(args, *pair)
