@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 import warnings
 
@@ -93,6 +94,53 @@ def test_models_take_turns_and_one_that_fails_is_noted(benchmark, monkeypatch):
         'broken, training=True': 'ValueError: no such layer',
         'broken, training=False': 'ValueError: no such layer',
     }
+
+
+def test_a_model_that_failed_is_measured_again_and_one_that_did_not_stays(
+    benchmark, tmp_path, monkeypatch
+):
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise ValueError('not yet')
+
+    made = dict.fromkeys('ab', lambda: torch.nn.Conv2d(3, 2, 3))
+    command = ['benchmark_ops.py', '--toy', '--models', '--resume', '--minutes', '0']
+    monkeypatch.setattr(sys, 'argv', [*command, '--out', str(tmp_path)])
+    for found in (made | {'b': Broken}, made):
+        monkeypatch.setattr(benchmark, 'models', lambda found=found: found)
+        benchmark.main()
+        page = json.loads((tmp_path / 'ops.json').read_text())
+        rows = {(row['model'], row['training']) for row in page['models']}
+        broken = {('b', True), ('b', False)} if found['b'] is Broken else set()
+        assert rows == {(name, mode) for name in 'ab' for mode in (True, False)} - broken
+        assert len(page['failures']) == len(broken)
+    monkeypatch.setattr(benchmark, 'measure_models', None)  # nothing is left to measure
+    benchmark.main()
+
+
+def test_torch_triton_and_matplotlib_are_all_that_it_needs(tmp_path):
+    pytest.importorskip('triton')
+    program = f"""
+import importlib.util, runpy, sys
+
+HIDDEN = ('mmengine', 'mmcv', 'mmdet', 'mmseg')
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *_: None if name in HIDDEN else find_spec(name)
+sys.modules.update(dict.fromkeys(HIDDEN))
+sys.argv = ['benchmark_ops.py', '--toy', '--out', {str(tmp_path)!r}]
+runpy.run_path({str(REPOSITORY / 'tools/analysis_tools/benchmark_ops.py')!r}, run_name='__main__')
+"""
+    ran = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {'ops.json', 'ops.md', 'ops.png'}
+
+
+@pytest.mark.parametrize('option', ['--tokens', '--head-dims', '--total-tokens'])
+def test_sizes_without_a_token_are_refused(benchmark, monkeypatch, capsys, option):
+    monkeypatch.setattr(sys, 'argv', ['benchmark_ops.py', option, '0'])
+    with pytest.raises(SystemExit):
+        benchmark.parse_args()
+    assert 'tokens and head dimensions are whole numbers from 1 on' in capsys.readouterr().err
 
 
 def test_the_models_are_those_of_the_bars(benchmark):

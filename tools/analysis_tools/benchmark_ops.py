@@ -129,7 +129,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--resume', action='store_true', help='go on with the JSON that is there')
     parser.add_argument('--minutes', type=float, default=math.inf, help='begin nothing after these')
     parser.add_argument('--toy', action='store_true', help='tiny tensors, without a GPU')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if min(*args.tokens, *args.head_dims, *args.total_tokens) < 1:
+        parser.error('tokens and head dimensions are whole numbers from 1 on')
+    return args
 
 
 class CudaClock:
@@ -660,14 +663,20 @@ def recommendations(rows: list[Row]) -> str:
     return '\n'.join(lines)
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place to write a file that then appears as a whole; ``engine.atomic`` needs OpenMMLab."""
+    unfinished = path.with_name(f'{path.name}.part')
+    yield unfinished
+    unfinished.replace(path)
+
+
 def plot(rows: list[Row], path: Path, heading: str) -> None:
     """Milliseconds of a replay over N for the first head dimension and dtype.
 
     Skipped without matplotlib.
     """
     try:
-        from mirrorla_mm.engine.figures import save_figure
-
         from matplotlib.figure import Figure
     except ImportError:
         print('No plot: matplotlib is not installed.')
@@ -689,7 +698,8 @@ def plot(rows: list[Row], path: Path, heading: str) -> None:
         title = f'{kind}, {first.dtype}, d = {first.head_dim}'
         axes.set(xlabel='tokens N', ylabel='ms per image', title=title)
         axes.legend()
-    save_figure(figure, path, dpi=150)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, format='png', dpi=150)
 
 
 def cases(args: argparse.Namespace) -> list[Case]:
@@ -718,9 +728,8 @@ def write(
         'models': [row._asdict() for row in model_rows],
         'failures': failures,
     }
-    unfinished = args.out / 'ops.json.part'
-    unfinished.write_text(json.dumps(found, indent=1))
-    unfinished.replace(args.out / 'ops.json')
+    with whole(args.out / 'ops.json') as unfinished:
+        unfinished.write_text(json.dumps(found, indent=1))
     text = '\n'.join(f'- {name}: {value}' for name, value in about.items())
     parts = [f'# Operators\n\n{text}', '## Bars, bfloat16', bar_table(bars(rows, model_rows))]
     if failures:
@@ -731,7 +740,8 @@ def write(
         parts += [
             f'## Whole backbones, 800 x 1280, batch 16, bfloat16\n\n{model_table(model_rows)}'
         ]
-    (args.out / 'ops.md').write_text('\n\n'.join(parts) + '\n')
+    with whole(args.out / 'ops.md') as unfinished:
+        unfinished.write_text('\n\n'.join(parts) + '\n')
     if rows:
         plot(rows, args.out / 'ops.png', f'{about["device"]}, {about["date"]}')
 
@@ -812,7 +822,9 @@ def main() -> None:
         for case in cases(args)
         if (case.name[3], case.head_dim) in right and (timings := missing(case, rows))
     ]
-    if args.models and not model_rows:
+    # They take turns, so one that failed is measured with all others.
+    wanted_models = set(itertools.product(models(), (True, False))) if args.models else set()
+    if wanted_models - {(row.model, row.training) for row in model_rows}:
         size = (1, (64, 64), 1) if args.toy else (16, (800, 1280), 5)
         model_rows = measure_models(clock, *size, failures)
         print(model_table(model_rows), flush=True)
