@@ -7,7 +7,7 @@ import copy
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -259,9 +259,9 @@ def _classes(weights: dict, dataset: dict, model: torch.nn.Module) -> tuple[tupl
     classes = _as_names(stored.get('classes')) or _as_names(_read_names(given.get('classes')))
     count = _number_of_classes(model)
     classes += tuple(f'class {i}' for i in range(len(classes), count))
-    palette = stored.get('palette') or given.get('palette')
-    if not _is_palette(palette, len(classes)):
-        palette = [_colour(i) for i in range(len(classes))]
+    own = [_colour(i) for i in range(len(classes))]
+    palettes = (stored.get('palette'), given.get('palette'), own)
+    palette = next(palette for palette in palettes if _is_palette(palette, len(classes)))
     return classes, tuple(tuple(map(int, colour)) for colour in palette)
 
 
@@ -295,7 +295,7 @@ def _is_palette(palette: Any, count: int) -> bool:
 
 def _is_colour(colour: Any) -> bool:
     is_triple = isinstance(colour, (list, tuple)) and len(colour) == 3
-    return is_triple and all(isinstance(part, Integral) and 0 <= part <= 255 for part in colour)
+    return is_triple and all(isinstance(part, Real) and 0 <= part <= 255 for part in colour)
 
 
 def _number_of_classes(model: torch.nn.Module) -> int:

@@ -57,8 +57,10 @@ def predict(
     source, out_dir = Path(source), Path(out_dir)
     tell = tell or (lambda line: None)
     files = _files(source, out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
     results: list[dict] = []
+    if not (out_dir / PREDICTIONS).is_file():
+        # By it a next run knows that the images are outputs, even if this one is killed.
+        _write_predictions(out_dir, results)
     predicted = (
         _predict_video(model, source, out_dir, score_thr, tell)
         if _is_video(source)
@@ -68,10 +70,7 @@ def predict(
         for result in predicted:
             results.append(result)
     finally:
-        text = json.dumps(results, indent=1, ensure_ascii=False)
-        with whole_file(out_dir / PREDICTIONS) as partial:
-            # Names that are no UTF-8 become escapes of JSON.
-            partial.write_text(text, 'utf-8', errors='backslashreplace')
+        _write_predictions(out_dir, results)
     return results
 
 
@@ -175,14 +174,21 @@ def _is_video(source: Path) -> bool:
     return source.is_file() and source.suffix.lower() in VIDEOS
 
 
+def _write_predictions(out_dir: Path, results: list[dict]) -> None:
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    with whole_file(out_dir / PREDICTIONS) as partial:
+        # Names that are no UTF-8 become escapes of JSON.
+        partial.write_text(text, 'utf-8', errors='backslashreplace')
+
+
 def _write_image(image: np.ndarray, path: Path) -> None:
     encoded, content = cv2.imencode(path.suffix, image)
     if not encoded:
         raise DataError(f'{path} cannot be written.')
-    with whole_file(path) as partial:
+    with whole_file(path, sync=False) as partial:
         partial.write_bytes(content.tobytes())
 
 
 def _write_labels(found: Prediction, path: Path) -> None:
-    with whole_file(path) as partial:
+    with whole_file(path, sync=False) as partial:
         Image.fromarray(found.label_map).save(partial, format='PNG')

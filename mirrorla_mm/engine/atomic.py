@@ -21,7 +21,7 @@ STEM = 200  # bytes that a partial file takes of a name: with its ending it must
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
     """Write a file beside its place, and move it there once it is complete and on the disk.
 
     A new file takes the permissions of the one it replaces; symbolic links are followed. Where the
@@ -30,6 +30,8 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
     Args:
         path (str | os.PathLike): The file to write; missing folders are made.
+        sync (bool): Wait for the disk. Without, a power cut can leave half a file: for the many
+            outputs that a run makes again. Defaults to True.
 
     Yields:
         Path: The file to write instead, ``<name>.<random>.partial``; of a long name its start.
@@ -46,12 +48,14 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     try:
         if _create(partial, target):
             yield partial
-            _sync(partial)
-            _publish(partial, target)
+            if sync:
+                _sync(partial)
+            _publish(partial, target, sync)
         else:
             _warn_in_place(target, 'its folder is read-only')
             yield target
-            _sync(target)
+            if sync:
+                _sync(target)
     except OSError as error:
         message = f'{path} cannot be written: {error.strerror or error}'
         raise OSError(error.errno, message) from error
@@ -81,13 +85,14 @@ def _create(partial: Path, target: Path) -> bool:
     return True
 
 
-def _publish(partial: Path, target: Path) -> None:
+def _publish(partial: Path, target: Path, sync: bool) -> None:
     if target.exists() and target.stat().st_nlink > 1:
         reason = 'its name has further hard links'
     else:
         try:
             partial.replace(target)
-            _sync(target.parent)
+            if sync:
+                _sync(target.parent)
             return
         except OSError as error:
             if error.errno != errno.EBUSY:
@@ -95,7 +100,8 @@ def _publish(partial: Path, target: Path) -> None:
             reason = 'it is a mount point'
     _warn_in_place(target, reason)
     shutil.copyfile(partial, target)
-    _sync(target)
+    if sync:
+        _sync(target)
 
 
 def _sync(path: Path) -> None:

@@ -9,6 +9,7 @@ reported.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.runner import Runner
+from PIL import UnidentifiedImageError
 
 from ..registry import HOOKS, TRANSFORMS
 from .annotations import segmentation_problem
@@ -116,8 +118,8 @@ class CheckedLoading(BaseTransform):
                 problem = segmentation_problem(instance.get('mask'), *results['ori_shape'][:2])
                 if problem:
                     return problem
-        elsewhere = '://' in path or getattr(self.load, 'backend_args', None)
-        if elsewhere or ('img' in before and not results.get('seg_map_path')):
+        remote = getattr(self.load, 'backend_args', None) and not os.path.exists(path)
+        if '://' in path or remote or ('img' in before and not results.get('seg_map_path')):
             return None
         return opening_problem(path)
 
@@ -180,10 +182,13 @@ def _stored_labels(path: str, loaded: np.ndarray) -> np.ndarray:
     """The label map as it was loaded, or as it is stored where loading has cut it to 8 bits."""
     if not Path(path).is_file():
         return loaded
-    with open_image(path) as image:
-        if image.mode not in DEEP_MODES:
-            return loaded
-        stored = np.asarray(image)
+    try:
+        with open_image(path) as image:
+            if image.mode not in DEEP_MODES:
+                return loaded
+            stored = np.asarray(image)
+    except UnidentifiedImageError:
+        return loaded  # of a format that the loader knows
     return stored if stored.max(initial=0) > 255 else loaded
 
 

@@ -249,10 +249,11 @@ def load_url(
         CheckpointError: If it cannot be downloaded or read.
     """
     folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
-    path = folder / file_name if file_name else _place_in_cache(url, folder)
-    if path.exists():
+    path = folder / file_name if file_name else _own_place(url, folder)
+    cached = path if file_name else _place_in_cache(url, path)
+    if cached.exists():
         try:
-            return load_checkpoint_file(path, map_location)
+            return load_checkpoint_file(cached, map_location)
         except DamagedCheckpointError as error:
             print_log(f'{error} It is downloaded again.', 'current', logging.WARNING)
     _download(url, path, progress, check_hash)
@@ -263,14 +264,18 @@ def load_url(
         raise CheckpointError(f'The checkpoint {url} did not arrive whole: {error}') from None
 
 
-def _place_in_cache(url: str, folder: Path) -> Path:
+def _own_place(url: str, folder: Path) -> Path:
+    """Where a download goes: no other URL's does."""
     name = Path(urlparse(url).path)
-    plain = folder / name.name
     if re.search(r'-[0-9a-f]{8,}$', name.stem):
-        return plain
-    path = folder / f'{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{name.suffix}'
-    # Machines without a network have files that people copied there.
-    if path.exists() or not plain.exists():
+        return folder / name.name
+    return folder / f'{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}{name.suffix}'
+
+
+def _place_in_cache(url: str, path: Path) -> Path:
+    """A URL's own place or, on machines without a network, a file that people copied there."""
+    plain = path.with_name(Path(urlparse(url).path).name or path.name)
+    if path.exists() or not plain.is_file():
         return path
     print_log(
         f'{plain} is taken for {url}, as it has its name; delete it if it is another file.',

@@ -14,7 +14,7 @@ import torch
 from mmengine.dist import all_gather_object, is_distributed
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -163,12 +163,17 @@ def _check_same_everywhere(checkpoint: dict, name: str) -> None:
     place = {key: checkpoint['meta'][key] for key in ('epoch', 'iter')}
     places = all_gather_object((place, total.digest()))
     for rank, other in enumerate(places):
-        if other != places[0]:
-            raise CheckpointError(
-                f'The checkpoint {name} is not the same in all processes: the first has one of '
-                f'{places[0][0]}, process {rank} another of {other[0]}. Copy one to all machines, '
-                'or use a work dir that they share.'
-            )
+        if other == places[0]:
+            continue
+        difference = (
+            f'the first has one of {places[0][0]}, process {rank} one of {other[0]}'
+            if other[0] != places[0][0]
+            else f'the first and process {rank} have other weights'
+        )
+        raise CheckpointError(
+            f'The checkpoint {name} is not the same in all processes: {difference}. Copy one to '
+            'all machines, or use a work dir that they share.'
+        )
 
 
 def _raw(weight: Tensor) -> bytes:
@@ -183,6 +188,18 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex()
     return isinstance(value, (int, float, np.number, np.bool_))
+
+
+def _faults_of_optimizers(wrapper: OptimWrapper, state: dict, steps: int) -> Iterator[str]:
+    """Faults of an optimizer, or of each of those that take turns."""
+    if not isinstance(wrapper, OptimWrapperDict):
+        yield from _faults_of_optimizer(wrapper, state, steps >= wrapper._accumulative_counts)
+        return
+    for name, part in wrapper.items():
+        if not isinstance(state.get(name), dict):
+            yield f'its optimizer has no {name}'
+        # Whose turn it was so far is the model's affair.
+        yield from _faults_of_optimizer(part, state[name], stepped=False)
 
 
 def _faults_of_optimizer(wrapper: OptimWrapper, state: dict, stepped: bool) -> Iterator[str]:
@@ -205,9 +222,8 @@ def _faults_of_optimizer(wrapper: OptimWrapper, state: dict, stepped: bool) -> I
                 yield f'its optimizer has no {key}, so it is of another kind than {kind}'
     parameters = [p for group in wrapper.optimizer.param_groups for p in group['params']]
     numbers = [number for group in groups for number in group['params']]
-    wanted = _states_after_a_step(wrapper.optimizer)
-    # A loss scaler may have passed over the first steps.
-    if stepped and not states and any(wanted) and 'loss_scaler' not in state:
+    wanted = _states_after_a_step(wrapper.optimizer, groups)
+    if stepped and not states and any(wanted) and not _passed_over(state.get('loss_scaler')):
         yield 'its optimizer holds no state of any parameter'
     for number, parameter, own in zip(numbers, parameters, wanted):
         held = states.get(number, {}) if isinstance(number, int) else None
@@ -221,16 +237,22 @@ def _faults_of_optimizer(wrapper: OptimWrapper, state: dict, stepped: bool) -> I
                 yield f'{key} of its optimizer {fault}'
 
 
-def _states_after_a_step(optimizer: Optimizer) -> list[dict]:
+def _passed_over(scaler: Any) -> bool:
+    """Whether a loss scaler has counted no step, as its factor was too large for all of them."""
+    return isinstance(scaler, dict) and scaler.get('_growth_tracker') == 0
+
+
+def _states_after_a_step(optimizer: Optimizer, groups: list[dict]) -> list[dict]:
     """What an optimizer keeps of each parameter, by a step of a copy on tensors without values.
 
-    Nothing is known of one that cannot take such a step.
+    The options are the checkpoint's, with which torch goes on. Nothing is known of an optimizer
+    that cannot take such a step.
     """
     probe = copy.copy(optimizer)
     probe.state = defaultdict(dict)
     probe.param_groups = [
-        {**group, 'params': [_without_values(parameter) for parameter in group['params']]}
-        for group in optimizer.param_groups
+        {**ours, **theirs, 'params': [_without_values(parameter) for parameter in ours['params']]}
+        for ours, theirs in zip(optimizer.param_groups, groups)
     ]
     parameters = [parameter for group in probe.param_groups for parameter in group['params']]
     try:
@@ -254,9 +276,12 @@ def _fault_of_moment(value: Any, parameter: Tensor, own: Any) -> str | None:
     if value is None:
         return None
     value = torch.as_tensor(value)
-    # Where nothing is known: moments have the parameter's shape; factored ones fewer dimensions.
-    shape = own.shape if isinstance(own, Tensor) else parameter.shape
-    if value.shape != shape and (isinstance(own, Tensor) or value.ndim == parameter.ndim):
+    if isinstance(own, Tensor):
+        fits = value.shape == own.shape
+    else:  # Factored moments have fewer dimensions than the parameter, or some of size 1.
+        sizes = zip(value.shape, parameter.shape)
+        fits = value.ndim != parameter.ndim or all(size in (1, full) for size, full in sizes)
+    if not fits:
         return 'has another shape than the parameter'
     if value.is_complex() and not parameter.is_complex():
         return 'is complex'
@@ -335,8 +360,8 @@ class CheckpointFitHook(Hook):
         # A sharded optimizer is resumed by names, in its own way.
         wrapper = getattr(runner, 'optim_wrapper', None)
         if isinstance(runner, Runner) and isinstance(wrapper, OptimWrapper):
-            stepped = checkpoint['meta']['iter'] >= wrapper._accumulative_counts
-            for fault in _faults_of_optimizer(wrapper, checkpoint['optimizer'], stepped):
+            steps = checkpoint['meta']['iter']
+            for fault in _faults_of_optimizers(wrapper, checkpoint['optimizer'], steps):
                 raise _not_resumable(self.filename, fault)
         schedules = getattr(runner, 'param_schedulers', None)
         if isinstance(runner, Runner) and schedules:

@@ -12,6 +12,7 @@ from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, init_dist, is_distributed, is_main_process
 from mmengine.logging import print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.utils.dl_utils import set_multi_processing
 from torch import distributed, nn
 
 from ..registry import MODEL_WRAPPERS
@@ -80,9 +81,11 @@ def join_processes(cfg: Config) -> None:
     """
     if cfg.get('launcher', 'none') == 'none' or is_distributed():
         return
+    env = cfg.get('env_cfg') or {}
+    set_multi_processing(**env.get('mp_cfg', {}), distributed=True)  # init_dist has another default
     use_gloo_without_gpu(Config(dict(launcher=cfg.launcher)))
     if not is_distributed():
-        init_dist(cfg.launcher, **((cfg.get('env_cfg') or {}).get('dist_cfg') or {}))
+        init_dist(cfg.launcher, **(env.get('dist_cfg') or {}))
 
 
 def decided_by_first(decide: Callable[[], Decision]) -> Decision:

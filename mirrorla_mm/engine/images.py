@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from typing import BinaryIO
 
 import mmcv
 import numpy as np
@@ -27,8 +28,12 @@ __all__ = [
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # suffixes, in lower case
 
-# What Pillow may take a file for, whatever its name says. Not EPS: that would run Ghostscript.
-FORMATS = ('JPEG', 'PNG', 'BMP', 'DIB', 'GIF', 'TIFF', 'WEBP', 'PPM', 'JPEG2000')
+# What Pillow may take a file for, whatever its name says. Not EPS, which would run Ghostscript, nor
+# formats that hold a file of any other one. Some need a newer Pillow, or a plugin of its users.
+FORMATS = (
+    *('JPEG', 'PNG', 'BMP', 'DIB', 'GIF', 'TIFF', 'WEBP', 'PPM'),
+    *('JPEG2000', 'AVIF', 'HEIF', 'TGA', 'PCX', 'SGI', 'QOI', 'ICO'),
+)
 POSTSCRIPT = (b'%!PS', b'\xc5\xd0\xd3\xc6')  # first bytes
 
 # The last bytes of a whole file, by its first ones.
@@ -52,13 +57,14 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     return image
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
+def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
     """Open a file with Pillow as one of ``FORMATS``; no program is run for it.
 
     Raises:
         PIL.UnidentifiedImageError: If it is of none of them.
     """
-    return Image.open(path, formats=FORMATS)
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def _start(path: str | os.PathLike) -> bytes:

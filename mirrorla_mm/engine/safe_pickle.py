@@ -819,12 +819,14 @@ def _check_names(item: Any) -> None:
     """Keep names of Python's own from objects: NumPy reads the memory that they tell it to.
 
     A ``ConfigDict`` gives its items as attributes, and mmengine makes one of any dict. In a plain
-    dict text may stay: it is no address, and Detectron2's files have ``__author__``.
+    dict text and numbers may stay: NumPy asks for no address in them, and Detectron2's files have
+    ``__author__``.
     """
     names = vars(item) if isinstance(item, _NAMESPACES) else item
     if not isinstance(names, dict):
         return
-    harmless = str if names is item and type(item) is not ConfigDict else ()
+    plain = names is item and type(item) is not ConfigDict
+    harmless = (str, int, float, type(None)) if plain else ()
     for name, value in dict.items(names):
         special = isinstance(name, str) and name.startswith('__') and name.endswith('__')
         if special and not isinstance(value, harmless):

@@ -77,15 +77,18 @@ def test_a_checkpoint_names_no_file_of_classes(tmp_path):
 
 @pytest.mark.parametrize(
     'meta',
-    [None, [], {'dataset_meta': [1]}]
-    + [{'dataset_meta': odd} for odd in ({1: 2}, {'classes': 5}, {'palette': [[1], [2]]})],
+    [None, [], {'dataset_meta': [1]}, {'dataset_meta': {1: 2}}, {'dataset_meta': {'classes': 5}}]
+    + [
+        {'dataset_meta': {'palette': odd}}
+        for odd in ([[1], [2]], [[1, 2, 3]], 'odd', 7, np.zeros((2, 3)), [[-1, 0, 0]] * 2)
+    ],
 )
-def test_odd_notes_of_a_checkpoint_leave_the_classes_to_the_config(meta):
+def test_odd_notes_of_a_checkpoint_leave_classes_and_colours_to_the_config(meta):
     model = torch.nn.Module()
     model.num_classes = 2
-    dataset = dict(type='BaseDataset', metainfo=dict(classes=('a', 'b')))
-    classes, palette = _classes(dict(meta=meta), dataset, model)
-    assert classes == ('a', 'b') and [len(colour) for colour in palette] == [3, 3]
+    colours = [(1.0, 2.0, 3.0), (4, 5, 6)]
+    dataset = dict(type='BaseDataset', metainfo=dict(classes=('a', 'b'), palette=colours))
+    assert _classes(dict(meta=meta), dataset, model) == (('a', 'b'), tuple(colours))
 
 
 def test_classes_that_nothing_names_are_those_of_the_data_set(tmp_path):

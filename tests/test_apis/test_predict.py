@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -145,10 +146,10 @@ def test_a_full_disk_leaves_what_an_earlier_run_wrote(inferencer, tmp_path, monk
     written = {p: p.read_bytes() for p in (tmp_path / 'out').rglob('*') if p.is_file()}
     assert len(written) == 3
 
-    def full(handle: int) -> None:
+    def full(*args) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, 'fsync', full)
+    monkeypatch.setattr(Path, 'replace', full)
     with pytest.raises(OSError, match=r'predictions\.json cannot be written: No space left'):
         predict(inferencer(SEGMENTOR), tmp_path / 'in', tmp_path / 'out')
     assert {p: p.read_bytes() for p in (tmp_path / 'out').rglob('*') if p.is_file()} == written
@@ -165,6 +166,18 @@ def test_interrupted_run_keeps_what_it_had(inferencer, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         predict(inferencer(DETECTOR), tmp_path / 'in', tmp_path / 'out', tell=stop_at_the_second)
     assert len(json.loads((tmp_path / 'out' / 'predictions.json').read_text())) == 1
+
+
+def test_outputs_of_a_killed_run_are_known_as_such(inferencer, tmp_path):
+    write(tmp_path / 'a.png')
+
+    def kept(line: str) -> None:  # what there is when no more lines run
+        shutil.copytree(tmp_path / 'out', tmp_path / 'killed')
+
+    predict(inferencer(SEGMENTOR), tmp_path / 'a.png', tmp_path / 'out', tell=kept)
+    shutil.rmtree(tmp_path / 'out')
+    results = predict(inferencer(SEGMENTOR), tmp_path, tmp_path / 'killed')
+    assert [r['image'] for r in results] == ['a.png']
 
 
 def test_second_run_into_the_source_does_not_predict_the_first_ones_output(inferencer, tmp_path):

@@ -68,6 +68,10 @@ def test_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     write(tmp_path / 'a', b'new')
     partial, replaced, folder = done
     assert partial.endswith('.partial') and replaced == 'replaced' and folder == str(tmp_path)
+    done.clear()
+    with whole_file(tmp_path / 'a', sync=False) as file:
+        file.write_bytes(b'newer')
+    assert done == ['replaced'] and (tmp_path / 'a').read_bytes() == b'newer'
 
 
 @pytest.mark.parametrize('bits', [0o600, 0o640, 0o666])

@@ -482,6 +482,14 @@ def test_files_of_one_name_do_not_share_the_cache(tmp_path):
         torch.save({'project': project}, file)
         for _ in range(2):
             assert load_url(file.as_uri(), **options) == {'project': project}
+    # Nor through a file that was cut short under the plain name.
+    torch.save({'best of': 'nobody'}, tmp_path / 'whole.pth')
+    half = (tmp_path / 'whole.pth').read_bytes()[:200]
+    (tmp_path / 'cache' / 'best.pth').write_bytes(half)
+    for project in ('one', 'two'):
+        torch.save({'best of': project}, tmp_path / project / 'best.pth')
+        url = (tmp_path / project / 'best.pth').as_uri()
+        assert load_url(url, **options) == {'best of': project}
     # A name with a hash is that of one file, and of others' caches.
     torch.save({'a': 1}, tmp_path / 'cache' / 'resnet-5891d200.pth')
     assert load_url('https://nowhere.invalid/resnet-5891d200.pth', **options) == {'a': 1}

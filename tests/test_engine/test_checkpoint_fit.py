@@ -5,12 +5,17 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import OPTIMIZERS
 from torch import nn
 
+from mirrorla_mm.engine import checkpoint_fit
 from mirrorla_mm.engine.checkpoint import CheckpointError, load_checkpoint_file
 from mirrorla_mm.engine.checkpoint_fit import (
     CheckpointFitHook,
     StartHook,
+    _check_same_everywhere,
+    _faults_of_optimizers,
     check_fit,
     check_training_state,
 )
@@ -185,7 +190,12 @@ def test_resume_with_another_optimizer_ends_in_one_sentence(saved, tmp_path, kin
         runner.train()
 
 
-@pytest.mark.parametrize('kind', ['SGD', 'SGD with momentum', 'ASGD', 'Adagrad', 'RMSprop'])
+ADAFACTOR = 'TorchAdafactor' if 'TorchAdafactor' in OPTIMIZERS else 'Adafactor'
+
+
+@pytest.mark.parametrize(
+    'kind', ['SGD', 'SGD with momentum', 'ASGD', 'Adagrad', 'RMSprop', ADAFACTOR]
+)
 def test_a_resume_takes_whatever_state_an_optimizer_has(tmp_path, kind):
     kind, *momentum = kind.split(' with ')
     optimizer = dict(type=kind, lr=0.01, **dict.fromkeys(momentum, 0.9))
@@ -194,6 +204,62 @@ def test_a_resume_takes_whatever_state_an_optimizer_has(tmp_path, kind):
     runner = toy_runner(tmp_path, max_iters=4, optimizer=optimizer, resume=True, load_from=file)
     runner.register_hook(CheckpointFitHook(file))
     runner.train()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'option'),
+    [
+        ('SGD', dict(momentum=0.9)),
+        ('AdamW', dict(amsgrad=True)),
+        ('RMSprop', dict(momentum=0.9)),
+        ('RMSprop', dict(centered=True)),
+    ],
+)
+def test_a_resume_goes_on_with_the_options_of_the_checkpoint(tmp_path, kind, option):
+    optimizer = dict(type=kind, lr=0.01)
+    toy_runner(tmp_path, max_iters=2, optimizer=optimizer).train()
+    file = str(tmp_path / 'iter_2.pth')
+    changed = {**optimizer, **option}
+    runner = toy_runner(tmp_path, max_iters=4, optimizer=changed, resume=True, load_from=file)
+    runner.register_hook(CheckpointFitHook(file))
+    runner.train()
+    (name,) = option
+    assert not runner.optim_wrapper.param_groups[0][name]
+
+
+@pytest.mark.parametrize('counted', [0, 3])
+def test_steps_that_a_loss_scaler_passed_over_leave_no_state(saved, counted):
+    runner_state = copy.deepcopy(saved['optimizer'])
+    runner_state.update(state={}, loss_scaler=dict(_growth_tracker=counted))
+    weights = [
+        torch.zeros(4, requires_grad=True) for _ in runner_state['param_groups'][0]['params']
+    ]
+    wrapper = OptimWrapper(torch.optim.AdamW(weights))
+    faults = list(_faults_of_optimizers(wrapper, runner_state, steps=9))
+    assert faults == ['its optimizer holds no state of any parameter'] * (counted > 0)
+
+
+def test_optimizers_that_take_turns_are_each_checked():
+    def wrapper() -> OptimWrapperDict:
+        weights = [torch.zeros(2, requires_grad=True) for _ in range(2)]
+        return OptimWrapperDict(
+            first=OptimWrapper(torch.optim.AdamW(weights[:1])),
+            second=OptimWrapper(torch.optim.SGD(weights[1:])),
+        )
+
+    state = wrapper().state_dict()
+    assert not list(_faults_of_optimizers(wrapper(), state, steps=9))
+    state['second'] = state['first']
+    assert 'of another kind than SGD' in next(_faults_of_optimizers(wrapper(), state, steps=9))
+
+
+def test_processes_with_other_weights_of_one_iteration_are_told_apart(saved, monkeypatch):
+    def gathered(own):
+        return [own, (own[0], b'other')]
+
+    monkeypatch.setattr(checkpoint_fit, 'all_gather_object', gathered)
+    with pytest.raises(CheckpointError, match='the first and process 1 have other weights'):
+        _check_same_everywhere(saved, 'a.pth')
 
 
 def test_a_resume_before_the_first_step_takes_an_empty_state(saved, tmp_path):

@@ -4,8 +4,10 @@ import gc
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import distributed, nn
 
+from mirrorla_mm.engine import distributed as engine
 from mirrorla_mm.engine.distributed import CPUDistributedDataParallel
 
 
@@ -17,6 +19,19 @@ def process_group(tmp_path):
     yield
     gc.collect()  # of a wrapper that lives, the reducer may hang here (pytorch #182083)
     distributed.destroy_process_group()
+
+
+def test_workers_start_as_the_runner_will_have_them_start(monkeypatch):
+    done = []
+    monkeypatch.setattr(engine, 'use_gloo_without_gpu', lambda cfg: None)
+    monkeypatch.setattr(engine, 'set_multi_processing', lambda **cfg: done.append(cfg))
+    monkeypatch.setattr(engine, 'init_dist', lambda launcher, **cfg: done.append((launcher, cfg)))
+    env = dict(mp_cfg=dict(mp_start_method='fork'), dist_cfg=dict(backend='nccl'))
+    engine.join_processes(Config(dict(launcher='pytorch', env_cfg=env)))
+    assert done == [
+        dict(mp_start_method='fork', distributed=True),
+        ('pytorch', dict(backend='nccl')),
+    ]
 
 
 @pytest.mark.usefixtures('process_group')

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from mirrorla_mm.diffusion.datasets import read_square
 from mirrorla_mm.engine.data import DataError
@@ -63,6 +63,14 @@ def test_no_program_is_run_for_postscript_by_another_name(tmp_path, monkeypatch,
     with pytest.raises(DataError, match=r'a\.png is no image, but a program in PostScript'):
         read(tmp_path / 'a.png')
     assert not ran
+
+
+@pytest.mark.parametrize('kind', ['AVIF', 'TGA', 'PCX', 'PPM', 'GIF', 'WEBP', 'TIFF'])
+def test_an_image_is_known_by_its_content(tmp_path, kind):
+    if kind == 'AVIF' and not features.check('avif'):
+        pytest.skip('this Pillow has no AVIF')
+    Image.new('RGB', (40, 30), (200, 0, 0)).save(tmp_path / 'a.jpg', format=kind)
+    assert read_square(tmp_path / 'a.jpg', 16)[..., 0].mean() == pytest.approx(200, abs=3)
 
 
 def test_a_folder_is_no_image(tmp_path):

@@ -53,8 +53,9 @@ def load(path, **options):
     return loader(dict(img_path=str(path)))
 
 
-def load_labels(path, size=(40, 60), **options):
-    loader = CheckedLoading(dict(type='LoadAnnotations'), num_classes=3, **options)
+def load_labels(path, size=(40, 60), backend_args=None, **options):
+    load = dict(type='LoadAnnotations', backend_args=backend_args)
+    loader = CheckedLoading(load, num_classes=3, **options)
     return loader(
         dict(
             img=np.zeros((*size, 3)),
@@ -132,13 +133,21 @@ def test_image_of_another_size_than_its_annotations_is_refused(tmp_path):
         loader(dict(img_path=path, height=60, width=40))
 
 
-def test_no_program_is_run_for_labels_in_postscript(tmp_path, monkeypatch):
+@pytest.mark.parametrize('backend', [None, {'backend': 'local'}])
+def test_no_program_is_run_for_labels_in_postscript(tmp_path, monkeypatch, backend):
     ran = []
     monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', lambda *args: ran.append(args))
     (tmp_path / 'l.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n')
     with pytest.raises(DataError, match=r'l\.png is no image, but a program in PostScript'):
-        load_labels(tmp_path / 'l.png')
+        load_labels(tmp_path / 'l.png', backend_args=backend)
     assert not ran
+
+
+def test_labels_may_have_any_format_that_the_loader_reads(tmp_path, monkeypatch):
+    Image.new('L', (60, 40), 2).save(tmp_path / 'l.tga')
+    assert (load_labels(tmp_path / 'l.tga')['gt_seg_map'] == 2).all()
+    monkeypatch.setattr('mirrorla_mm.engine.images.FORMATS', ('JPEG',))
+    assert (load_labels(tmp_path / 'l.tga')['gt_seg_map'] == 2).all()
 
 
 def test_labels_of_another_size_are_refused(tmp_path):

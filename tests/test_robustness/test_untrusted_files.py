@@ -221,9 +221,10 @@ def test_object_that_numpy_would_read_at_any_address_is_refused(tmp_path, name):
         load_checkpoint_file(tmp_path / 'a.pth')
 
 
-def test_author_of_detectron2_s_files_may_stay(tmp_path):
-    torch.save({'model': {}, '__author__': 'third_party'}, tmp_path / 'a.pth')
-    assert load_checkpoint_file(tmp_path / 'a.pth')['__author__'] == 'third_party'
+@pytest.mark.parametrize('note', ['third_party', 2, 1.5, True, None])
+def test_author_of_detectron2_s_files_and_other_plain_notes_may_stay(tmp_path, note):
+    torch.save({'model': {}, '__author__': note}, tmp_path / 'a.pth')
+    assert load_checkpoint_file(tmp_path / 'a.pth')['__author__'] == note
 
 
 def test_message_about_a_file_cannot_steer_a_terminal(capsys):

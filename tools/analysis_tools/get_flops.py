@@ -24,8 +24,8 @@ def parse_args() -> argparse.Namespace:
         help='height and width of the image, or one number for both (default: what the tables of '
         'the field count: 800 1280 for detection, the training crop for segmentation, 224 else)',
     )
-    parser.add_argument('--proposals', type=int, default=1000, help='boxes to classify')
-    parser.add_argument('--masks', type=int, default=100, help='boxes to segment')
+    parser.add_argument('--proposals', type=positive_int, default=1000, help='boxes to classify')
+    parser.add_argument('--masks', type=positive_int, default=100, help='boxes to segment')
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, help='override settings of the config'
     )

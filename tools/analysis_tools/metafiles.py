@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from mirrorla_mm.analysis.metafiles import fill, models_of, tabulate, zoo
+from mirrorla_mm.engine.atomic import whole_file
 
 from rich.progress import track
 
@@ -30,7 +31,8 @@ def main() -> None:
             return
         stale.append(str(path.relative_to(ROOT)))
         if not args.check:
-            path.write_text(text, encoding='utf-8')
+            with whole_file(path) as partial:
+                partial.write_text(text, encoding='utf-8')
 
     for metafile in track(sorted((ROOT / 'configs').glob('*/metafile.yml')), 'Counting'):
         update(metafile, fill(metafile))

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from mirrorla_mm.analysis.paper_tables import render
+from mirrorla_mm.engine.atomic import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs' / 'paper_tables.md'
@@ -26,7 +27,8 @@ def main() -> None:
     text = render(ROOT / 'configs')
     print(text)
     if not args.check:
-        args.out.write_text(text, encoding='utf-8')
+        with whole_file(args.out) as partial:
+            partial.write_text(text, encoding='utf-8')
     elif not args.out.exists() or args.out.read_text(encoding='utf-8') != text:
         raise SystemExit(f'{args.out} is stale; run this tool without --check.')
 
