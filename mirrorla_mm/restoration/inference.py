@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.registry import init_default_scope
-from rich.progress import track
+from rich.progress import Progress
 
 from ..backbones.deploy import deploy
 from ..engine.atomic import whole_file
@@ -26,7 +27,7 @@ from .datasets import images_of
 from .images import read_image, write_png
 from .metrics import PSNR, SSIM, to_uint8
 from .restorer import Restorer
-from .tiling import OVERLAP, check_tiles, enlarge
+from .tiling import OVERLAP, check_tiles, enlarge, number_of_passes
 from .transforms import is_of_size
 
 RESULTS = 'results.json'
@@ -99,9 +100,10 @@ def restore(
     out_dir.mkdir(parents=True, exist_ok=True)
     results = []
     try:
-        for file, truth in track(list(zip(files, truths)), 'Enlarging'):
+        for file, truth, advance in tracked(list(zip(files, truths))):
+            target = out_dir / f'{file.stem}.png'
             try:
-                result = restore_file(model, file, out_dir / f'{file.stem}.png', truth, options)
+                result = restore_file(model, file, target, truth, options, advance)
             except (UserError, ValueError, OSError) as error:
                 result = dict(image=file.name, error=str(error))
             results.append(result)
@@ -114,14 +116,34 @@ def restore(
     return results
 
 
+def tracked(pairs: list[tuple]) -> Iterator[tuple]:
+    """Show the progress over images: each with a function that takes the share of it done since."""
+    with Progress() as bar:
+        task = bar.add_task('Enlarging', total=len(pairs))
+        for number, pair in enumerate(pairs, 1):
+            yield *pair, functools.partial(bar.advance, task)
+            bar.update(task, completed=number)
+
+
 @torch.no_grad()
 def restore_file(
-    model: Restorer, file: Path, target: Path, truth: Path | None, options: dict
+    model: Restorer,
+    file: Path,
+    target: Path,
+    truth: Path | None,
+    options: dict,
+    advance: Callable[[float], None],
 ) -> dict:
     """Enlarge one image; see :func:`restore`."""
     image = read_image(file)
     device = next(model.parameters()).device
-    colours = enlarge(model.backbone, image.colours[None].to(device), **options)[0]
+    size = tuple(image.colours.shape[1:])
+    share = 1 / number_of_passes(size, model.backbone.window_size, **options)
+    hook = model.backbone.register_forward_hook(lambda *_: advance(share))
+    try:
+        colours = enlarge(model.backbone, image.colours[None].to(device), **options)[0]
+    finally:
+        hook.remove()
     require_finite(colours, f'{file} enlarged')
     colours.clamp_(0, 1)
     write_png(image.enlarged(colours).array(), target)

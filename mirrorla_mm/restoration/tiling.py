@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from math import prod
 
 from torch import Tensor, nn
 
@@ -44,6 +45,18 @@ def enlarge(
             return enlarge_tiles(network, image, tile, overlap)
 
     return mean_of_flips(run, x) if self_ensemble else run(x)
+
+
+def number_of_passes(
+    size: tuple[int, int],
+    window: int,
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    self_ensemble: bool = False,
+) -> int:
+    """How often :func:`enlarge` calls the network for an image of (h, w)."""
+    sides = [] if tile is None else [len(list(tile_spans(n, tile, overlap, window))) for n in size]
+    return prod(sides) * (8 if self_ensemble else 1)
 
 
 def mean_of_flips(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

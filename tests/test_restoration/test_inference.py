@@ -8,7 +8,7 @@ import cv2
 import pytest
 
 from mirrorla_mm.engine.errors import UserError
-from mirrorla_mm.restoration.inference import restore
+from mirrorla_mm.restoration.inference import restore, restore_file
 from mirrorla_mm.restoration.metrics import PSNR, SSIM
 from mirrorla_mm.restoration.restorer import Restorer
 from tests.test_restoration.toy import TOY, draw, write_benchmark
@@ -47,6 +47,19 @@ def test_results_take_no_place_of_ground_truths(restorer, tmp_path):
     assert [(path.name, path.read_bytes()) for path in (root / 'HR').iterdir()] == [
         ('0.png', before)
     ]
+
+
+@pytest.mark.parametrize('tile', [None, 32])
+@pytest.mark.parametrize('self_ensemble', [False, True])
+def test_progress_is_shown_within_an_image(restorer, tmp_path, tile, self_ensemble):
+    cv2.imwrite(str(tmp_path / 'a.png'), draw(70, 40))
+    shares = []
+    options = dict(tile=tile, overlap=16, self_ensemble=self_ensemble)
+    target = tmp_path / 'out.png'
+    restore_file(restorer, tmp_path / 'a.png', target, None, options, shares.append)
+    assert len(shares) == (1 if tile is None else 4 * 2) * (8 if self_ensemble else 1)
+    assert sum(shares) == pytest.approx(1)
+    assert not restorer.backbone._forward_hooks
 
 
 def test_a_folder_that_cannot_be_made_ends_before_the_work(restorer, tmp_path, monkeypatch):
