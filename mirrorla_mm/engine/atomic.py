@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmengine.logging import print_log
@@ -43,19 +43,18 @@ def whole_file(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
     if target.exists() and not target.is_file():  # a device or a pipe
         yield target
         return
+    settle = _sync if sync else _leave
     start = os.fsencode(target.name)[:STEM].decode(errors='ignore')
     partial = target.with_name(f'{start}.{uuid.uuid4().hex[:8]}{PARTIAL}')
     try:
         if _create(partial, target):
             yield partial
-            if sync:
-                _sync(partial)
-            _publish(partial, target, sync)
+            settle(partial)
+            _publish(partial, target, settle)
         else:
             _warn_in_place(target, 'its folder is read-only')
             yield target
-            if sync:
-                _sync(target)
+            settle(target)
     except OSError as error:
         message = f'{path} cannot be written: {error.strerror or error}'
         raise OSError(error.errno, message) from error
@@ -85,14 +84,13 @@ def _create(partial: Path, target: Path) -> bool:
     return True
 
 
-def _publish(partial: Path, target: Path, sync: bool) -> None:
+def _publish(partial: Path, target: Path, settle: Callable[[Path], None]) -> None:
     if target.exists() and target.stat().st_nlink > 1:
         reason = 'its name has further hard links'
     else:
         try:
             partial.replace(target)
-            if sync:
-                _sync(target.parent)
+            settle(target.parent)
             return
         except OSError as error:
             if error.errno != errno.EBUSY:
@@ -100,8 +98,7 @@ def _publish(partial: Path, target: Path, sync: bool) -> None:
             reason = 'it is a mount point'
     _warn_in_place(target, reason)
     shutil.copyfile(partial, target)
-    if sync:
-        _sync(target)
+    settle(target)
 
 
 def _sync(path: Path) -> None:
@@ -114,6 +111,10 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _leave(path: Path) -> None:
+    """Let the system write a file to the disk when it likes."""
 
 
 def _warn_in_place(target: Path, reason: str) -> None:

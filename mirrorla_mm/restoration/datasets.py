@@ -77,19 +77,20 @@ class SuperResolutionDataset(BaseDataset):
         truths = images_of(root / self.gt_dir)
         if self.lr_dir is None:
             return [dict(gt_path=str(path), **shared) for path in truths.values()]
-        if not (root / self.lr_dir).is_dir():
+        folder = root / self.lr_dir
+        if not folder.is_dir():
             raise DataError(
-                f'The folder {root / self.lr_dir} does not exist. With lr_dir=None of the data set '
+                f'The folder {folder} does not exist. With lr_dir=None of the data set '
                 'small images are made from the large ones as they are loaded.'
             )
-        images = images_of(root / self.lr_dir)
+        images = images_of(folder)
         entries = []
         for name, path in truths.items():
             partner = images.get(f'{name}x{self.scale}') or images.get(name)
             if partner is None:
                 raise DataError(
                     f'{path} has no low-resolution partner, neither {name}x{self.scale} nor '
-                    f'{name}, in {root / self.lr_dir}.'
+                    f'{name}, in {folder}.'
                 )
             entries.append(dict(gt_path=str(path), img_path=str(partner), **shared))
         return entries
